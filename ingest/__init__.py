@@ -1,0 +1,1 @@
+"""From text and models to receipts: corpora, capture, coders and the pipeline."""

@@ -1,0 +1,172 @@
+"""Loading Gemma 3: a local folder or a hub id, in bfloat16 or float32."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scopelake.errors import ModelError
+from scopelake.ingest.digest import digest_files
+
+_ARCHITECTURES = ("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration")
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """Where a model lies and what it is called."""
+
+    path: Path
+    name: str
+    """Hub id, or the name that coders know it by."""
+    revision: str
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A Gemma 3 ready for capture."""
+
+    module: Any
+    """The transformers model, in eval mode, on its device."""
+    name: str
+    revision: str
+    digest: str
+    architecture: str
+    n_layers: int
+    d_model: int
+    attention_width: int
+    """Heads times head_dim: the input width of ``o_proj``."""
+    vocab_size: int
+    dtype: str
+    device: torch.device
+
+
+def find_model(model: str | Path, revision: str | None = None) -> ModelFiles:
+    """Return the local files of a model, fetching a hub id if it is not a folder.
+
+    Raises:
+        ModelError: no such folder and no such (or no accessible) repository.
+    """
+    path = Path(model)
+    if path.is_dir():
+        return ModelFiles(path, _name_of_folder(path.resolve()), revision or "local")
+    if path.is_absolute() or str(model).startswith((".", "~")) or str(model).count("/") != 1:
+        raise ModelError(
+            f"model {str(model)!r} was asked for; there is no such folder; name a folder or a hub "
+            "id such as google/gemma-3-1b-it"
+        )
+    return _fetch(str(model), revision)
+
+
+def choose_device(device: str) -> torch.device:
+    """Return the torch device that ``auto``, ``cpu``, ``cuda`` or ``cuda:1`` names.
+
+    Raises:
+        ModelError: the device is not there.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(1, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(
+            f"device {device!r} was asked for; torch cannot use it; choose 'cpu' or 'auto'"
+        ) from error
+    return chosen
+
+
+def load_model(files: ModelFiles, *, device: str = "auto", dtype: str = "auto") -> LoadedModel:
+    """Load a Gemma 3 for capture.
+
+    Args:
+        files: from `find_model`.
+        device: ``auto`` takes a GPU where there is one.
+        dtype: ``float32``, ``bfloat16``, or ``auto``: float32 on a CPU, bfloat16 on a GPU.
+
+    Raises:
+        ModelError: not a Gemma 3, unusable files, or float16.
+    """
+    target = choose_device(device)
+    name = ("float32" if target.type == "cpu" else "bfloat16") if dtype == "auto" else dtype
+    if name not in _DTYPES:
+        raise ModelError(
+            f"dtype {dtype!r} was asked for; Gemma 3's activations pass 65504, which float16 "
+            "cannot hold; choose 'bfloat16' or 'float32'"
+        )
+    config = _read_config(files)
+    from transformers import AutoModelForCausalLM  # heavy: only when a model is loaded
+
+    try:
+        module = AutoModelForCausalLM.from_pretrained(
+            str(files.path), dtype=_DTYPES[name], local_files_only=True
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"model {files.name!r} was asked for; {files.path} cannot be loaded "
+            f"({str(error).splitlines()[0]}); check that its files are complete"
+        ) from error
+    module.to(target).eval().requires_grad_(False)
+    text = module.config.get_text_config()
+    return LoadedModel(
+        module=module,
+        name=files.name,
+        revision=files.revision,
+        digest=digest_files([*files.path.glob("*.safetensors"), files.path / "config.json"]),
+        architecture=config["architectures"][0],
+        n_layers=int(text.num_hidden_layers),
+        d_model=int(text.hidden_size),
+        attention_width=int(text.num_attention_heads * text.head_dim),
+        vocab_size=int(text.vocab_size),
+        dtype=name,
+        device=target,
+    )
+
+
+def _read_config(files: ModelFiles) -> dict[str, Any]:
+    path = files.path / "config.json"
+    try:
+        config: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"model {files.name!r} was asked for; {path} is missing or not JSON; name the folder "
+            "of a Gemma 3 model"
+        ) from error
+    found = (config.get("architectures") or ["none"])[0]
+    if found not in _ARCHITECTURES:
+        raise ModelError(
+            f"model {files.name!r} was asked for; its architecture is {found}; scopelake reads "
+            f"{' and '.join(_ARCHITECTURES)}"
+        )
+    return config
+
+
+def _name_of_folder(path: Path) -> str:
+    """Hub cache folders are ``models--<org>--<name>/snapshots/<revision>``."""
+    for part in path.parts:
+        if part.startswith("models--"):
+            return part.removeprefix("models--").replace("--", "/", 1)
+    return path.name
+
+
+def _fetch(model: str, revision: str | None) -> ModelFiles:
+    from huggingface_hub import snapshot_download
+
+    try:
+        path = Path(
+            snapshot_download(
+                model,
+                revision=revision,
+                allow_patterns=["*.json", "*.safetensors", "tokenizer.model", "*.jinja"],
+            )
+        )
+    except Exception as error:  # every hub failure (gated, missing, offline) becomes one line
+        raise ModelError(
+            f"model {model!r} was asked for; it is no local folder and the hub did not give it "
+            f"({type(error).__name__}); accept its licence and set HF_TOKEN, or name a folder"
+        ) from error
+    return ModelFiles(path, model, path.name)

@@ -1,0 +1,283 @@
+"""Ingest: one pass over a corpus, every coder, committed shard by shard.
+
+    contexts -> [ forward, capture, encode ] -> shard files -> receipts -> commit -> snapshot
+
+The next shard is encoded while a thread writes and commits the one before it; at most one shard
+waits, so memory does not grow with the corpus.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from scopelake.errors import ModelError
+from scopelake.ingest.coders import CoderFiles, load_weights
+from scopelake.ingest.decoder_rows import decoder_columns
+from scopelake.ingest.encode_shard import ShardResult, ShardTokens, encode_shard
+from scopelake.ingest.model import LoadedModel
+from scopelake.ingest.plan import IngestConfig, IngestPlan, Shard, make_plan
+from scopelake.ingest.rows import RunTotals, model_table, run_table, sae_table
+from scopelake.kernels.weights import CoderWeights
+from scopelake.store.catalog import committed_shards
+from scopelake.store.commit import Writer
+from scopelake.store.dense import ensure_array, write_shard
+from scopelake.store.lake_store import LakeStore
+from scopelake.store.receipts import Receipt
+from scopelake.store.schema import SCHEMAS
+from scopelake.store.summary import feature_statistics
+from scopelake.store.writer import write_features, write_firings
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far an ingest has come."""
+
+    tokens: int
+    n_tokens: int
+    firings: int
+    n_bytes: int
+    """Bytes of data files committed."""
+
+
+@dataclass(frozen=True)
+class IngestSummary:
+    """What an ingest did; all zero when everything was there already."""
+
+    run: str
+    snapshot: int
+    n_shards: int
+    """Shards with work, of the corpus's whole number."""
+    tokens: int
+    firings: int
+    n_bytes: int
+    seconds: float
+
+    @property
+    def already_complete(self) -> bool:
+        """Whether there was nothing to do."""
+        return self.n_shards == 0
+
+
+def ingest(
+    store: LakeStore,
+    config: IngestConfig,
+    model: LoadedModel,
+    coders: Sequence[CoderFiles],
+    on_progress: Callable[[Progress], None] | None = None,
+) -> IngestSummary:
+    """Ingest a corpus with `coders` in one pass; what the lake holds already is not done again.
+
+    Raises:
+        CorpusNotFoundError: the lake has no such corpus.
+        CoderMismatchError: a coder does not fit the model.
+        ModelError: the corpus has token ids that the model does not know.
+        LakeBusyError: another process is writing.
+    """
+    with Writer(store) as writer:
+        job = _Job(store, writer, config, model, list(coders), on_progress)
+        return job.run()
+
+
+class _Job:
+    """One call of ingest: its plan, its totals, and the writing thread's hand-over."""
+
+    def __init__(
+        self,
+        store: LakeStore,
+        writer: Writer,
+        config: IngestConfig,
+        model: LoadedModel,
+        coders: list[CoderFiles],
+        on_progress: Callable[[Progress], None] | None,
+    ) -> None:
+        self.store, self.writer, self.config, self.model = store, writer, config, model
+        self.plan: IngestPlan = make_plan(store, store.snapshot(), config, model, coders)
+        self.totals = RunTotals()
+        self.weights: dict[str, CoderWeights] = {}
+        self.on_progress = on_progress
+
+    def run(self) -> IngestSummary:
+        pending = self._coders_without_features()
+        if self.plan.shards or pending:
+            self.weights = {
+                c.name: load_weights(c, self.model.device)
+                for c in self.plan.coders
+                if c in pending or any(c in s.coders for s in self.plan.shards)
+            }
+            if self.plan.shards:
+                self._prepare()
+                self._shards()
+            self._finish(self._coders_without_features())
+        totals = self.totals
+        return IngestSummary(
+            self.plan.run,
+            self.store.snapshot().id,
+            len(self.plan.shards),
+            totals.tokens,
+            totals.firings,
+            totals.n_bytes,
+            float(run_table(self.plan, self.config, self.model, totals, complete=True)
+                  ["seconds"][0].as_py()),
+        )  # fmt: skip
+
+    def _prepare(self) -> None:
+        """Write the catalogue rows and empty arrays that the shards will refer to."""
+        snapshot = self.store.snapshot()
+        known = set(self.store.read("saes", snapshot, columns=["sae"])["sae"].to_pylist())
+        models = self.store.read("models", snapshot, columns=["model"])["model"].to_pylist()
+        rows = {"runs": self._run_row(complete=False)}
+        if new := [c for c in self.plan.coders if c.name not in known]:
+            rows["saes"] = sae_table(new, self.model)
+        if self.model.name not in models:
+            rows["models"] = model_table(self.model)
+        corpus = self.plan.corpus
+        for site in self.config.dense:
+            width = self.model.attention_width if site.site == "attn_out" else self.model.d_model
+            ensure_array(
+                self.store.root, corpus["corpus"], self.model.name, site.site, site.layer,
+                corpus["n_contexts"], corpus["context_length"], width, corpus["shard_contexts"],
+            )  # fmt: skip
+        self._commit([], "start", f"start ingest of {self.config.corpus}", rows)
+
+    def _shards(self) -> None:
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="scopelake-write") as pool:
+            waiting: Future[None] | None = None
+            for shard in self.plan.shards:
+                tokens = self._read(shard)
+                result = encode_shard(
+                    shard,
+                    tokens,
+                    self.model,
+                    self.weights,
+                    context_length=int(self.plan.corpus["context_length"]),
+                    batch_tokens=self.config.batch_tokens,
+                    on_batch=self._count,
+                )
+                if waiting is not None:
+                    waiting.result()
+                waiting = pool.submit(self._write, shard, result)
+            if waiting is not None:
+                waiting.result()
+
+    def _read(self, shard: Shard) -> ShardTokens:
+        columns = ["context", "token_ids", "kinds"]
+        table = self.store.read(
+            "contexts",
+            self.store.snapshot(),
+            columns=columns,
+            filters=[
+                ("corpus", "=", self.config.corpus),
+                ("context", ">=", shard.start),
+                ("context", "<", shard.stop),
+            ],
+        ).sort_by("context")
+        ids = tuple(np.array(v, dtype=np.int32) for v in table["token_ids"].to_pylist())
+        kinds = tuple(np.array(v, dtype=np.int8) for v in table["kinds"].to_pylist())
+        highest = max(int(v.max()) for v in ids)
+        if highest >= self.model.vocab_size:
+            raise ModelError(
+                f"corpus {self.config.corpus!r} has token id {highest}; {self.model.name} knows "
+                f"{self.model.vocab_size} tokens; ingest it with a model of the tokenizer "
+                f"{self.plan.corpus['tokenizer']}"
+            )
+        return ShardTokens(shard.start, ids, kinds)
+
+    def _write(self, shard: Shard, result: ShardResult) -> None:
+        receipts: list[Receipt] = []
+        corpus = self.config.corpus
+        for name, firings in result.firings.items():
+            receipts += write_firings(
+                self.store.root,
+                firings,
+                sae=name,
+                corpus=corpus,
+                shard=shard.index,
+                run=self.plan.run,
+                bits=self.config.activation_bits,
+            )
+        for site, values in result.dense.items():
+            receipts.append(
+                write_shard(
+                    self.store.root,
+                    corpus,
+                    self.model.name,
+                    site.site,
+                    site.layer,
+                    shard.start,
+                    values,
+                    shard=shard.index,
+                    run=self.plan.run,
+                )  # fmt: skip
+            )
+        self._commit(receipts, str(shard.index), f"ingest {corpus} shard {shard.index}", {})
+        self.totals.n_bytes += sum(r.n_bytes for r in receipts)
+        self._count(0, 0)
+
+    def _finish(self, coders: list[CoderFiles]) -> None:
+        """Write the statistics of coders that are complete on this corpus."""
+        receipts = [self._features(coder) for coder in coders]
+        rows: Mapping[str, pa.Table] = {"runs": self._run_row(complete=True)}
+        self._commit(receipts, "finish", f"finish ingest of {self.config.corpus}", rows)
+
+    def _features(self, coder: CoderFiles) -> Receipt:
+        corpus = self.plan.corpus
+        files = self.store.data_files(
+            "postings", self.store.snapshot(), sae=coder.name, corpus=self.config.corpus
+        )
+        n_tokens = int(corpus["n_tokens"]) - int(corpus["n_bos"])
+        table = feature_statistics([f.path for f in files], coder.width, n_tokens)
+        columns = {name: table[name] for name in table.column_names}
+        columns |= decoder_columns(coder, self.weights[coder.name], self.model)
+        columns["sae"] = pa.array([coder.name] * coder.width)
+        columns["corpus"] = pa.array([self.config.corpus] * coder.width)
+        schema = SCHEMAS["features"]
+        full = pa.table({f.name: columns[f.name] for f in schema}).cast(schema)
+        return write_features(
+            self.store.root, full, sae=coder.name, corpus=self.config.corpus, run=self.plan.run
+        )
+
+    def _coders_without_features(self) -> list[CoderFiles]:
+        """Coders whose shards are all committed but whose statistics are not written yet."""
+        snapshot = self.store.snapshot()
+        done = committed_shards(self.store, snapshot, self.config.corpus)
+        return [
+            coder
+            for coder in self.plan.coders
+            if all((coder.name, index) in done for index in range(self.plan.n_shards))
+            and not self.store.data_files(
+                "features", snapshot, sae=coder.name, corpus=self.config.corpus
+            )
+        ]
+
+    def _commit(
+        self, receipts: list[Receipt], step: str, reason: str, rows: Mapping[str, pa.Table]
+    ) -> None:
+        replace = {"runs": f"run = '{self.plan.run}'"} if "runs" in rows else None
+        # A run that was finished and is asked for again has work only if shards were lost since;
+        # the snapshot number keeps its catalogue steps apart from those of the first time.
+        suffix = f"@{self.store.snapshot().id}" if step in ("start", "finish") else ""
+        self.writer.commit(
+            receipts,
+            transaction=f"{self.plan.run}:{step}{suffix}",
+            reason=reason,
+            run=self.plan.run,
+            rows=rows,
+            replace=replace,
+        )
+
+    def _run_row(self, *, complete: bool) -> pa.Table:
+        return run_table(self.plan, self.config, self.model, self.totals, complete=complete)
+
+    def _count(self, tokens: int, firings: int) -> None:
+        self.totals.tokens += tokens
+        self.totals.firings += firings
+        if self.on_progress is not None:
+            totals = self.totals
+            self.on_progress(
+                Progress(totals.tokens, self.plan.n_tokens_left, totals.firings, totals.n_bytes)
+            )

@@ -1,0 +1,154 @@
+"""What an ingest will do, decided and checked before any work starts."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import xxhash
+
+from scopelake.errors import CoderMismatchError, CorpusNotFoundError, InvalidArgumentError
+from scopelake.ingest.capture import site_width
+from scopelake.ingest.coders import CoderFiles, check_fits
+from scopelake.ingest.model import LoadedModel
+from scopelake.names import SiteLayer
+from scopelake.store.catalog import committed_dense_shards, committed_shards
+from scopelake.store.lake_store import LakeStore
+from scopelake.store.precision import relative_error
+from scopelake.store.snapshot import Snapshot
+
+
+@dataclass(frozen=True)
+class IngestConfig:
+    """How to ingest; every field that changes the result is part of the run's identity."""
+
+    corpus: str
+    dense: tuple[SiteLayer, ...] = ()
+    """Sites whose dense activations are stored, as bfloat16."""
+    activation_bits: int = 10
+    """Mantissa bits kept of a firing's activation; 23 is lossless float32."""
+    batch_tokens: int = 16384
+    """Most tokens, padding included, in one forward pass."""
+
+    def __post_init__(self) -> None:
+        relative_error(self.activation_bits)
+        if self.batch_tokens < 1:
+            raise InvalidArgumentError(
+                f"batch_tokens {self.batch_tokens} was asked for; give 1 or more"
+            )
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A range of contexts and what of it is still to be made."""
+
+    index: int
+    start: int
+    stop: int
+    """Contexts [start, stop)."""
+    coders: tuple[CoderFiles, ...]
+    dense: tuple[SiteLayer, ...]
+
+
+@dataclass(frozen=True)
+class IngestPlan:
+    """The work of one ingest."""
+
+    run: str
+    """Digest of everything that determines the result: asking again resumes the same run."""
+    corpus: dict[str, Any]
+    """Its row of the corpora table."""
+    coders: tuple[CoderFiles, ...]
+    shards: tuple[Shard, ...]
+    """Those with work left."""
+    n_shards: int
+    n_tokens_left: int
+
+
+def find_corpus(store: LakeStore, snapshot: Snapshot, name: str) -> dict[str, Any]:
+    """Return a corpus's row.
+
+    Raises:
+        CorpusNotFoundError: the lake has no such corpus.
+    """
+    rows = store.read("corpora", snapshot).to_pylist()
+    for row in rows:
+        if row["corpus"] == name:
+            return dict(row)
+    there = ", ".join(sorted(r["corpus"] for r in rows)) or "none"
+    raise CorpusNotFoundError(
+        f"corpus {name!r} was asked for; the lake has {there}; add it with add_corpus"
+    )
+
+
+def make_plan(
+    store: LakeStore,
+    snapshot: Snapshot,
+    config: IngestConfig,
+    model: LoadedModel,
+    coders: list[CoderFiles],
+) -> IngestPlan:
+    """Check that everything fits together and list the shards with work left.
+
+    Raises:
+        CorpusNotFoundError: the lake has no such corpus.
+        CoderMismatchError: a coder or site does not fit the model, or a name in the lake stands
+            for other bytes.
+    """
+    corpus = find_corpus(store, snapshot, config.corpus)
+    for coder in coders:
+        check_fits(coder, model)
+    for site in config.dense:
+        site_width(model, site)
+    _check_catalogue(store, snapshot, model, coders)
+    done = committed_shards(store, snapshot, config.corpus)
+    done_dense = committed_dense_shards(store, snapshot, config.corpus, model.name)
+    n_shards = -(-int(corpus["n_contexts"]) // int(corpus["shard_contexts"]))
+    shards = []
+    for index in range(n_shards):
+        start = index * int(corpus["shard_contexts"])
+        left = tuple(c for c in coders if (c.name, index) not in done)
+        dense = tuple(s for s in config.dense if (s.site, s.layer, index) not in done_dense)
+        if left or dense:
+            stop = min(start + int(corpus["shard_contexts"]), int(corpus["n_contexts"]))
+            shards.append(Shard(index, start, stop, left, dense))
+    share = len(shards) / n_shards
+    return IngestPlan(
+        _run_id(config, corpus, model, coders),
+        corpus,
+        tuple(coders),
+        tuple(shards),
+        n_shards,
+        round(int(corpus["n_tokens"]) * share),
+    )
+
+
+def _run_id(
+    config: IngestConfig, corpus: dict[str, Any], model: LoadedModel, coders: list[CoderFiles]
+) -> str:
+    identity = {
+        "corpus": [corpus["corpus"], corpus["source_digest"], corpus["tokenizer_digest"]],
+        "model": [model.digest, model.dtype],
+        "coders": [[c.name, c.digest] for c in coders],
+        "dense": [str(s) for s in config.dense],
+        "bits": config.activation_bits,
+    }
+    return xxhash.xxh3_64_hexdigest(json.dumps(identity, sort_keys=True).encode())
+
+
+def _check_catalogue(
+    store: LakeStore, snapshot: Snapshot, model: LoadedModel, coders: list[CoderFiles]
+) -> None:
+    saes = store.read("saes", snapshot, columns=["sae", "digest"]).to_pylist()
+    models = store.read("models", snapshot, columns=["model", "digest"]).to_pylist()
+    known = {("SAE", r["sae"]): r["digest"] for r in saes}
+    known |= {("model", r["model"]): r["digest"] for r in models}
+    given = {("SAE", c.name): c.digest for c in coders}
+    given[("model", model.name)] = model.digest
+    for (what, name), digest in given.items():
+        if known.get((what, name), digest) != digest:
+            raise CoderMismatchError(
+                f"{what} {name} was given with digest {digest}; the lake's {name} has "
+                f"{known[what, name]}; they must not be mixed: rename one or use another lake"
+            )

@@ -1,0 +1,198 @@
+"""Corpus files to documents: text, jsonl and parquet, each with its own reader.
+
+A reader refuses what it cannot read whole, naming file and line; it never skips.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow.parquet as pq
+
+from scopelake.errors import CorpusSourceError, InvalidArgumentError
+
+Message = Mapping[str, str]
+"""One message of a chat: ``role`` and ``content``."""
+
+TEXT_SUFFIXES: Final = (".txt", ".md", ".rst", ".py", ".text")
+JSON_SUFFIXES: Final = (".jsonl", ".ndjson")
+
+
+@dataclass(frozen=True)
+class Document:
+    """One document of a corpus: either a text or a chat."""
+
+    id: str
+    origin: str
+    """File, and line or row where it has one, for messages."""
+    text: str | None = None
+    messages: tuple[Message, ...] | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+def source_files(source: str | Path | Sequence[str | Path]) -> list[Path]:
+    """Return the files that `source` names: a file, a folder (searched whole), or several.
+
+    Raises:
+        CorpusSourceError: a path is missing, or a folder holds no file of a known kind.
+    """
+    if isinstance(source, (str, Path)):
+        return _files_of(Path(source))
+    if not source:
+        raise CorpusSourceError("a corpus of no files was asked for; name at least one file")
+    return [file for one in source for file in _files_of(Path(one))]
+
+
+def read_documents(files: Sequence[Path], *, chat: bool, root: Path | None) -> Iterator[Document]:
+    """Yield every document of `files`, in their order.
+
+    Args:
+        files: corpus files, told apart by suffix.
+        chat: whether records hold ``messages`` rather than ``text``.
+        root: document ids of text files are relative to it where possible.
+
+    Raises:
+        CorpusSourceError: a file is unreadable, not UTF-8, malformed, or empty.
+    """
+    for path in files:
+        suffix = path.suffix.lower()
+        if suffix in JSON_SUFFIXES:
+            yield from _read_jsonl(path, chat=chat)
+        elif suffix == ".parquet":
+            yield from _read_parquet(path, chat=chat)
+        elif chat:
+            raise CorpusSourceError(
+                f"{path} was given as a chat corpus; chats are read from .jsonl or .parquet with "
+                "a 'messages' column; convert it or drop the chat option"
+            )
+        else:
+            yield _read_text(path, root)
+
+
+def _files_of(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    if not path.exists():
+        raise CorpusSourceError(f"{path} was asked for; there is no such file; check the path")
+    known = (*TEXT_SUFFIXES, *JSON_SUFFIXES, ".parquet")
+    found = sorted(p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in known)
+    if not found:
+        raise CorpusSourceError(
+            f"{path} was asked for; the folder holds no {', '.join(known)} file; name other files"
+        )
+    return found
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise CorpusSourceError(
+            f"{path} was asked for; it cannot be read ({error.strerror}); check its permissions"
+        ) from error
+    if not data.strip():
+        raise CorpusSourceError(f"{path} was asked for; it is empty; leave it out")
+    return data
+
+
+def _decode(data: bytes, where: str) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise CorpusSourceError(
+            f"{where} was asked for; byte {error.start} is not valid UTF-8; convert it to UTF-8"
+        ) from error
+
+
+def _read_text(path: Path, root: Path | None) -> Document:
+    text = _decode(_read_bytes(path), str(path))
+    relative = path.relative_to(root) if root and path.is_relative_to(root) else Path(path.name)
+    return Document(relative.as_posix(), str(path), text=text)
+
+
+def _read_jsonl(path: Path, *, chat: bool) -> Iterator[Document]:
+    for number, line in enumerate(_read_bytes(path).split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        try:
+            record = json.loads(_decode(line, where))
+        except json.JSONDecodeError as error:
+            raise CorpusSourceError(
+                f"{where} was asked for; the line is not JSON ({error.msg} at column "
+                f"{error.colno}); mend or drop the line"
+            ) from error
+        yield _record(record, where, f"{path.stem}:{number}", chat=chat)
+
+
+def _read_parquet(path: Path, *, chat: bool) -> Iterator[Document]:
+    try:
+        file = pq.ParquetFile(path)
+    except (OSError, ValueError) as error:
+        raise CorpusSourceError(
+            f"{path} was asked for; it is not a Parquet file ({error}); check the file"
+        ) from error
+    row = 0
+    with file:
+        for batch in file.iter_batches(batch_size=1024):
+            for record in batch.to_pylist():
+                yield _record(record, f"{path} row {row}", f"{path.stem}:{row}", chat=chat)
+                row += 1
+    if row == 0:
+        raise CorpusSourceError(f"{path} was asked for; it has no rows; leave it out")
+
+
+def _record(record: Any, where: str, default_id: str, *, chat: bool) -> Document:  # noqa: ANN401
+    key = "messages" if chat else "text"
+    if not isinstance(record, dict) or record.get(key) is None:
+        found = ", ".join(map(str, record)) if isinstance(record, dict) else type(record).__name__
+        hint = "; pass chat=True (--chat) for chats" if "messages" in found else ""
+        raise CorpusSourceError(
+            f"{where} was asked for its {key!r}; it has {found or 'nothing'}; give every record "
+            f"a {key!r}{hint}"
+        )
+    metadata = record.get("metadata") or {}
+    extra = {k: v for k, v in record.items() if k not in ("id", key, "metadata")}
+    if not isinstance(metadata, dict):
+        raise CorpusSourceError(f"{where} has a 'metadata' that is no object; make it an object")
+    document_id = str(record.get("id", default_id))
+    everything = {**extra, **metadata}
+    if chat:
+        messages = _messages(record[key], where)
+        return Document(document_id, where, messages=messages, metadata=everything)
+    if not isinstance(record[key], str):
+        raise CorpusSourceError(f"{where} has a 'text' that is no string; make it a string")
+    return Document(document_id, where, text=record[key], metadata=everything)
+
+
+def _messages(value: Any, where: str) -> tuple[Message, ...]:  # noqa: ANN401
+    if not isinstance(value, list) or not value:
+        raise CorpusSourceError(f"{where} has no messages; give a non-empty list of them")
+    for message in value:
+        if (
+            not isinstance(message, dict)
+            or not isinstance(message.get("role"), str)
+            or not isinstance(message.get("content"), str)
+        ):
+            raise CorpusSourceError(
+                f"{where} has a message without text 'role' and 'content'; give every message both"
+            )
+    return tuple({"role": m["role"], "content": m["content"]} for m in value)
+
+
+def check_unique(seen: set[str], document: Document) -> None:
+    """Refuse a second document of the same id.
+
+    Raises:
+        InvalidArgumentError: the id is in `seen` already.
+    """
+    if document.id in seen:
+        raise InvalidArgumentError(
+            f"{document.origin} has document id {document.id!r}; an earlier document has it too; "
+            "give every document its own id"
+        )
+    seen.add(document.id)

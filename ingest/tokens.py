@@ -1,0 +1,244 @@
+"""Text and chats to tokens that know their offset, role, turn and kind.
+
+Role, turn and kind are derived while the chat template is applied: the template is rendered
+with a marker in place of each message's content, so every character of the result is known to
+be template or content before anything is tokenized. Control tokens are only ever made from
+template text; a ``<start_of_turn>`` inside a message, or inside plain text, stays text.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from scopelake.errors import CorpusSourceError, ModelError
+from scopelake.ingest.digest import digest_text
+from scopelake.ingest.sources import Document, Message
+from scopelake.names import KINDS, ROLES
+
+CONTENT, TEMPLATE, BOS = (KINDS.index(k) for k in ("content", "template", "bos"))
+_ROLE_NAMES: Final = {"assistant": "model"}
+_OPEN, _CLOSE = "\ue000", "\ue001"
+_START_OF_TURN: Final = "<start_of_turn>"
+
+
+@dataclass(frozen=True)
+class TokenizedText:
+    """Tokens of one document, all arrays [n_tokens]."""
+
+    text: str
+    """What the tokens spell, without a BOS that the tokenizer adds to plain text."""
+    token_ids: npt.NDArray[np.int32]
+    starts: npt.NDArray[np.int64]
+    """Offset of each token in `text`, in characters; never descending."""
+    roles: npt.NDArray[np.int8]
+    turns: npt.NDArray[np.int32]
+    """Index of the message; -1 where there is none."""
+    kinds: npt.NDArray[np.int8]
+
+
+@dataclass(frozen=True)
+class _Segment:
+    text: str
+    kind: int
+    role: int
+    turn: int
+
+
+class Tokenizer:
+    """A fast tokenizer with what a corpus needs of it."""
+
+    def __init__(self, backend: Any, name: str) -> None:  # noqa: ANN401
+        self.name = name
+        self.bos_id = int(backend.bos_token_id)
+        self.bos_token = str(backend.bos_token)
+        self.chat_template = str(backend.chat_template or "")
+        self._tokenizer = backend
+        self._core = copy.deepcopy(backend.backend_tokenizer)
+        self._core.encode_special_tokens = True
+        self._core.no_padding()
+        self._core.no_truncation()
+        self._special = _special_ids(backend)
+        names = sorted(self._special, key=len, reverse=True)
+        self._special_pattern = re.compile("|".join(map(re.escape, names)))
+        self.digest = digest_text(self._core.to_str())
+
+    @classmethod
+    def load(cls, path: Path, name: str) -> Tokenizer:
+        """Load the fast tokenizer in folder `path`.
+
+        Raises:
+            ModelError: the folder holds no usable fast tokenizer with a BOS token.
+        """
+        from transformers import AutoTokenizer  # heavy: only when a corpus is made
+
+        if not (path / "tokenizer.json").is_file():
+            raise ModelError(
+                f"tokenizer {name!r} was asked for; {path} holds no tokenizer.json; name a folder "
+                "or hub id with a fast tokenizer"
+            )
+        backend = AutoTokenizer.from_pretrained(str(path), local_files_only=True)
+        if backend.bos_token_id is None:
+            raise ModelError(f"tokenizer {name!r} has no BOS token; use one of Gemma 3's")
+        return cls(backend, name)
+
+    def encode_texts(self, texts: list[str]) -> list[TokenizedText]:
+        """Tokenize plain texts, without BOS."""
+        result = []
+        encodings = self._core.encode_batch(texts, add_special_tokens=False)
+        for text, encoding in zip(texts, encodings, strict=True):
+            n = len(encoding.ids)
+            result.append(
+                TokenizedText(
+                    text,
+                    np.array(encoding.ids, dtype=np.int32),
+                    _starts(encoding.offsets),
+                    np.zeros(n, dtype=np.int8),
+                    np.full(n, -1, dtype=np.int32),
+                    np.full(n, CONTENT, dtype=np.int8),
+                )
+            )
+        return result
+
+    def encode_chat(self, document: Document) -> TokenizedText:
+        """Render and tokenize a chat, with the template's own BOS and no other.
+
+        Raises:
+            CorpusSourceError: the template refuses the messages, or rewrites their content in a
+                way that cannot be followed.
+        """
+        messages = document.messages or ()
+        text, segments = self._render(messages, document.origin)
+        ids: list[int] = []
+        starts: list[int] = []
+        for run_start, run in self._runs(segments):
+            if isinstance(run, int):
+                ids.append(run)
+                starts.append(run_start)
+                continue
+            encoding = self._core.encode(run, add_special_tokens=False)
+            ids.extend(encoding.ids)
+            starts.extend((_starts(encoding.offsets) + run_start).tolist())
+        return self._attribute(text, segments, ids, starts)
+
+    def _attribute(
+        self, text: str, segments: list[_Segment], ids: list[int], starts: list[int]
+    ) -> TokenizedText:
+        ends = np.cumsum([len(s.text) for s in segments])
+        owner = np.searchsorted(ends, np.array(starts, dtype=np.int64), side="right")
+        owner = np.minimum(owner, len(segments) - 1)
+        token_ids = np.array(ids, dtype=np.int32)
+        kinds = np.array([s.kind for s in segments], dtype=np.int8)[owner]
+        kinds[token_ids == self.bos_id] = BOS
+        return TokenizedText(
+            text,
+            token_ids,
+            np.array(starts, dtype=np.int64),
+            np.array([s.role for s in segments], dtype=np.int8)[owner],
+            np.array([s.turn for s in segments], dtype=np.int32)[owner],
+            kinds,
+        )
+
+    def _render(self, messages: tuple[Message, ...], origin: str) -> tuple[str, list[_Segment]]:
+        marked = [
+            {"role": m["role"], "content": f"{_OPEN}{i}{_CLOSE}"} for i, m in enumerate(messages)
+        ]
+        plain = self._apply_template([dict(m) for m in messages], origin)
+        pieces = re.split(f"{_OPEN}(\\d+){_CLOSE}", self._apply_template(marked, origin))
+        segments = _segments(pieces, messages)
+        text = "".join(s.text for s in segments)
+        if text != plain:
+            raise CorpusSourceError(
+                f"{origin} cannot be followed through the chat template of {self.name}; the "
+                "template rewrites message content beyond trimming it; use Gemma 3's template"
+            )
+        return text, segments
+
+    def _apply_template(self, messages: list[dict[str, str]], origin: str) -> str:
+        from jinja2.exceptions import TemplateError
+
+        if not self.chat_template:
+            raise ModelError(
+                f"tokenizer {self.name!r} has no chat template; use the tokenizer of an "
+                "instruction-tuned model for chats"
+            )
+        try:
+            return str(self._tokenizer.apply_chat_template(messages, tokenize=False))
+        except TemplateError as error:
+            raise CorpusSourceError(
+                f"{origin} does not fit the chat template: {error}; mend its roles"
+            ) from error
+
+    def _runs(self, segments: list[_Segment]) -> list[tuple[int, int | str]]:
+        """Cut the text at control tokens of template segments: (offset, token id or text)."""
+        runs: list[tuple[int, int | str]] = []
+        pending, pending_start, offset = "", 0, 0
+        for segment in segments:
+            cuts = self._special_pattern.finditer(segment.text) if segment.kind == TEMPLATE else ()
+            last = 0
+            for match in cuts:
+                pending += segment.text[last : match.start()]
+                if pending:
+                    runs.append((pending_start, pending))
+                runs.append((offset + match.start(), self._special[match.group()]))
+                last = match.end()
+                pending, pending_start = "", offset + last
+            pending += segment.text[last:]
+            offset += len(segment.text)
+        if pending:
+            runs.append((pending_start, pending))
+        return runs
+
+
+def _special_ids(backend: Any) -> dict[str, int]:  # noqa: ANN401
+    return {
+        token.content: int(index)
+        for index, token in backend.added_tokens_decoder.items()
+        if token.special
+    }
+
+
+def _starts(offsets: list[tuple[int, int]]) -> npt.NDArray[np.int64]:
+    starts = np.array([start for start, _ in offsets], dtype=np.int64)
+    if len(starts):
+        starts[0] = 0
+        np.maximum.accumulate(starts, out=starts)
+    return starts
+
+
+def _segments(pieces: list[str], messages: tuple[Message, ...]) -> list[_Segment]:
+    """Turn (template, index, template, index, ..., template) into segments.
+
+    Template text before ``<start_of_turn>`` closes the message before it; from there on it opens
+    the message after it.
+    """
+    segments: list[_Segment] = []
+    order = [int(p) for p in pieces[1::2]]
+    for number, template in enumerate(pieces[::2]):
+        before = order[number - 1] if number > 0 else None
+        after = order[number] if number < len(order) else None
+        cut = template.find(_START_OF_TURN)
+        cut = len(template) if cut < 0 else cut
+        segments.append(_template_segment(template[:cut], before, messages))
+        segments.append(_template_segment(template[cut:], after, messages))
+        if after is not None:
+            content = messages[after]["content"].strip()
+            segments.append(_Segment(content, CONTENT, _role(messages[after]), after))
+    return [s for s in segments if s.text]
+
+
+def _template_segment(text: str, turn: int | None, messages: tuple[Message, ...]) -> _Segment:
+    if turn is None:
+        return _Segment(text, TEMPLATE, ROLES.index("none"), -1)
+    return _Segment(text, TEMPLATE, _role(messages[turn]), turn)
+
+
+def _role(message: Message) -> int:
+    name = _ROLE_NAMES.get(message["role"], message["role"])
+    return ROLES.index(name) if name in ROLES else ROLES.index("none")

@@ -1,0 +1,1 @@
+"""Encoders over tensors; light to import: loads neither torch nor triton by itself."""

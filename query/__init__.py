@@ -1,0 +1,1 @@
+"""Questions about firings, in SQL and Python."""

@@ -1,0 +1,5 @@
+"""``python -m scopelake``."""
+
+from scopelake.cli import main
+
+raise SystemExit(main())

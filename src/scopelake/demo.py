@@ -1,0 +1,123 @@
+"""``scopelake demo``: the main job on real text, with the tiny model that ships with the package.
+
+The text is the held-out share of the running interpreter's own standard library, which the model
+was not trained on, and the package's synthetic chats.
+"""
+
+from __future__ import annotations
+
+import sys
+import sysconfig
+import time
+from pathlib import Path
+from typing import Final
+
+import scopelake
+from scopelake import tiny
+from scopelake.errors import LakeError, NotALakeError
+from scopelake.lake import Lake
+from scopelake.progress import corpus_progress, ingest_progress
+from scopelake.render import print_table
+
+SHOWN_SAE: Final = "resid_post_all/layer_3_width_512_l0_small"
+SQL: Final = f"""\
+SELECT role, kind, count(*) AS firings, round(avg(activation), 1) AS mean_activation
+FROM codes JOIN tokens USING (corpus, context, position, kind)
+WHERE sae LIKE '%{SHOWN_SAE}' AND corpus = 'chats'
+GROUP BY role, kind ORDER BY firings DESC"""
+_INTERESTING: Final = f"""\
+SELECT feature FROM features
+WHERE sae LIKE '%{SHOWN_SAE}' AND corpus = 'stdlib' AND density BETWEEN 0.0005 AND 0.03
+ORDER BY max / mean DESC, feature LIMIT 3"""
+
+
+def run_demo(path: Path) -> None:
+    """Build the demo lake at `path`, or find it complete, and show what is in it.
+
+    Raises:
+        NotALakeError: the folder holds something else.
+    """
+    started = time.monotonic()
+    lake = _open_or_create(path)
+    worked = _add_corpora(lake)
+    worked |= _ingest(lake)
+    if not worked:
+        print(f"The lake in {path} is complete: no work was done.\n")
+    else:
+        print(f"Built in {time.monotonic() - started:.0f} s.\n")
+    _show(lake, path)
+
+
+def _open_or_create(path: Path) -> Lake:
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return scopelake.create(path)
+    try:
+        return scopelake.open(path)
+    except LakeError as error:
+        raise NotALakeError(
+            f"a demo in {path} was asked for; something else is there ({error}); name another "
+            "folder"
+        ) from error
+
+
+def _add_corpora(lake: Lake) -> bool:
+    there = set(lake.sql("SELECT corpus FROM corpora")["corpus"].to_pylist())
+    root = Path(sysconfig.get_path("stdlib"))
+    sources = {
+        "stdlib": (tiny.stdlib_files(held_out=True), False),
+        "chats": ([tiny.chats_path()], True),
+    }
+    for name, (files, chat) in sources.items():
+        if name in there:
+            continue
+        with corpus_progress(name) as progress:
+            added = lake.add_corpus(
+                name, files, tokenizer=tiny.MODEL_NAME, context_length=256, chat=chat,
+                root=root, progress=progress,
+            )  # fmt: skip
+        print(
+            f"corpus {name}: {added.n_documents:,} documents, {added.n_contexts:,} contexts, "
+            f"{added.n_tokens:,} tokens"
+        )
+    return not there >= set(sources)
+
+
+def _ingest(lake: Lake) -> bool:
+    worked = False
+    for corpus in ("stdlib", "chats"):
+        with ingest_progress(corpus) as progress:
+            done = lake.ingest(
+                corpus,
+                model=tiny.MODEL_NAME,
+                saes=[tiny.coders_path()],
+                dense=[("resid_post", 3)],
+                progress=progress,
+            )
+        if not done.already_complete:
+            worked = True
+            print(
+                f"ingested {corpus}: {done.tokens:,} tokens and {done.firings:,} firings in "
+                f"{done.seconds:.1f} s ({done.tokens / done.seconds:,.0f} tokens/s, "
+                f"{done.firings / done.seconds:,.0f} firings/s)"
+            )
+    return worked
+
+
+def _show(lake: Lake, path: Path) -> None:
+    print(lake.info().to_text())
+    color = sys.stdout.isatty()
+    features = lake.sql(_INTERESTING)["feature"].to_pylist()
+    for feature in features:
+        found = lake.top_contexts(feature, sae=SHOWN_SAE, corpus="stdlib", k=4, window=10)
+        print(f"\n{found.to_text(color=color)}")
+    print(f"\nOne SQL query: who speaks the tokens on which features fire?\n\n{SQL}\n")
+    print_table(lake.sql(SQL))
+    example = features[0] if features else 0
+    print(
+        f"""
+Three commands to try next:
+  scopelake top {path} {example} --sae {SHOWN_SAE} --corpus chats --where "role = 'model'"
+  scopelake features-at {path} 0 20 --corpus chats -k 3
+  scopelake sql {path} "SELECT sae, sum(firings) AS firings FROM features GROUP BY sae ORDER BY sae"
+"""
+    )

@@ -1,0 +1,127 @@
+"""Every error that scopelake raises on purpose, as one tree.
+
+    ScopelakeError
+    |-- InvalidArgumentError          (ValueError)   an argument outside its domain
+    |-- LakeError
+    |   |-- LakeNotFoundError         (FileNotFoundError)
+    |   |-- NotALakeError
+    |   |-- LakeExistsError           (FileExistsError)
+    |   |-- LakeBusyError             another writer holds the lake
+    |   |-- FormatVersionError        a lake of another format version
+    |   `-- SnapshotNotFoundError     (LookupError)
+    |-- CorpusError
+    |   |-- CorpusSourceError         unreadable, empty or malformed corpus file
+    |   |-- CorpusExistsError
+    |   `-- CorpusNotFoundError       (LookupError)
+    |-- ModelError                    a model or tokenizer that cannot be used
+    |-- CoderError
+    |   |-- CoderFileError            missing or malformed coder files
+    |   `-- CoderMismatchError        a coder that does not fit the model or site
+    |-- QueryError                    a statement that is refused or fails
+    |   |-- SaeNotFoundError          (LookupError)
+    |   |-- AmbiguousSaeError
+    |   |-- LayerNotFoundError        (LookupError)
+    |   |-- FeatureNotFoundError      (LookupError)
+    |   `-- ContextNotFoundError      (LookupError)
+    `-- MissingDependencyError        (ImportError)
+
+A message is one line and says what was asked, what was found, and what to do.
+"""
+
+from __future__ import annotations
+
+
+class ScopelakeError(Exception):
+    """Base of all errors that scopelake raises on purpose."""
+
+
+class InvalidArgumentError(ScopelakeError, ValueError):
+    """An argument lies outside its domain."""
+
+
+class LakeError(ScopelakeError):
+    """The lake itself cannot be used as asked."""
+
+
+class LakeNotFoundError(LakeError, FileNotFoundError):
+    """There is nothing at the lake's path."""
+
+
+class NotALakeError(LakeError):
+    """The folder is not a lake."""
+
+
+class LakeExistsError(LakeError, FileExistsError):
+    """A lake, or other files, are already there."""
+
+
+class LakeBusyError(LakeError):
+    """Another process is writing to the lake."""
+
+
+class FormatVersionError(LakeError):
+    """The lake was written in a format that this version does not read."""
+
+
+class SnapshotNotFoundError(LakeError, LookupError):
+    """The lake has no such snapshot."""
+
+
+class CorpusError(ScopelakeError):
+    """A corpus cannot be used as asked."""
+
+
+class CorpusSourceError(CorpusError):
+    """A corpus file is missing, unreadable, empty or malformed."""
+
+
+class CorpusExistsError(CorpusError):
+    """A corpus of that name is there already."""
+
+
+class CorpusNotFoundError(CorpusError, LookupError):
+    """The lake has no such corpus."""
+
+
+class ModelError(ScopelakeError):
+    """A model or tokenizer cannot be used as asked."""
+
+
+class CoderError(ScopelakeError):
+    """A coder cannot be used as asked."""
+
+
+class CoderFileError(CoderError):
+    """A coder's files are missing or malformed."""
+
+
+class CoderMismatchError(CoderError):
+    """A coder does not fit the model or the site."""
+
+
+class QueryError(ScopelakeError):
+    """A statement was refused or failed."""
+
+
+class SaeNotFoundError(QueryError, LookupError):
+    """The lake holds no codes of such an SAE."""
+
+
+class AmbiguousSaeError(QueryError):
+    """More than one SAE fits what was asked."""
+
+
+class LayerNotFoundError(QueryError, LookupError):
+    """The lake holds no codes of that layer."""
+
+
+class FeatureNotFoundError(QueryError, LookupError):
+    """The SAE has no such feature."""
+
+
+class ContextNotFoundError(QueryError, LookupError):
+    """The corpus has no such context or position."""
+
+
+class MissingDependencyError(ScopelakeError, ImportError):
+    """An optional package is needed and not installed."""

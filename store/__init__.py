@@ -1,0 +1,1 @@
+"""What the lake is made of: format, tables, snapshots, writers and readers of bytes."""

@@ -1,0 +1,246 @@
+"""Dense activations: one bfloat16 Zarr array per corpus, model, site and layer.
+
+An array is [context, position, width]; a chunk is one context and the unit of random reads, a
+Zarr shard is one shard of the corpus and the unit of writes. Chunks of shards that are not
+committed, and positions behind a context's end, read as zero.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import ml_dtypes
+import numpy.typing as npt
+import zarr
+from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
+from zarr.errors import ArrayNotFoundError
+
+from scopelake.errors import InvalidArgumentError, LayerNotFoundError
+from scopelake.names import SITES, check_name
+from scopelake.store.bfloat16 import BFLOAT16
+from scopelake.store.lake_store import LakeStore
+from scopelake.store.layout import DENSE, activations_dir, array_name
+from scopelake.store.parquet import fsync_folder
+from scopelake.store.receipts import Receipt, checksum
+from scopelake.store.snapshot import Snapshot
+
+DenseArray = zarr.Array[Any]
+
+_ZSTD_LEVEL: Final = 1
+_SETTINGS: Final = {
+    "codec_pipeline.path": "zarrs.ZarrsCodecPipeline",
+    # A shard of zeros needs a file too: its receipt names one.
+    "array.write_empty_chunks": True,
+}
+
+
+def ensure_array(
+    root: Path,
+    corpus: str,
+    model: str,
+    site: str,
+    layer: int,
+    n_contexts: int,
+    context_length: int,
+    width: int,
+    shard_contexts: int,
+) -> DenseArray:
+    """Return the array of a site, made if it is not there: [n_contexts, context_length, width].
+
+    Raises:
+        InvalidArgumentError: a size or name is not usable, or the array is there with other sizes.
+    """
+    _check_site(corpus, site, layer)
+    shape = (n_contexts, context_length, width)
+    if min(*shape, shard_contexts) < 1:
+        raise InvalidArgumentError(
+            f"a dense array {list(shape)} in shards of {shard_contexts} contexts was asked for; "
+            "every size is 1 or more"
+        )
+    shards = (shard_contexts, context_length, width)
+    name = array_name(corpus, model, site, layer)
+    found = _open(root, name, "r+")
+    if found is None:
+        return _create(root, name, shape, shards)
+    if found.shape != shape or found.shards != shards:
+        raise InvalidArgumentError(
+            f"dense array {name} was asked for as {list(shape)} in shards {list(shards)}; it is "
+            f"{list(found.shape)} in shards {list(found.shards or ())}; use the same sizes"
+        )
+    return found
+
+
+def write_shard(
+    root: Path,
+    corpus: str,
+    model: str,
+    site: str,
+    layer: int,
+    context_start: int,
+    values: npt.NDArray[ml_dtypes.bfloat16],
+    *,
+    shard: int,
+    run: str,
+) -> Receipt:
+    """Write one shard of an array that `ensure_array` made.
+
+    Args:
+        root: the lake's folder.
+        corpus: the corpus's name.
+        model: the model's name.
+        site: where in the layer.
+        layer: from 0.
+        context_start: first context of the shard.
+        values: [contexts of the shard, context_length, width].
+        shard: number of the shard.
+        run: the run that writes.
+
+    Returns:
+        The receipt of the shard's file; its rows are contexts.
+
+    Raises:
+        InvalidArgumentError: `values` is not that shard, whole.
+        LayerNotFoundError: there is no such array.
+    """
+    name = array_name(corpus, model, site, layer)
+    array = _existing(root, name, "r+")
+    per_shard = (array.shards or array.chunks)[0]
+    stop = min((shard + 1) * per_shard, array.shape[0])
+    wanted = (stop - shard * per_shard, *array.shape[1:])
+    if values.shape != wanted or values.dtype != BFLOAT16 or context_start != shard * per_shard:
+        raise InvalidArgumentError(
+            f"shard {shard} of dense array {name} is bfloat16{list(wanted)} from context "
+            f"{shard * per_shard}; {values.dtype}{list(values.shape)} from {context_start} was "
+            "given; give the whole shard"
+        )
+    array[context_start:stop] = values
+    path = activations_dir(root) / name / "c" / str(shard) / "0" / "0"
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    fsync_folder(path.parent)
+    return Receipt(
+        table=DENSE,
+        path=path.relative_to(root).as_posix(),
+        run=run,
+        n_rows=len(values),
+        n_bytes=path.stat().st_size,
+        checksum=checksum(path),
+        shard=shard,
+        corpus=corpus,
+        model=model,
+        site=site,
+        layer=layer,
+    )
+
+
+def open_array(root: Path, corpus: str, model: str, site: str, layer: int) -> DenseArray:
+    """Open an array read-only: bfloat16 [context, position, width].
+
+    Raises:
+        LayerNotFoundError: there is no such array.
+    """
+    return _existing(root, array_name(corpus, model, site, layer), "r")
+
+
+def open_dense(
+    store: LakeStore,
+    snapshot: Snapshot,
+    layer: int,
+    site: str,
+    *,
+    model: str | None = None,
+    corpus: str | None = None,
+) -> DenseArray:
+    """Open the one array of a site that has shards in `snapshot`, read-only.
+
+    Raises:
+        LayerNotFoundError: no array fits; the message lists those that there are.
+        InvalidArgumentError: several fit; the message lists them.
+    """
+    rows = store.read(
+        "files", snapshot, ["corpus", "model", "site", "layer"], [("kind", "=", DENSE)]
+    ).to_pylist()
+    there = sorted({(r["corpus"], r["model"], r["site"], r["layer"]) for r in rows})
+    fitting = [
+        key
+        for key in there
+        if key[2:] == (site, layer) and model in (None, key[1]) and corpus in (None, key[0])
+    ]
+    if not fitting:
+        raise LayerNotFoundError(
+            f"dense activations of {_asked(site, layer, model, corpus)} were asked for; snapshot "
+            f"{snapshot.id} has {_listed(there)}; choose one of them or ingest with dense"
+        )
+    if len(fitting) > 1:
+        raise InvalidArgumentError(
+            f"dense activations of {_asked(site, layer, model, corpus)} were asked for; "
+            f"{_listed(fitting)} fit; give model and corpus"
+        )
+    return open_array(store.root, *fitting[0])
+
+
+def _asked(site: str, layer: int, model: str | None, corpus: str | None) -> str:
+    named = [f" {what} {name}" for what, name in (("model", model), ("corpus", corpus)) if name]
+    return f"{site}/{layer}" + "".join(named)
+
+
+def _listed(keys: list[tuple[str, str, str, int]]) -> str:
+    texts = [f"{site}/{layer} (model {model}, corpus {c})" for c, model, site, layer in keys]
+    return ", ".join(texts) or "none"
+
+
+def _check_site(corpus: str, site: str, layer: int) -> None:
+    check_name("corpus", corpus)
+    if site not in SITES or layer < 0:
+        raise InvalidArgumentError(
+            f"dense activations of {site}/{layer} were asked for; sites are {', '.join(SITES)} and "
+            "layers count from 0; choose among these"
+        )
+
+
+@contextmanager
+def _settings() -> Iterator[None]:
+    """Set what an array keeps from the moment that it is opened."""
+    with zarr.config.set(_SETTINGS):
+        yield
+
+
+def _create(
+    root: Path, name: str, shape: tuple[int, int, int], shards: tuple[int, int, int]
+) -> DenseArray:
+    parent, leaf = name.rsplit("/", 1)
+    with _settings():
+        group = zarr.open_group(activations_dir(root), mode="a", zarr_format=3)
+        return group.require_group(parent).create_array(
+            leaf,
+            shape=shape,
+            dtype="bfloat16",
+            chunks=(1, *shape[1:]),
+            shards=shards,
+            serializer=BytesCodec(endian="little"),
+            compressors=[ZstdCodec(level=_ZSTD_LEVEL), Crc32cCodec()],
+            fill_value=0,
+            dimension_names=["context", "position", "width"],
+        )
+
+
+def _open(root: Path, name: str, mode: Literal["r", "r+"]) -> DenseArray | None:
+    try:
+        with _settings():
+            return zarr.open_array(activations_dir(root), path=name, mode=mode, zarr_format=3)
+    except (ArrayNotFoundError, FileNotFoundError):
+        return None
+
+
+def _existing(root: Path, name: str, mode: Literal["r", "r+"]) -> DenseArray:
+    array = _open(root, name, mode)
+    if array is None:
+        raise LayerNotFoundError(
+            f"dense array {name} was asked for; the lake at {root} has none of that name; ingest "
+            "with dense to store it"
+        )
+    return array

@@ -1,0 +1,206 @@
+"""Firings as columns, their two sort orders, and each feature's strongest contexts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from scopelake.errors import InvalidArgumentError
+from scopelake.names import KIND_BOS
+
+_Order = npt.NDArray[np.intp]
+
+_DTYPES: Final[dict[str, type[np.generic]]] = {
+    "context": np.int64,
+    "position": np.int32,
+    "feature": np.int32,
+    "activation": np.float32,
+    "kind": np.int8,
+}
+
+
+@dataclass(frozen=True)
+class Firings:
+    """Nonzero codes of one coder, as columns of equal length n.
+
+    Raises:
+        InvalidArgumentError: a column has another shape or dtype, an activation is not finite,
+            or an address is negative.
+    """
+
+    context: npt.NDArray[np.int64]
+    position: npt.NDArray[np.int32]
+    feature: npt.NDArray[np.int32]
+    activation: npt.NDArray[np.float32]
+    kind: npt.NDArray[np.int8]
+
+    def __post_init__(self) -> None:
+        n = len(self.context)
+        for name, dtype in _DTYPES.items():
+            column = getattr(self, name)
+            if column.shape != (n,) or column.dtype != dtype:
+                raise InvalidArgumentError(
+                    f"firings need {name} as {np.dtype(dtype).name}[{n}]; found "
+                    f"{column.dtype}{list(column.shape)}; convert the column"
+                )
+
+    def __len__(self) -> int:
+        return len(self.context)
+
+    def check(self) -> None:
+        """Refuse values that no file may hold.
+
+        Raises:
+            InvalidArgumentError: an activation is NaN or infinite, or an address is negative.
+        """
+        if len(self) == 0:
+            return
+        bad = int(np.count_nonzero(~np.isfinite(self.activation)))
+        if bad:
+            raise InvalidArgumentError(
+                f"{bad} of {len(self)} activations are NaN or infinite; a firing needs a finite "
+                "activation; check the model's output"
+            )
+        for name in ("context", "position", "feature", "kind"):
+            lowest = int(getattr(self, name).min())
+            if lowest < 0:
+                raise InvalidArgumentError(
+                    f"firings have {name} {lowest}; it counts from 0; check the encoder's output"
+                )
+
+    def take(self, index: Any) -> Firings:
+        """Return the firings that a numpy index, slice or mask selects."""
+        return Firings(*(getattr(self, f.name)[index] for f in fields(self)))
+
+    @staticmethod
+    def concat(parts: Iterable[Firings]) -> Firings:
+        """Return the firings of all `parts`, in that order; none at all for no parts."""
+        several = list(parts)
+        empty = {name: np.empty(0, dtype) for name, dtype in _DTYPES.items()}
+        return Firings(
+            **{
+                name: np.concatenate([empty[name], *(getattr(p, name) for p in several)])
+                for name in _DTYPES
+            }
+        )
+
+    def token_major(self) -> Firings:
+        """Return them sorted by context, position, feature; themselves if they are already."""
+        if _is_sorted(self.context, self.position, self.feature):
+            return self
+        return self.take(_sort_order(self.context, self.position, self.feature))
+
+    def feature_major(self) -> Firings:
+        """Return them sorted by feature, context, position; themselves if they are already."""
+        if _is_sorted(self.feature, self.context, self.position):
+            return self
+        by_token = self.token_major()
+        return by_token.take(_sort_order(by_token.feature))
+
+
+def peaks(firings: Firings, k: int) -> pa.Table:
+    """Return each feature's `k` strongest contexts, BOS excluded.
+
+    A context is ranked by the strongest firing of the feature in it (ties: lowest position),
+    contexts by that activation, highest first (ties: lowest context).
+
+    Args:
+        firings: in any order.
+        k: most contexts of a feature, 1 or more.
+
+    Returns:
+        feature i32, rank i32 (from 0), context i64, position i32, activation f32; sorted by
+        feature, rank.
+
+    Raises:
+        InvalidArgumentError: `k` is below 1.
+    """
+    if k < 1:
+        raise InvalidArgumentError(f"k_peaks {k} was asked for; give 1 or more")
+    ordered = firings.feature_major()
+    is_bos = ordered.kind == KIND_BOS
+    strongest = _strongest_per_context(ordered.take(~is_bos) if is_bos.any() else ordered)
+    best = strongest.take(_sort_order(strongest.feature, _descending(strongest.activation)))
+    rank = _rank_in_group(best.feature)
+    keep = rank < k
+    best = best.take(keep)
+    return pa.table(
+        {
+            "feature": best.feature,
+            "rank": rank[keep].astype(np.int32),
+            "context": best.context,
+            "position": best.position,
+            "activation": best.activation,
+        }
+    )
+
+
+def _strongest_per_context(ordered: Firings) -> Firings:
+    """Keep of feature-major firings the first strongest of each feature and context."""
+    n = len(ordered)
+    if n == 0:
+        return ordered
+    starts = _group_starts((ordered.feature, ordered.context))
+    highest = np.maximum.reduceat(ordered.activation, starts)
+    group = np.repeat(np.arange(len(starts)), np.diff(starts, append=n))
+    candidates = np.flatnonzero(ordered.activation == highest[group])
+    first = np.flatnonzero(np.diff(group[candidates], prepend=-1))
+    return ordered.take(candidates[first])
+
+
+def _group_starts(columns: tuple[npt.NDArray[Any], ...]) -> _Order:
+    change = np.zeros(len(columns[0]), dtype=bool)
+    change[:1] = True
+    for column in columns:
+        change[1:] |= column[1:] != column[:-1]
+    return np.flatnonzero(change)
+
+
+def _rank_in_group(sorted_group: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """Number the members of each run of equal values from 0."""
+    n = len(sorted_group)
+    starts = _group_starts((sorted_group,))
+    return np.arange(n) - np.repeat(starts, np.diff(starts, append=n))
+
+
+def _descending(activation: npt.NDArray[np.float32]) -> npt.NDArray[np.uint32]:
+    """Return keys whose ascending order is the descending order of finite activations."""
+    raw = (activation + np.float32(0.0)).view(np.uint32)
+    sign = np.uint32(1 << 31)
+    ascending = np.where(raw & sign, ~raw, raw | sign)
+    return ~ascending
+
+
+def _is_sorted(*keys: npt.NDArray[Any]) -> bool:
+    """Whether rows ascend by `keys`, the first weighing most; equal rows count as ascending."""
+    tied: npt.NDArray[np.bool_] | None = None
+    for key in keys:
+        below = key[1:] < key[:-1]
+        if (below if tied is None else below & tied).any():
+            return False
+        equal = key[1:] == key[:-1]
+        tied = equal if tied is None else tied & equal
+    return True
+
+
+def _sort_order(*keys: npt.NDArray[Any]) -> _Order:
+    """Return the stable order of rows by non-negative `keys`, the first weighing most.
+
+    Each key is sorted 16 bits at a time, least first: numpy's stable sort of 16-bit integers is
+    a radix sort, several times faster than its sort of wide ones.
+    """
+    order: _Order = np.arange(len(keys[0]))
+    for key in reversed(keys):
+        offset = key - key.min() if len(key) else key
+        span = int(offset.max()) if len(key) else 0
+        shift = 0
+        while span >> shift:
+            digit = (offset >> offset.dtype.type(shift)).astype(np.uint16)
+            order = order[np.argsort(digit[order], kind="stable")]
+            shift += 16
+    return order

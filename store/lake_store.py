@@ -1,0 +1,255 @@
+"""A lake on disk: made, opened, and read at a snapshot."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pyarrow as pa
+
+from scopelake.errors import (
+    FormatVersionError,
+    InvalidArgumentError,
+    LakeExistsError,
+    LakeNotFoundError,
+    NotALakeError,
+    SnapshotNotFoundError,
+)
+from scopelake.store import delta
+from scopelake.store.layout import (
+    FORMAT,
+    FORMAT_VERSION,
+    TABLES,
+    activations_dir,
+    lake_file,
+    lock_file,
+    pending_dir,
+    table_path,
+)
+from scopelake.store.schema import SCHEMAS
+from scopelake.store.snapshot import Snapshot
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """One Parquet file of a table."""
+
+    path: Path
+    """Absolute if the lake's root is."""
+    partition: Mapping[str, str]
+    n_rows: int
+
+
+@dataclass(frozen=True)
+class LakeStore:
+    """A lake's folder; make one with `create` or `open`."""
+
+    root: Path
+
+    @classmethod
+    def create(cls, path: str | Path) -> LakeStore:
+        """Make an empty lake at `path`, which must not exist or be an empty folder.
+
+        Raises:
+            LakeExistsError: a lake, a file or a folder that is not empty is there.
+        """
+        root = Path(path).absolute()
+        if root.exists() and (not root.is_dir() or any(root.iterdir())):
+            found = "a lake" if lake_file(root).exists() else "something"
+            raise LakeExistsError(
+                f"a new lake at {root} was asked for; {found} is there; open it or choose a new "
+                "path"
+            )
+        root.mkdir(parents=True, exist_ok=True)
+        pending_dir(root).mkdir()
+        activations_dir(root).mkdir()
+        lock_file(root).touch()
+        for table in TABLES:
+            delta.create_table(root, table)
+        now = datetime.now(UTC)
+        versions = dict.fromkeys(TABLES, 0) | {"snapshots": 1}
+        first = Snapshot(1, now, "create", None, versions)
+        delta.add_rows(delta.open_table(root, "snapshots"), snapshot_rows(first), "create")
+        # Last: what was made half is not a lake.
+        lake_file(root).write_text(
+            json.dumps(
+                {
+                    "format": FORMAT,
+                    "format_version": FORMAT_VERSION,
+                    "lake_id": str(uuid4()),
+                    "created_at": now.isoformat(),
+                }
+            )
+            + "\n"
+        )
+        return cls(root)
+
+    @classmethod
+    def open(cls, path: str | Path) -> LakeStore:
+        """Open the lake at `path`.
+
+        Raises:
+            LakeNotFoundError: nothing is there.
+            NotALakeError: what is there is not a lake.
+            FormatVersionError: it is a lake of another format version.
+        """
+        root = Path(path).absolute()
+        if not root.exists():
+            raise LakeNotFoundError(
+                f"a lake at {root} was asked for; nothing is there; check the path or create it"
+            )
+        version = _format_version(root)
+        if version != FORMAT_VERSION:
+            raise FormatVersionError(
+                f"the lake at {root} has format version {version!r}; this package reads version "
+                f"{FORMAT_VERSION}; install a version of scopelake that reads it"
+            )
+        return cls(root)
+
+    def snapshot(self, id: int | None = None) -> Snapshot:
+        """Return a snapshot, the latest by default.
+
+        Raises:
+            SnapshotNotFoundError: the lake has no such snapshot; the message has the range.
+        """
+        opened = delta.open_table(self.root, "snapshots")
+        # The bounds in the Delta log spare reading every row of a long history.
+        latest = max(delta.added_files(opened)["max.snapshot"].to_pylist())
+        wanted = latest if id is None else id
+        if not 1 <= wanted <= latest:
+            raise SnapshotNotFoundError(
+                f"snapshot {wanted} was asked for; the lake at {self.root} has 1 to {latest}; "
+                "choose one of them"
+            )
+        rows = opened.to_pyarrow_table(filters=[("snapshot", "=", wanted)]).to_pylist()
+        return _to_snapshot(rows[0])
+
+    def snapshots(self) -> pa.Table:
+        """Return every snapshot, oldest first, in the schema of the snapshots table."""
+        opened = delta.open_table(self.root, "snapshots")
+        return opened.to_pyarrow_table().cast(SCHEMAS["snapshots"]).sort_by("snapshot")
+
+    def read(
+        self,
+        table: str,
+        snapshot: Snapshot,
+        columns: Sequence[str] | None = None,
+        filters: list[tuple[str, str, Any]] | None = None,
+    ) -> pa.Table:
+        """Read a table at a snapshot.
+
+        Args:
+            table: one of TABLES.
+            snapshot: which version of the lake.
+            columns: those to return, all by default.
+            filters: (column, operator, value), all of which must hold; operators are
+                ``= == != < > <= >= in``, ``not in``.
+
+        Returns:
+            The rows in no promised order, in the types of SCHEMAS.
+
+        Raises:
+            InvalidArgumentError: there is no such table or column.
+            LakeError: the version cannot be read any more.
+        """
+        schema = _schema(table)
+        names = list(schema.names if columns is None else columns)
+        asked = {*names, *(column for column, _, _ in filters or [])}
+        if unknown := sorted(asked - set(schema.names)):
+            raise InvalidArgumentError(
+                f"columns {unknown} of table {table} were asked for; it has "
+                f"{', '.join(schema.names)}; choose among these"
+            )
+        opened = delta.open_table(self.root, table, snapshot.versions[table])
+        # deltalake takes an empty list of conditions for a malformed one.
+        rows = opened.to_pyarrow_table(columns=names, filters=filters or None)
+        return rows.select(names).cast(pa.schema([schema.field(name) for name in names]))
+
+    def data_files(
+        self, table: str, snapshot: Snapshot, sae: str | None = None, corpus: str | None = None
+    ) -> list[DataFile]:
+        """Return the Parquet files of a table at a snapshot, sorted by path.
+
+        Args:
+            table: one of TABLES.
+            snapshot: which version of the lake.
+            sae: only files of this coder.
+            corpus: only files of this corpus.
+
+        Raises:
+            InvalidArgumentError: there is no such table, or it is not partitioned like that.
+        """
+        _schema(table)
+        opened = delta.open_table(self.root, table, snapshot.versions[table])
+        partitions = opened.metadata().partition_columns
+        wanted = {k: v for k, v in (("sae", sae), ("corpus", corpus)) if v is not None}
+        if unknown := sorted(set(wanted) - set(partitions)):
+            raise InvalidArgumentError(
+                f"files of table {table} by {unknown} were asked for; it is partitioned by "
+                f"{partitions}; filter by these"
+            )
+        found = []
+        for row in delta.added_files(opened).to_pylist():
+            partition = {name: row[f"partition.{name}"] for name in partitions}
+            if all(partition[name] == value for name, value in wanted.items()):
+                path = table_path(self.root, table) / row["path"]
+                found.append(DataFile(path, partition, row["num_records"]))
+        return sorted(found, key=lambda file: file.path)
+
+    def table_uri(self, table: str) -> str:
+        """Return where the Delta table is, as Delta readers take it.
+
+        Raises:
+            InvalidArgumentError: there is no such table.
+        """
+        _schema(table)
+        return str(table_path(self.root, table))
+
+
+def snapshot_rows(snapshot: Snapshot) -> pa.Table:
+    """Return a snapshot as its row of the snapshots table."""
+    row = {
+        "snapshot": snapshot.id,
+        "created_at": snapshot.created_at,
+        "reason": snapshot.reason,
+        "run": snapshot.run,
+        "versions": [
+            {"table": table, "version": version} for table, version in snapshot.versions.items()
+        ],
+    }
+    return pa.Table.from_pylist([row], schema=SCHEMAS["snapshots"])
+
+
+def _to_snapshot(row: Mapping[str, Any]) -> Snapshot:
+    versions = {entry["table"]: entry["version"] for entry in row["versions"]}
+    return Snapshot(row["snapshot"], row["created_at"], row["reason"], row["run"], versions)
+
+
+def _schema(table: str) -> pa.Schema:
+    if table not in SCHEMAS:
+        raise InvalidArgumentError(
+            f"table {table!r} was asked for; a lake has {', '.join(TABLES)}; choose one of them"
+        )
+    return SCHEMAS[table]
+
+
+def _format_version(root: Path) -> Any:
+    file = lake_file(root)
+    if not file.is_file():
+        raise NotALakeError(
+            f"a lake at {root} was asked for; it has no {file.name}; check the path"
+        )
+    try:
+        values = json.loads(file.read_text())
+    except ValueError:
+        values = None
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        raise NotALakeError(
+            f"a lake at {root} was asked for; its {file.name} is not that of a lake; check the path"
+        )
+    return values.get("format_version")

@@ -1,0 +1,72 @@
+"""Where things are in a lake's folder: pure path arithmetic, no IO."""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+from typing import Final
+from urllib.parse import quote
+from uuid import uuid4
+
+from scopelake.names import slug
+
+FORMAT: Final = "scopelake"
+FORMAT_VERSION: Final = 1
+
+TABLES: Final = (
+    "contexts",
+    "codes",
+    "postings",
+    "peaks",
+    "features",
+    "labels",
+    "saes",
+    "models",
+    "corpora",
+    "runs",
+    "files",
+    "snapshots",
+)
+"""Every table of a lake; each is a Delta table."""
+
+DENSE: Final = "dense"
+"""The kind that dense shards have in the ``files`` table."""
+
+
+def lake_file(root: Path) -> Path:
+    """Return the file that makes a folder a lake."""
+    return root / "lake.json"
+
+
+def lock_file(root: Path) -> Path:
+    """Return the file that the one writer holds locked."""
+    return root / "lake.lock"
+
+
+def pending_dir(root: Path) -> Path:
+    """Return the folder of commits that have begun; empty when the lake is idle."""
+    return root / "pending"
+
+
+def table_path(root: Path, table: str) -> Path:
+    """Return the folder of a Delta table."""
+    return root / "tables" / table
+
+
+def new_data_path(table: str, partition: dict[str, str]) -> PurePosixPath:
+    """Return a fresh Parquet path, relative to the lake, for rows of one partition.
+
+    Partition folders are ``column=value`` with the value percent-encoded, as Delta writers do:
+    some readers (Polars) take partition values from the path and not from the log.
+    """
+    folders = [f"{column}={quote(value, safe='')}" for column, value in partition.items()]
+    return PurePosixPath("tables", table, *folders, f"{uuid4().hex}.parquet")
+
+
+def activations_dir(root: Path) -> Path:
+    """Return the folder of the Zarr group of dense activations."""
+    return root / "activations"
+
+
+def array_name(corpus: str, model: str, site: str, layer: int) -> str:
+    """Return the path of a dense array inside the Zarr group."""
+    return f"{corpus}/{slug(model)}/{site}/layer_{layer}"

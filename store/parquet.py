@@ -1,0 +1,154 @@
+"""One durable Parquet file: encodings by table, statistics for Delta, and its receipt."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from scopelake.store.layout import new_data_path
+from scopelake.store.receipts import Receipt, checksum
+from scopelake.store.schema import PARTITIONS, SORTED_BY, file_schema
+
+
+@dataclass(frozen=True)
+class _Style:
+    """How a table's columns are encoded, by Parquet column path; others are plain."""
+
+    row_group: int
+    dictionary: tuple[str, ...]
+    encodings: Mapping[str, str]
+
+
+_ACTIVATION: Final = {"activation": "BYTE_STREAM_SPLIT"}
+
+_STYLES: Final[dict[str, _Style]] = {
+    "contexts": _Style(
+        64,
+        ("document", "metadata", "token_ids.list.element", "roles.list.element",
+         "turns.list.element", "kinds.list.element"),
+        {"context": "DELTA_BINARY_PACKED", "token_starts.list.element": "DELTA_BINARY_PACKED"},
+    ),
+    "codes": _Style(
+        131_072,
+        ("position", "feature", "kind"),
+        {"context": "DELTA_BINARY_PACKED", **_ACTIVATION},
+    ),
+    "postings": _Style(
+        131_072,
+        ("position", "feature", "kind"),
+        {"context": "DELTA_BINARY_PACKED", **_ACTIVATION},
+    ),
+    "peaks": _Style(
+        131_072,
+        ("feature", "position"),
+        {"rank": "DELTA_BINARY_PACKED", "context": "DELTA_BINARY_PACKED", **_ACTIVATION},
+    ),
+    "features": _Style(16_384, ("histogram.list.element",), {"feature": "DELTA_BINARY_PACKED"}),
+}  # fmt: skip
+
+_ROWS_PER_PAGE: Final = 16_384
+
+
+def write_parquet(
+    root: Path,
+    table: str,
+    rows: pa.Table,
+    partition: dict[str, str],
+    *,
+    run: str,
+    shard: int | None = None,
+) -> Receipt:
+    """Write rows of one partition to a fresh, durable file that no reader sees yet.
+
+    Args:
+        root: the lake's folder.
+        table: one of the tables with data files of their own.
+        rows: in the table's order and file schema (no partition columns), 0 or more.
+        partition: value of each partition column.
+        run: the run that wrote it.
+        shard: the shard of the corpus, where it is of one.
+    """
+    path = new_data_path(table, {c: partition[c] for c in PARTITIONS[table]})
+    full = root / path
+    full.parent.mkdir(parents=True, exist_ok=True)
+    with full.open("xb") as file:
+        _write(table, rows, file)
+        file.flush()
+        os.fsync(file.fileno())
+    fsync_folder(full.parent)
+    return Receipt(
+        table=table,
+        path=str(path),
+        run=run,
+        n_rows=rows.num_rows,
+        n_bytes=full.stat().st_size,
+        checksum=checksum(full),
+        partition=partition,
+        stats=delta_stats(rows),
+        shard=shard,
+        sae=partition.get("sae"),
+        corpus=partition.get("corpus"),
+    )
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make the names of new files in a folder durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def delta_stats(rows: pa.Table) -> str:
+    """Return Delta's file statistics, JSON: rows, and bounds of the numeric columns."""
+    lowest: dict[str, Any] = {}
+    highest: dict[str, Any] = {}
+    nulls: dict[str, int] = {}
+    for name in rows.column_names:
+        column = rows[name]
+        if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
+            continue
+        nulls[name] = column.null_count
+        if column.null_count < len(column):
+            bounds = pc.min_max(column)
+            lowest[name], highest[name] = bounds["min"].as_py(), bounds["max"].as_py()
+    return json.dumps(
+        {
+            "numRecords": rows.num_rows,
+            "minValues": lowest,
+            "maxValues": highest,
+            "nullCount": nulls,
+        }
+    )
+
+
+def _write(table: str, rows: pa.Table, file: Any) -> None:
+    style = _STYLES[table]
+    schema = file_schema(table)
+    sorting = pq.SortingColumn.from_ordering(
+        schema, [(name, "ascending") for name in SORTED_BY[table]]
+    )
+    writer = pq.ParquetWriter(
+        file,
+        schema,
+        version="2.6",
+        compression="zstd",
+        compression_level=1,
+        use_dictionary=list(style.dictionary),
+        column_encoding=dict(style.encodings),
+        max_rows_per_page=_ROWS_PER_PAGE,
+        write_page_index=True,
+        write_page_checksum=True,
+        sorting_columns=sorting,
+    )
+    with writer:
+        writer.write_table(rows, row_group_size=style.row_group)

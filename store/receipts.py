@@ -1,0 +1,52 @@
+"""What a worker hands to the committer for a file that it wrote."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """A file that is on disk and durable, but not part of the lake until it is committed."""
+
+    table: str
+    """The table it belongs to, or ``dense``."""
+    path: str
+    """Relative to the lake, with ``/``."""
+    run: str
+    n_rows: int
+    n_bytes: int
+    checksum: str
+    """``xxh3:`` and 32 hex digits, of the file's bytes."""
+    partition: dict[str, str] = field(default_factory=dict)
+    stats: str = ""
+    """Delta's statistics of the file, JSON; empty for dense shards."""
+    shard: int | None = None
+    sae: str | None = None
+    corpus: str | None = None
+    model: str | None = None
+    site: str | None = None
+    layer: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return it as JSON-ready values."""
+        return asdict(self)
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> Receipt:
+        """Return the receipt that `to_dict` made `values` of."""
+        return Receipt(**values)
+
+
+def checksum(path: Path) -> str:
+    """Return the checksum of a file's bytes: ``xxh3:`` and 32 hex digits (XXH3, 128 bits)."""
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return f"xxh3:{digest.hexdigest()}"

@@ -1,0 +1,189 @@
+"""Statistics of every feature, exact, from feature-major files in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from scopelake.errors import InvalidArgumentError
+from scopelake.names import KIND_BOS
+from scopelake.store.schema import SCHEMAS
+
+HISTOGRAM_BINS: Final = 32
+HISTOGRAM_LOG2_START: Final = -8
+"""Lower edge of the first bin; bins are one power of two wide, outliers go to the end bins."""
+
+QUANTILES: Final = {"p10": 0.10, "p50": 0.50, "p90": 0.90, "p99": 0.99}
+
+_COLUMNS: Final = ("feature", "activation", "kind")
+_ROWS_AT_ONCE: Final = 8_000_000
+
+
+@dataclass(frozen=True)
+class _Group:
+    """A row group of a file and the features that it may hold."""
+
+    path: Path
+    index: int
+    low: int
+    high: int
+    n_rows: int
+
+
+def feature_statistics(
+    files: Iterable[Path], width: int, n_tokens: int, *, rows_at_once: int = _ROWS_AT_ONCE
+) -> pa.Table:
+    """Return the statistics of every feature, firings on BOS left out.
+
+    Features are taken range by range, so that at most about `rows_at_once` firings (16 bytes
+    each) are in memory, or those of one feature where it alone has more.
+
+    Args:
+        files: postings files of one coder on one corpus; their union is each firing once.
+        width: number of features.
+        n_tokens: tokens that are not BOS, the denominator of density.
+        rows_at_once: firings to hold at once.
+
+    Returns:
+        One row for each feature 0..width-1: the columns of the features table from `feature` to
+        `n_tokens`; without firings mean, max and quantiles are null. Quantiles are numpy's
+        linear ones of the stored activations, the mean is summed in float64.
+
+    Raises:
+        InvalidArgumentError: a file has a feature beyond `width`, or `width` or `n_tokens` is
+            below 1.
+    """
+    if width < 1 or n_tokens < 1:
+        raise InvalidArgumentError(
+            f"statistics of {width} features over {n_tokens} tokens were asked for; give 1 or more"
+        )
+    groups = list(_row_groups(files))
+    highest = max((g.high for g in groups), default=0)
+    if highest >= width:
+        raise InvalidArgumentError(
+            f"statistics of {width} features were asked for; the files have feature {highest}; "
+            "give the files and width of one coder"
+        )
+    parts = [
+        _range_statistics(groups, low, high, n_tokens)
+        for low, high in _ranges(groups, width, rows_at_once)
+    ]
+    return pa.concat_tables(parts).combine_chunks()
+
+
+def _row_groups(files: Iterable[Path]) -> Iterator[_Group]:
+    for path in files:
+        metadata = pq.read_metadata(path)
+        column = metadata.schema.to_arrow_schema().get_field_index("feature")
+        for index in range(metadata.num_row_groups):
+            group = metadata.row_group(index)
+            if group.num_rows:
+                bounds = group.column(column).statistics
+                yield _Group(path, index, bounds.min, bounds.max, group.num_rows)
+
+
+def _ranges(groups: list[_Group], width: int, rows_at_once: int) -> Iterator[tuple[int, int]]:
+    """Yield feature ranges [low, high) that cover all features, each of few enough rows.
+
+    A row group's rows are counted at its lowest feature, so a range reads at most the groups
+    that begin before it on top, one of each file.
+    """
+    rows = np.zeros(width + 1, dtype=np.int64)
+    for group in groups:
+        span = group.high - group.low + 1
+        rows[group.low : group.high + 1] += -(-group.n_rows // span)
+    low, held = 0, 0
+    for feature in range(width):
+        if held and held + int(rows[feature]) > rows_at_once:
+            yield low, feature
+            low, held = feature, 0
+        held += int(rows[feature])
+    yield low, width
+
+
+def _range_statistics(groups: list[_Group], low: int, high: int, n_tokens: int) -> pa.Table:
+    feature, activation = _read_range(groups, low, high)
+    order = np.lexsort((activation, feature))
+    feature, activation = feature[order], activation[order]
+    n = high - low
+    counts = np.bincount(feature - low, minlength=n)
+    starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
+    silent = counts == 0
+    sums = np.bincount(feature - low, weights=activation.astype(np.float64), minlength=n)
+    columns: dict[str, Any] = {
+        "feature": np.arange(low, high, dtype=np.int32),
+        "firings": counts,
+        "density": counts / n_tokens,
+        "mean": _column(sums / np.maximum(counts, 1), silent),
+        "max": _column(_quantile(activation, starts, counts, 1.0), silent),
+    }
+    for name, q in QUANTILES.items():
+        columns[name] = _column(_quantile(activation, starts, counts, q), silent)
+    bins = _histogram(feature - low, activation, n)
+    offsets = pa.array(np.arange(n + 1) * HISTOGRAM_BINS, pa.int32())
+    columns["histogram"] = pa.ListArray.from_arrays(offsets, pa.array(bins.ravel()))
+    columns["n_tokens"] = np.full(n, n_tokens, dtype=np.int64)
+    schema = pa.schema([SCHEMAS["features"].field(name) for name in columns])
+    return pa.table({name: pa.array(values) for name, values in columns.items()}).cast(schema)
+
+
+def _read_range(
+    groups: list[_Group], low: int, high: int
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+    """Return feature and activation of the firings with low <= feature < high, BOS left out."""
+    wanted: dict[Path, list[int]] = {}
+    for group in groups:
+        if group.low < high and group.high >= low:
+            wanted.setdefault(group.path, []).append(group.index)
+    features = [np.empty(0, np.int32)]
+    activations = [np.empty(0, np.float32)]
+    for path, indices in wanted.items():
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            rows = file.read_row_groups(indices, columns=list(_COLUMNS))
+        feature = rows["feature"].to_numpy()
+        keep = (feature >= low) & (feature < high) & (rows["kind"].to_numpy() != KIND_BOS)
+        features.append(feature[keep])
+        activations.append(rows["activation"].to_numpy()[keep])
+    return np.concatenate(features), np.concatenate(activations)
+
+
+def _quantile(
+    values: npt.NDArray[np.float32],
+    starts: npt.NDArray[np.int64],
+    counts: npt.NDArray[np.int64],
+    q: float,
+) -> npt.NDArray[np.float64]:
+    """Return the linear quantile of each sorted run of `values`; anything where it is empty."""
+    if len(values) == 0:
+        return np.zeros(len(counts))
+    at = q * np.maximum(counts - 1, 0)
+    below = np.floor(at).astype(np.int64)
+    last = len(values) - 1
+    left = values[np.minimum(starts + below, last)].astype(np.float64)
+    above = np.minimum(below + 1, np.maximum(counts - 1, 0))
+    right = values[np.minimum(starts + above, last)].astype(np.float64)
+    return left + (right - left) * (at - below)
+
+
+def _histogram(
+    feature: npt.NDArray[np.int32], activation: npt.NDArray[np.float32], n: int
+) -> npt.NDArray[np.int64]:
+    """Count activations by feature and power of two: [n, HISTOGRAM_BINS]."""
+    # frexp is exact: x = m * 2**e with 0.5 <= m < 1, so floor(log2(x)) is e - 1.
+    exponent = np.frexp(activation)[1] - 1
+    # What is not positive has no logarithm and belongs below every bin.
+    exponent = np.where(activation > 0, exponent, HISTOGRAM_LOG2_START)
+    index = np.clip(exponent - HISTOGRAM_LOG2_START, 0, HISTOGRAM_BINS - 1)
+    flat = feature.astype(np.int64) * HISTOGRAM_BINS + index
+    return np.bincount(flat, minlength=n * HISTOGRAM_BINS).reshape(n, HISTOGRAM_BINS)
+
+
+def _column(values: npt.NDArray[np.float64], silent: npt.NDArray[np.bool_]) -> pa.Array:
+    return pa.array(values.astype(np.float32), mask=silent)

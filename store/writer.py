@@ -1,0 +1,143 @@
+"""Writing of data files; what they hold is invisible until their receipts are committed."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from scopelake.errors import InvalidArgumentError
+from scopelake.names import check_name
+from scopelake.store.firings import Firings, peaks
+from scopelake.store.parquet import write_parquet
+from scopelake.store.precision import round_mantissa
+from scopelake.store.receipts import Receipt
+from scopelake.store.schema import PARTITIONS, SCHEMAS, SORTED_BY, file_schema
+
+
+def write_firings(
+    root: Path,
+    firings: Firings,
+    *,
+    sae: str,
+    corpus: str,
+    shard: int,
+    run: str,
+    bits: int,
+    k_peaks: int = 256,
+) -> list[Receipt]:
+    """Write a shard's firings of one coder in both orders, and its peaks.
+
+    Args:
+        root: the lake's folder.
+        firings: in any order; those sorted token-major already are not sorted again.
+        sae: the coder's name.
+        corpus: the corpus's name.
+        shard: number of the shard.
+        run: the run that writes.
+        bits: mantissa bits kept of an activation, 1 to 23.
+        k_peaks: most contexts kept for a feature.
+
+    Returns:
+        The receipts of a codes, a postings and a peaks file, also when there are no firings.
+
+    Raises:
+        InvalidArgumentError: a value is NaN, infinite or negative where it must not be, an
+            address occurs twice, or `bits` or `k_peaks` is out of range.
+    """
+    check_name("corpus", corpus)
+    rounded = Firings(
+        firings.context,
+        firings.position,
+        firings.feature,
+        round_mantissa(firings.activation, bits),
+        firings.kind,
+    )
+    rounded.check()
+    by_token = rounded.token_major()
+    _check_unique(by_token)
+    partition = {"sae": sae, "corpus": corpus}
+
+    def write(table: str, rows: pa.Table) -> Receipt:
+        return write_parquet(root, table, rows, partition, run=run, shard=shard)
+
+    # The Parquet encoder leaves the interpreter lock: one order is written while the other
+    # is sorted.
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        codes = pool.submit(write, "codes", _table("codes", by_token))
+        by_feature = by_token.feature_major()
+        postings = write("postings", _table("postings", by_feature))
+        strongest = write("peaks", peaks(by_feature, k_peaks))
+        return [codes.result(), postings, strongest]
+
+
+def write_contexts(root: Path, table: pa.Table, corpus: str, run: str) -> list[Receipt]:
+    """Write contexts of one corpus, in the contexts table's schema, sorted by context.
+
+    Raises:
+        InvalidArgumentError: the columns are not those of the table, another corpus is among the
+            rows, or they are not sorted.
+    """
+    check_name("corpus", corpus)
+    rows = _file_rows("contexts", table, {"corpus": corpus})
+    return [write_parquet(root, "contexts", rows, {"corpus": corpus}, run=run)]
+
+
+def write_features(root: Path, table: pa.Table, sae: str, corpus: str, run: str) -> Receipt:
+    """Write the statistics of every feature of a coder on a corpus, sorted by feature.
+
+    Raises:
+        InvalidArgumentError: the columns are not those of the features table, rows of another
+            coder or corpus are among them, or they are not sorted.
+    """
+    partition = {"sae": sae, "corpus": check_name("corpus", corpus)}
+    rows = _file_rows("features", table, partition)
+    return write_parquet(root, "features", rows, partition, run=run)
+
+
+def _table(name: str, firings: Firings) -> pa.Table:
+    schema = file_schema(name)
+    return pa.table([pa.array(getattr(firings, c)) for c in schema.names], schema=schema)
+
+
+def _check_unique(by_token: Firings) -> None:
+    same: Any = np.ones(max(len(by_token) - 1, 0), dtype=bool)
+    for column in (by_token.context, by_token.position, by_token.feature):
+        same &= column[1:] == column[:-1]
+    if same.any():
+        at = int(np.argmax(same))
+        raise InvalidArgumentError(
+            f"feature {by_token.feature[at]} fires twice at context {by_token.context[at]} "
+            f"position {by_token.position[at]}; a firing has one activation; check the encoder"
+        )
+
+
+def _file_rows(name: str, table: pa.Table, partition: dict[str, str]) -> pa.Table:
+    """Check rows and strip the partition columns, which may be absent already."""
+    wanted = file_schema(name)
+    missing = [c for c in wanted.names if c not in table.column_names]
+    unknown = [c for c in table.column_names if c not in SCHEMAS[name].names]
+    if missing or unknown:
+        raise InvalidArgumentError(
+            f"rows for table {name} lack {missing or 'nothing'} and have unknown columns "
+            f"{unknown or 'none'}; give the columns of SCHEMAS[{name!r}]"
+        )
+    for column in PARTITIONS[name]:
+        if column in table.column_names:
+            values = pc.unique(table[column]).to_pylist()
+            if any(value != partition[column] for value in values):
+                raise InvalidArgumentError(
+                    f"rows for table {name} have {column} {values}; they are to be written as "
+                    f"{partition[column]!r}; write each {column} by itself"
+                )
+    rows = table.select(wanted.names).cast(wanted)
+    key = rows[SORTED_BY[name][0]].to_numpy()
+    if (np.diff(key) <= 0).any():
+        raise InvalidArgumentError(
+            f"rows for table {name} are not in order of {SORTED_BY[name][0]}, each once; sort them"
+        )
+    return rows

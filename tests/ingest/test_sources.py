@@ -1,0 +1,73 @@
+"""Corpus files: every kind is read whole, every malformed one refused with file and line."""
+
+import json
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from scopelake.errors import CorpusSourceError
+from scopelake.ingest.sources import read_documents, source_files
+
+
+def read(source, *, chat=False, root=None):
+    return list(read_documents(source_files(source), chat=chat, root=root))
+
+
+def test_text_files_of_a_folder_in_order(tmp_path):
+    (tmp_path / "b.txt").write_text("second")
+    (tmp_path / "a.py").write_text("\ufefffirst", encoding="utf-8")
+    (tmp_path / "ignored.bin").write_bytes(b"\x00")
+    found = read(tmp_path, root=tmp_path)
+    assert [(d.id, d.text) for d in found] == [("a.py", "first"), ("b.txt", "second")]
+
+
+def test_jsonl_keeps_ids_and_metadata(tmp_path):
+    path = tmp_path / "c.jsonl"
+    lines = [{"id": 7, "text": "x", "lang": "en", "metadata": {"n": 1}}, {"text": "y\u2028z"}]
+    path.write_text("\n".join(json.dumps(line, ensure_ascii=False) for line in lines) + "\n\n")
+    first, second = read(path)
+    assert (first.id, first.text, first.metadata) == ("7", "x", {"lang": "en", "n": 1})
+    assert (second.id, second.text) == ("c:2", "y\u2028z")
+
+
+def test_parquet_chats(tmp_path):
+    path = tmp_path / "chats.parquet"
+    messages = [[{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]]
+    pq.write_table(pa.table({"messages": messages, "label": ["good"]}), path)
+    (document,) = read(path, chat=True)
+    assert document.messages == tuple(messages[0])
+    assert document.metadata == {"label": "good"}
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "chat", "message"),
+    [
+        ("a.txt", b"", False, r"a\.txt .* is empty"),
+        ("a.txt", b" \n", False, r"a\.txt .* is empty"),
+        ("a.txt", b"ab\xff", False, r"a\.txt .* byte 2 is not valid UTF-8"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": ', False, r"a\.jsonl:2 .* not JSON"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": "\xff"}', False, r"a\.jsonl:2 .* not valid UTF-8"),
+        ("a.jsonl", b'["x"]', False, r"a\.jsonl:1 .* 'text'; it has list"),
+        ("a.jsonl", b'{"messages": []}', False, r"a\.jsonl:1 .* pass chat=True"),
+        ("a.jsonl", b'{"messages": []}', True, r"a\.jsonl:1 has no messages"),
+        ("a.jsonl", b'{"messages": [{"role": "user"}]}', True, r"a\.jsonl:1 has a message without"),
+        ("a.jsonl", b'{"text": 3}', False, r"a\.jsonl:1 has a 'text' that is no string"),
+        ("a.parquet", b"PAR1", False, r"a\.parquet .* not a Parquet file"),
+        ("a.txt", b"hello", True, r"a\.txt was given as a chat corpus"),
+    ],
+)
+def test_malformed_files_are_refused(tmp_path, name, data, chat, message):
+    path = tmp_path / name
+    path.write_bytes(data)
+    with pytest.raises(CorpusSourceError, match=message):
+        read(path, chat=chat)
+
+
+def test_missing_and_empty_paths_are_refused(tmp_path):
+    with pytest.raises(CorpusSourceError, match="no such file"):
+        read(tmp_path / "nothing.txt")
+    with pytest.raises(CorpusSourceError, match="the folder holds no"):
+        read(tmp_path)
+    with pytest.raises(CorpusSourceError, match="no files"):
+        read([])

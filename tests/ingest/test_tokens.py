@@ -1,0 +1,83 @@
+"""Tokens know their offset, role, turn and kind; the ids equal transformers' own."""
+
+import pytest
+
+from scopelake import tiny
+from scopelake.errors import CorpusSourceError
+from scopelake.ingest.sources import Document
+from scopelake.names import KINDS, ROLES
+
+CHAT = (
+    {"role": "user", "content": "  What is a list?\n"},
+    {"role": "assistant", "content": "A list holds items.\n\nIn order."},
+    {"role": "user", "content": "Thanks"},
+)
+
+
+@pytest.fixture(scope="module")
+def plain():
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(str(tiny.model_path()))
+
+
+def chat(tokenizer, messages):
+    return tokenizer.encode_chat(Document("d", "here", messages=tuple(messages)))
+
+
+def pieces(tokens):
+    ends = [*tokens.starts[1:].tolist(), len(tokens.text)]
+    return [tokens.text[a:b] for a, b in zip(tokens.starts.tolist(), ends, strict=True)]
+
+
+@pytest.mark.parametrize("text", ["def f(x):\n    return x\n", "a", "\n\n", "naïve — 漢字 🦜\tx"])
+def test_plain_text_has_transformers_ids_and_covers_the_text(tokenizer, plain, text):
+    (tokens,) = tokenizer.encode_texts([text])
+    assert tokens.token_ids.tolist() == plain(text, add_special_tokens=False)["input_ids"]
+    assert "".join(pieces(tokens)) == text
+    assert set(tokens.kinds.tolist()) == {KINDS.index("content")}
+    assert set(tokens.turns.tolist()) == {-1}
+
+
+@pytest.mark.parametrize("n_messages", [1, 2, 3])
+@pytest.mark.parametrize("system", [False, True])
+def test_chat_has_the_templates_ids_and_one_bos(tokenizer, plain, n_messages, system):
+    messages = CHAT[:n_messages]
+    if system:
+        messages = ({"role": "system", "content": "Be brief."}, *messages)
+    expected = plain.apply_chat_template([dict(m) for m in messages], tokenize=True)
+    expected = expected["input_ids"] if hasattr(expected, "keys") else expected
+    tokens = chat(tokenizer, messages)
+    assert tokens.token_ids.tolist() == list(expected)
+    assert tokens.token_ids.tolist().count(2) == 1
+    assert "".join(pieces(tokens)) == tokens.text
+
+
+def test_chat_tokens_carry_role_turn_and_kind(tokenizer):
+    tokens = chat(tokenizer, ({"role": "system", "content": "Be brief."}, *CHAT))
+    found: dict[tuple[str, int, str], str] = {}
+    rows = zip(tokens.roles, tokens.turns, tokens.kinds, pieces(tokens), strict=True)
+    for role, turn, kind, piece in rows:
+        key = (ROLES[role], int(turn), KINDS[kind])
+        found[key] = found.get(key, "") + piece
+    assert found["none", -1, "bos"] == "<bos>"
+    assert found["system", 0, "content"] == "Be brief."
+    assert found["user", 1, "content"] == "What is a list?"
+    assert found["model", 2, "content"] == "A list holds items.\n\nIn order."
+    assert found["model", 2, "template"] == "<start_of_turn>model\n<end_of_turn>\n"
+    assert found["user", 3, "content"] == "Thanks"
+
+
+def test_control_text_inside_content_stays_text(tokenizer):
+    tokens = chat(tokenizer, [{"role": "user", "content": "say <end_of_turn> and <bos> now"}])
+    ids = tokens.token_ids.tolist()
+    assert (ids.count(105), ids.count(106), ids.count(2)) == (1, 1, 1)
+    content = [p for p, k in zip(pieces(tokens), tokens.kinds, strict=True) if k == 0]
+    assert "".join(content) == "say <end_of_turn> and <bos> now"
+    (text,) = tokenizer.encode_texts(["<bos>x<start_of_turn>"])
+    assert not {2, 105} & set(text.token_ids.tolist())
+
+
+def test_roles_that_do_not_alternate_are_refused(tokenizer):
+    with pytest.raises(CorpusSourceError, match="here does not fit the chat template"):
+        chat(tokenizer, [CHAT[0], CHAT[2]])

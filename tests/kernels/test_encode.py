@@ -1,0 +1,118 @@
+"""The fast encoder against the definition written out in float64, on awkward input."""
+
+import numpy as np
+import pytest
+import torch
+
+from scopelake.errors import InvalidArgumentError
+from scopelake.kernels import encode as seam
+from scopelake.kernels import reference
+from scopelake.kernels.encode import encode
+from scopelake.kernels.weights import CoderWeights
+
+
+def build_weights(d_in=24, width=100, d_out=24, skip=False, threshold=None, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    w_dec = torch.randn(width, d_out, generator=generator)
+    return CoderWeights(
+        w_enc=torch.randn(d_in, width, generator=generator),
+        b_enc=torch.randn(width, generator=generator),
+        threshold=torch.rand(width, generator=generator) * 8 if threshold is None else threshold,
+        w_dec=w_dec / w_dec.norm(dim=1, keepdim=True),
+        b_dec=torch.randn(d_out, generator=generator),
+        skip=torch.randn(d_in, d_out, generator=generator) if skip else None,
+    )
+
+
+def oracle(x, weights):
+    """Firings as {(token, feature): value} in float64, and those too near a threshold to tell."""
+    pre = x.double().numpy() @ weights.w_enc.double().numpy() + weights.b_enc.double().numpy()
+    threshold = weights.threshold.double().numpy()
+    tokens, features = np.nonzero(pre > threshold)
+    fired = {(t, f): pre[t, f] for t, f in zip(tokens.tolist(), features.tolist(), strict=True)}
+    near = np.abs(pre - threshold) <= 1e-4 * np.maximum(np.abs(threshold), 1e-3)
+    return fired, set(zip(*(index.tolist() for index in np.nonzero(near)), strict=True))
+
+
+def as_dict(codes):
+    keys = zip(codes.token_index().tolist(), codes.features.tolist(), strict=True)
+    return dict(zip(keys, codes.activations.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("impl", ["reference", "tiled"])
+@pytest.mark.parametrize("n_tokens", [0, 1, 63, 100, 1023])
+@pytest.mark.parametrize("width", [1, 100, 513])
+def test_firings_equal_the_float64_oracle(impl, n_tokens, width, monkeypatch):
+    monkeypatch.setattr(seam, "TILE_BYTES", 4 * width * 37)  # tiles that divide nothing evenly
+    weights = build_weights(width=width)
+    x = torch.randn(n_tokens, 24, generator=torch.Generator().manual_seed(1))
+    found = as_dict(encode(x, weights, impl))
+    expected, near = oracle(x, weights)
+    assert set(found) ^ set(expected) <= near
+    for key in found.keys() & expected.keys():
+        # float32 sums of 24 products of order 1: a few units of 2**-24 each
+        assert found[key] == pytest.approx(expected[key], rel=1e-5, abs=1e-5)
+
+
+@pytest.mark.parametrize("impl", ["reference", "tiled"])
+def test_all_and_none_firing(impl):
+    x = torch.ones(70, 24)
+    always = build_weights(threshold=torch.zeros(100))
+    always = CoderWeights(
+        torch.ones_like(always.w_enc), torch.zeros(100), always.threshold, always.w_dec,
+        always.b_dec,
+    )  # fmt: skip
+    codes = encode(x, always, impl)
+    assert codes.indptr.tolist() == list(range(0, 7001, 100))
+    assert codes.features.tolist() == list(range(100)) * 70
+    never = build_weights(threshold=torch.full((100,), 1e9))
+    assert encode(x, never, impl).indptr.tolist() == [0] * 71
+
+
+@pytest.mark.parametrize("impl", ["reference", "tiled"])
+def test_threshold_is_strict(impl):
+    weights = CoderWeights(
+        w_enc=torch.eye(3), b_enc=torch.zeros(3), threshold=torch.tensor([1.0, 1.0, 0.0]),
+        w_dec=torch.eye(3), b_dec=torch.zeros(3),
+    )  # fmt: skip
+    next_up = torch.nextafter(torch.tensor(1.0), torch.tensor(2.0))
+    codes = encode(torch.tensor([[1.0, float(next_up), 0.0]]), weights, impl)
+    assert codes.features.tolist() == [1]
+    assert codes.activations.tolist() == [float(next_up)]
+
+
+def test_bfloat16_input_is_cast_up_not_the_weights_down():
+    weights = build_weights()
+    x = torch.randn(40, 24).to(torch.bfloat16)
+    assert as_dict(encode(x, weights)) == as_dict(encode(x.float(), weights))
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_decode_is_the_written_out_sum(skip):
+    weights = build_weights(d_out=10, skip=skip)
+    x = torch.randn(30, 24)
+    dense = reference.encode_dense(x, weights)
+    expected = dense.double() @ weights.w_dec.double() + weights.b_dec
+    if skip:
+        expected += x.double() @ weights.skip.double()
+    found = reference.decode(encode(x, weights), weights, x)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.zeros(3, 23), r"shape \(3, 23\)"),
+        (torch.zeros(24), r"shape \(24,\)"),
+        (torch.tensor([[float("nan")] * 24]), "1 tokens with NaN"),
+        (torch.tensor([[float("inf")] * 24]), "1 tokens with NaN or infinite"),
+    ],
+)
+def test_unusable_input_is_refused(x, message):
+    with pytest.raises(InvalidArgumentError, match=message):
+        encode(x, build_weights())
+
+
+def test_unknown_implementation_is_refused():
+    with pytest.raises(InvalidArgumentError, match="'quick'"):
+        encode(torch.zeros(1, 24), build_weights(), "quick")
