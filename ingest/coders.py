@@ -152,7 +152,8 @@ def load_weights(coder: CoderFiles, device: torch.device) -> CoderWeights:
             f"coder {coder.name} has a negative threshold; a JumpReLU's is 0 or more; fetch the "
             "file again"
         )
-    return CoderWeights(*(tensors[key] for key in _TENSORS), skip=tensors.get(_SKIP))
+    names = {key: tensors[key] for key in _TENSORS}
+    return CoderWeights(**names, skip=tensors.get(_SKIP))
 
 
 def _read_config(path: Path) -> dict[str, Any]:

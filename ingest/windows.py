@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from scopelake.ingest.sources import Document
@@ -56,7 +57,7 @@ def _window(
     n_all = len(tokens.token_ids)
     char_start = int(tokens.starts[start]) if start else 0
     char_end = int(tokens.starts[stop]) if stop < n_all else len(tokens.text)
-    columns = {
+    columns: dict[str, npt.NDArray[Any]] = {
         "token_ids": tokens.token_ids[start:stop],
         "token_starts": (tokens.starts[start:stop] - char_start).astype(np.int32),
         "roles": tokens.roles[start:stop],
@@ -64,7 +65,7 @@ def _window(
         "kinds": tokens.kinds[start:stop],
     }
     if int(tokens.token_ids[start]) != bos_id or start:
-        added = {
+        added: dict[str, int] = {
             "token_ids": bos_id,
             "token_starts": 0,
             "roles": ROLES.index("none"),

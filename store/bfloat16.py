@@ -39,9 +39,10 @@ class ZarrBFloat16(BaseFloat[Any, Any]):
             raise DataTypeValidationError(f"dtype {dtype} was given; this is bfloat16")
         return cls()
 
-    def to_native_dtype(self) -> Any:
+    def to_native_dtype(self) -> np.dtype[Any]:
         """Return numpy's bfloat16, which exists in the machine's byte order only."""
-        return BFLOAT16
+        native: np.dtype[Any] = BFLOAT16
+        return native
 
     @property
     def item_size(self) -> int:

@@ -73,8 +73,8 @@ class Firings:
                     f"firings have {name} {lowest}; it counts from 0; check the encoder's output"
                 )
 
-    def take(self, index: Any) -> Firings:
-        """Return the firings that a numpy index, slice or mask selects."""
+    def take(self, index: npt.NDArray[Any]) -> Firings:
+        """Return the firings that a numpy index or mask selects."""
         return Firings(*(getattr(self, f.name)[index] for f in fields(self)))
 
     @staticmethod
@@ -146,11 +146,13 @@ def _strongest_per_context(ordered: Firings) -> Firings:
     if n == 0:
         return ordered
     starts = _group_starts((ordered.feature, ordered.context))
+    if len(starts) == n:
+        return ordered
     highest = np.maximum.reduceat(ordered.activation, starts)
-    group = np.repeat(np.arange(len(starts)), np.diff(starts, append=n))
-    candidates = np.flatnonzero(ordered.activation == highest[group])
-    first = np.flatnonzero(np.diff(group[candidates], prepend=-1))
-    return ordered.take(candidates[first])
+    is_highest = ordered.activation == np.repeat(highest, np.diff(starts, append=n))
+    # Every group has one at least, so the n-th group's first follows those of the groups before.
+    per_group = np.add.reduceat(is_highest, starts, dtype=np.int64)
+    return ordered.take(np.flatnonzero(is_highest)[np.cumsum(per_group) - per_group])
 
 
 def _group_starts(columns: tuple[npt.NDArray[Any], ...]) -> _Order:

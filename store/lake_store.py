@@ -238,7 +238,7 @@ def _schema(table: str) -> pa.Schema:
     return SCHEMAS[table]
 
 
-def _format_version(root: Path) -> Any:
+def _format_version(root: Path) -> object:
     file = lake_file(root)
     if not file.is_file():
         raise NotALakeError(

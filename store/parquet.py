@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -131,7 +131,7 @@ def delta_stats(rows: pa.Table) -> str:
     )
 
 
-def _write(table: str, rows: pa.Table, file: Any) -> None:
+def _write(table: str, rows: pa.Table, file: BinaryIO) -> None:
     style = _STYLES[table]
     schema = file_schema(table)
     sorting = pq.SortingColumn.from_ordering(

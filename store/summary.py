@@ -169,7 +169,8 @@ def _quantile(
     left = values[np.minimum(starts + below, last)].astype(np.float64)
     above = np.minimum(below + 1, np.maximum(counts - 1, 0))
     right = values[np.minimum(starts + above, last)].astype(np.float64)
-    return left + (right - left) * (at - below)
+    found: npt.NDArray[np.float64] = left + (right - left) * (at - below)
+    return found
 
 
 def _histogram(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +18,9 @@ from scopelake.store.precision import round_mantissa
 from scopelake.store.receipts import Receipt
 from scopelake.store.schema import PARTITIONS, SCHEMAS, SORTED_BY, file_schema
 
+PEAKS_DEPTH: Final = 256
+"""Contexts of a feature that `peaks` keeps from each shard: top-k up to it is exact."""
+
 
 def write_firings(
     root: Path,
@@ -28,7 +31,7 @@ def write_firings(
     shard: int,
     run: str,
     bits: int,
-    k_peaks: int = 256,
+    k_peaks: int = PEAKS_DEPTH,
 ) -> list[Receipt]:
     """Write a shard's firings of one coder in both orders, and its peaks.
 

@@ -81,7 +81,9 @@ def save_model(model: Gemma3ForCausalLM, tokenizer: Tokenizer, target: Path) -> 
     temporary = target.with_name(target.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     with torch.no_grad():
-        state = {name: value.to("cpu", torch.bfloat16) for name, value in model.state_dict().items()}
+        state = {
+            name: value.to("cpu", torch.bfloat16) for name, value in model.state_dict().items()
+        }
     state.pop("lm_head.weight", None)
     copy = new_model().to(torch.bfloat16)
     copy.load_state_dict(state, strict=False)

@@ -131,8 +131,8 @@ class Lake:
 
         from scopelake.ingest.find_coders import find_coders
         from scopelake.ingest.model import find_model, load_model
-        from scopelake.ingest.pipeline import IngestConfig, ingest
-        from scopelake.ingest.plan import find_corpus
+        from scopelake.ingest.pipeline import ingest
+        from scopelake.ingest.plan import IngestConfig, find_corpus
 
         self._check_writable()
         sites = tuple(SiteLayer(site, layer) for site, layer in dense)

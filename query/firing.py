@@ -1,0 +1,160 @@
+"""What fired here: the features of a context, or of one token in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+import duckdb
+import pyarrow as pa
+
+from scopelake.errors import (
+    AmbiguousSaeError,
+    ContextNotFoundError,
+    CorpusNotFoundError,
+    InvalidArgumentError,
+)
+from scopelake.query.resolve import resolve_sae
+from scopelake.query.sql import run
+from scopelake.query.windows import context_texts
+from scopelake.store.lake_store import LakeStore
+from scopelake.store.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class FeaturesAt:
+    """What fired in a context, by position, strongest first."""
+
+    corpus: str
+    context: int
+    table: pa.Table
+    """position, token, kind, sae, site, layer, feature, activation."""
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return the rows as a pandas frame."""
+        return self.table.to_pandas()
+
+    def to_text(self, *, color: bool = False) -> str:
+        """Return a line for each token, and under it one for each firing."""
+        bold, plain = ("\x1b[1m", "\x1b[0m") if color else ("", "")
+        lines = [f"context {self.context} of {self.corpus}"]
+        position = None
+        for row in self.table.to_pylist():
+            if row["position"] != position:
+                position = row["position"]
+                lines.append(f"{bold}{position:6d}  {row['token']!r}{plain}")
+            lines.append(f"        {row['activation']:10.4g}  {row['feature']:7d}  {row['sae']}")
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        return self.to_text()
+
+    def _repr_html_(self) -> str:
+        body = "".join(
+            f"<tr><td>{r['position']}</td><td><code>{escape(r['token'])}</code></td>"
+            f"<td>{escape(r['sae'])}</td><td>{r['feature']}</td><td>{r['activation']:.4g}</td></tr>"
+            for r in self.table.to_pylist()
+        )
+        head = "".join(f"<th>{h}</th>" for h in ("position", "token", "sae", "feature", "a"))
+        return (
+            f"<b>context {self.context}</b> of {escape(self.corpus)}"
+            f"<table><tr>{head}</tr>{body}</table>"
+        )
+
+
+def features_at(
+    connection: duckdb.DuckDBPyConnection,
+    store: LakeStore,
+    snapshot: Snapshot,
+    context: int,
+    position: int | None = None,
+    *,
+    corpus: str | None = None,
+    sae: str | None = None,
+    k: int | None = None,
+) -> FeaturesAt:
+    """Return the firings of a context or of one token, strongest first at each position.
+
+    Args:
+        connection: from `connect`.
+        store: the lake.
+        snapshot: what of it is read.
+        context: number of the context.
+        position: only this token.
+        corpus: may be left out when the lake has one.
+        sae: only this one, by name or unique ending.
+        k: at most so many firings of each SAE at each token.
+
+    Raises:
+        CorpusNotFoundError, AmbiguousSaeError, ContextNotFoundError, SaeNotFoundError,
+        InvalidArgumentError: `k` below 1.
+    """
+    if k is not None and k < 1:
+        raise InvalidArgumentError(f"k={k} was asked for; k is 1 or more")
+    name = _corpus(store, snapshot, corpus)
+    texts = context_texts(connection, [(name, context)])
+    if (name, context) not in texts:
+        raise ContextNotFoundError(
+            f"context {context} of corpus {name!r} was asked for; it has contexts 0 to "
+            f"{_n_contexts(store, snapshot, name) - 1}; choose one of them"
+        )
+    pieces = texts[name, context].pieces
+    if position is not None and not 0 <= position < len(pieces):
+        raise ContextNotFoundError(
+            f"position {position} of context {context} of {name!r} was asked for; it has positions "
+            f"0 to {len(pieces) - 1}; choose one of them"
+        )
+    query, params = statement(name, context, position, k=k)
+    if sae is not None:
+        query, params = statement(
+            name, context, position, k=k, sae=resolve_sae(store, snapshot, sae=sae).name
+        )
+    rows = run(connection, query, params)
+    tokens = pa.array([pieces[p] for p in rows["position"].to_pylist()], pa.string())
+    return FeaturesAt(name, context, rows.add_column(1, "token", tokens))
+
+
+def statement(
+    corpus: str, context: int, position: int | None, *, k: int | None, sae: str | None = None
+) -> tuple[str, list[Any]]:
+    """Return the SQL of `features_at`, and its parameters."""
+    query = (
+        "SELECT position, kind, sae, site, layer, feature, activation FROM codes "
+        "JOIN (SELECT sae, site, layer FROM saes) USING (sae) WHERE corpus = ? AND context = ?"
+    )
+    params: list[Any] = [corpus, context]
+    if position is not None:
+        query, params = f"{query} AND position = ?", [*params, position]
+    if sae is not None:
+        query, params = f"{query} AND sae = ?", [*params, sae]
+    if k is not None:
+        query += (
+            " QUALIFY row_number() OVER (PARTITION BY sae, position "
+            f"ORDER BY activation DESC, feature) <= {int(k)}"
+        )
+    return f"{query} ORDER BY position, activation DESC, sae, feature", params
+
+
+def _corpus(store: LakeStore, snapshot: Snapshot, corpus: str | None) -> str:
+    there = sorted(store.read("corpora", snapshot, ["corpus"])["corpus"].to_pylist())
+    if corpus in there:
+        return str(corpus)
+    if corpus is None and len(there) == 1:
+        return str(there[0])
+    if corpus is None and there:
+        raise AmbiguousSaeError(
+            f"a context of no corpus was asked for; the lake has {', '.join(there)}; name a corpus"
+        )
+    raise CorpusNotFoundError(
+        f"corpus {corpus!r} was asked for; the lake has {', '.join(there) or 'none'}; name one of "
+        "them"
+    )
+
+
+def _n_contexts(store: LakeStore, snapshot: Snapshot, corpus: str) -> int:
+    rows = store.read("corpora", snapshot, ["n_contexts"], [("corpus", "=", corpus)])
+    return int(rows["n_contexts"][0].as_py())

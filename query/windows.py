@@ -1,0 +1,117 @@
+"""Tokens around a peak, with the activation of every one of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from scopelake.names import KIND_BOS
+from scopelake.query.sql import run
+from scopelake.query.views import PRIVATE
+
+Key = tuple[str, int]
+"""corpus, context"""
+
+
+@dataclass(frozen=True)
+class ContextText:
+    """A context's tokens as text."""
+
+    document: str
+    pieces: list[str]
+    """[n_tokens]; they spell the text, but for the ``<bos>`` of plain text."""
+
+
+def context_texts(connection: duckdb.DuckDBPyConnection, keys: list[Key]) -> dict[Key, ContextText]:
+    """Return the texts of the contexts named."""
+    found: dict[Key, ContextText] = {}
+    for corpus, numbers in _by_corpus(keys).items():
+        rows = run(
+            connection,
+            f"SELECT context, document, text, token_starts, kinds FROM {PRIVATE}.contexts "
+            f"WHERE corpus = ? AND context IN ({numbers})",
+            [corpus],
+        ).to_pylist()
+        for row in rows:
+            found[corpus, row["context"]] = ContextText(row["document"], _pieces(row))
+    return found
+
+
+def activations_in(
+    connection: duckdb.DuckDBPyConnection, sae: str, feature: int, keys: list[Key], *, bos: bool
+) -> dict[Key, dict[int, float]]:
+    """Return activation by position of a feature in the contexts named."""
+    found: dict[Key, dict[int, float]] = {key: {} for key in keys}
+    for corpus, numbers in _by_corpus(keys).items():
+        rows = run(
+            connection,
+            f"SELECT context, position, activation FROM {PRIVATE}.postings "
+            f"WHERE sae = ? AND corpus = ? AND feature = ? AND context IN ({numbers})"
+            + ("" if bos else f" AND kind <> {KIND_BOS}"),
+            [sae, corpus, feature],
+        )
+        columns = (rows[n].to_pylist() for n in ("context", "position", "activation"))
+        for context, position, activation in zip(*columns, strict=True):
+            found[corpus, context][position] = activation
+    return found
+
+
+def to_terminal(tokens: list[str], activations: list[float], *, color: bool) -> str:
+    """Return tokens on one line, those that fire marked: shaded, or as [[token]]."""
+    highest = max(activations, default=0.0)
+    parts = []
+    for token, activation in zip(tokens, activations, strict=True):
+        shown = token.replace("\n", "↵").replace("\t", "⇥")
+        if activation <= 0:
+            parts.append(shown)
+        elif color:
+            # 256-colour backgrounds from pale (230) to strong (208) orange.
+            shade = (230, 229, 222, 216, 209, 208)[min(5, int(activation / highest * 6))]
+            parts.append(f"\x1b[30;48;5;{shade}m{shown}\x1b[0m")
+        else:
+            parts.append(f"[[{shown}]]")
+    return "".join(parts)
+
+
+def to_html(tokens: list[str], activations: list[float], highest: float) -> str:
+    """Return tokens as HTML spans, shaded by activation over `highest`, with it as the title."""
+    spans = []
+    for token, activation in zip(tokens, activations, strict=True):
+        shown = escape(token).replace("\n", "↵")
+        if activation > 0:
+            alpha = 0.15 + 0.85 * min(activation / highest, 1.0)
+            spans.append(
+                f'<span style="background:rgba(255,140,0,{alpha:.2f})" '
+                f'title="{activation:.4g}">{shown}</span>'
+            )
+        else:
+            spans.append(shown)
+    return "".join(spans)
+
+
+def window_columns(rows: list[dict[str, Any]]) -> dict[str, pa.Array]:
+    """Return the list columns of window rows, typed even when there are none."""
+    return {
+        "tokens": pa.array([r["tokens"] for r in rows], pa.list_(pa.string())),
+        "activations": pa.array([r["activations"] for r in rows], pa.list_(pa.float32())),
+    }
+
+
+def _by_corpus(keys: list[Key]) -> dict[str, str]:
+    grouped: dict[str, list[str]] = {}
+    for corpus, context in dict.fromkeys(keys):
+        grouped.setdefault(corpus, []).append(str(int(context)))
+    return {corpus: ", ".join(numbers) for corpus, numbers in grouped.items()}
+
+
+def _pieces(row: dict[str, Any]) -> list[str]:
+    starts, text = row["token_starts"], row["text"]
+    pieces = [text[a:b] for a, b in zip(starts, [*starts[1:], len(text)], strict=True)]
+    return [
+        "<bos>" if kind == KIND_BOS and not piece else piece
+        for kind, piece in zip(row["kinds"], pieces, strict=True)
+    ]

@@ -1,0 +1,104 @@
+"""Coder files: read in Gemma Scope 2's layout, refused with both names where they do not fit."""
+
+import pytest
+import torch
+
+from scopelake import tiny
+from scopelake.errors import CoderFileError, CoderMismatchError
+from scopelake.ingest.coders import check_fits, load_weights, read_coder
+from scopelake.ingest.find_coders import find_coders
+from scopelake.names import SiteLayer
+
+CPU = torch.device("cpu")
+
+
+def test_a_coder_says_what_it_is(tmp_path, write_coder):
+    folder = "layer_3_width_64_l0_big_affine"
+    path = write_coder(
+        tmp_path, "transcoder_all", folder, affine_skip_connection=torch.ones(128, 128)
+    )
+    coder = read_coder(path)
+    assert coder.name == f"gemma-scope-2-test/transcoder_all/{folder}"
+    assert coder.site == SiteLayer("mlp_in", 3)
+    assert (coder.type, coder.affine, coder.width, coder.l0) == ("transcoder", True, 64, 10.0)
+    assert coder.hook_in == "model.layers.3.pre_feedforward_layernorm.output"
+    assert coder.hook_out == "model.layers.3.post_feedforward_layernorm.output"
+    weights = load_weights(coder, CPU)
+    assert weights.skip is not None
+    assert weights.w_enc.shape == (128, 64)
+
+
+def test_a_folder_without_config_is_read_by_its_name(tmp_path, write_coder, tiny_model):
+    coder = read_coder(write_coder(tmp_path, "mlp_out", config=False))
+    assert (coder.site, coder.model_name, coder.l0) == (SiteLayer("mlp_out", 1), None, None)
+    check_fits(coder, tiny_model)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"drop": ["threshold"]}, "lacks threshold"),
+        ({"b_enc": torch.zeros(63)}, r"b_enc is F32 \[63\], expected F32 \[64\]"),
+        ({"w_dec": torch.zeros(128, 64)}, r"w_dec is F32 \[128, 64\]"),
+        ({"w_enc": torch.zeros(128, 64, dtype=torch.float16)}, "w_enc is F16"),
+        ({"w_enc": torch.zeros(4, 128, 64)}, "single-layer"),
+        ({"folder": "layer_x_width_64_l0_small"}, "is not Gemma Scope 2's"),
+        ({"family": "residual"}, "is not Gemma Scope 2's"),
+    ],
+)
+def test_malformed_coders_are_refused(tmp_path, write_coder, changes, message):
+    with pytest.raises(CoderFileError, match=message):
+        read_coder(write_coder(tmp_path, **changes))
+
+
+def test_negative_thresholds_and_broken_files_are_refused(tmp_path, write_coder):
+    path = write_coder(tmp_path, threshold=torch.full((64,), -0.1))
+    with pytest.raises(CoderFileError, match="negative threshold"):
+        load_weights(read_coder(path), CPU)
+    (path / "params.safetensors").write_bytes(b"\x80\x04pickle?")
+    with pytest.raises(CoderFileError, match="not a whole safetensors file"):
+        read_coder(path)
+    (path / "params.safetensors").rename(path / "params.pt")
+    with pytest.raises(CoderFileError, match="pickled weights are not read"):
+        read_coder(path)
+
+
+def test_another_model_width_or_layer_is_refused_naming_both(tmp_path, write_coder, tiny_model):
+    other = write_coder(tmp_path / "a", config={"model_name": "google/gemma-3-1b-it"})
+    with pytest.raises(CoderMismatchError, match=r"google/gemma-3-1b-it.*scopelake/gemma-3-tiny"):
+        check_fits(read_coder(other), tiny_model)
+    wide = write_coder(tmp_path / "b", d_in=192)
+    with pytest.raises(CoderMismatchError, match="reads 192 values; resid_post/1 .* has 128"):
+        check_fits(read_coder(wide), tiny_model)
+    deep = write_coder(tmp_path / "c", folder="layer_6_width_64_l0_small")
+    with pytest.raises(CoderMismatchError, match="layers 0 to 5"):
+        check_fits(read_coder(deep), tiny_model)
+
+
+@pytest.mark.parametrize("name", ["gemma-3-tiny", "gemma-v3-tiny", "scopelake/gemma-3-tiny"])
+def test_published_spellings_of_a_model_are_the_same_model(tmp_path, write_coder, tiny_model, name):
+    check_fits(read_coder(write_coder(tmp_path, config={"model_name": name})), tiny_model)
+
+
+def test_specs_name_a_coder_a_family_a_repo_or_a_pattern():
+    repo = tiny.coders_path()
+    everything = find_coders([repo])
+    assert len(everything) == 14
+    assert len(find_coders([repo / "resid_post_all"])) == 6
+    assert len(find_coders([f"{repo}/*/layer_3_*"])) == 4
+    one = repo / "resid_post_all" / "layer_3_width_512_l0_small"
+    assert [c.name for c in find_coders([one, repo / "resid_post_all", one])] == [
+        c.name for c in everything if c.family == "resid_post_all"
+    ]
+
+
+def test_specs_that_name_nothing_or_a_name_twice_are_refused(tmp_path, write_coder):
+    with pytest.raises(CoderFileError, match="no such folder"):
+        find_coders([tmp_path / "absent"])
+    with pytest.raises(CoderFileError, match="the folder holds no coder"):
+        find_coders([tmp_path])
+    with pytest.raises(CoderFileError, match="no SAE was asked for"):
+        find_coders([])
+    a, b = write_coder(tmp_path / "a"), write_coder(tmp_path / "b")
+    with pytest.raises(CoderFileError, match="asked for twice"):
+        find_coders([a, b])

@@ -1,0 +1,137 @@
+"""Making, opening and reading a lake; snapshots; the one writer."""
+
+from __future__ import annotations
+
+import datetime
+import json
+
+import pyarrow as pa
+import pytest
+
+from scopelake.errors import (
+    FormatVersionError,
+    InvalidArgumentError,
+    LakeBusyError,
+    LakeError,
+    LakeExistsError,
+    LakeNotFoundError,
+    NotALakeError,
+    SnapshotNotFoundError,
+)
+from scopelake.store.commit import Writer
+from scopelake.store.lake_store import LakeStore
+from scopelake.store.layout import TABLES
+from scopelake.store.schema import SCHEMAS
+from scopelake.store.writer import write_firings
+
+
+def run_rows(state: str, run: str = "r1") -> pa.Table:
+    row = {
+        "run": run,
+        "state": state,
+        "saes": ["a", "b"],
+        "started_at": datetime.datetime(2026, 1, 2, 3, 4, 5, 6, tzinfo=datetime.UTC),
+    }
+    return pa.Table.from_pylist([row], schema=SCHEMAS["runs"])
+
+
+def test_a_new_lake_is_empty_and_at_snapshot_1(store):
+    snapshot = LakeStore.open(store.root).snapshot()
+    assert (snapshot.id, snapshot.reason, snapshot.run) == (1, "create", None)
+    assert set(snapshot.versions) == set(TABLES)
+    for table in TABLES:
+        found = store.read(table, snapshot)
+        assert found.schema == SCHEMAS[table]
+        assert found.num_rows == (table == "snapshots")
+        assert len(store.data_files(table, snapshot)) == (table == "snapshots")
+
+
+def test_paths_that_are_not_lakes(tmp_path, store):
+    with pytest.raises(LakeNotFoundError):
+        LakeStore.open(tmp_path / "nothing")
+    with pytest.raises(NotALakeError):
+        LakeStore.open(tmp_path)
+    with pytest.raises(LakeExistsError, match="a lake"):
+        LakeStore.create(store.root)
+    with pytest.raises(LakeExistsError, match="something"):
+        LakeStore.create(tmp_path)
+    marker = store.root / "lake.json"
+    values = json.loads(marker.read_text())
+    marker.write_text(json.dumps(values | {"format_version": 2}))
+    with pytest.raises(FormatVersionError, match="2"):
+        LakeStore.open(store.root)
+    marker.write_text("{")
+    with pytest.raises(NotALakeError):
+        LakeStore.open(store.root)
+
+
+def test_snapshots_keep_what_they_named(store):
+    with Writer(store) as writer:
+        first = writer.commit([], transaction="a", reason="one", rows={"runs": run_rows("running")})
+        second = writer.commit(
+            [],
+            transaction="b",
+            reason="two",
+            run="r1",
+            rows={"runs": run_rows("complete")},
+            replace={"runs": "run = 'r1'"},
+        )
+        writer.commit([], transaction="c", reason="x", rows={"runs": run_rows("running", "r2")})
+    assert (first.id, second.id) == (2, 3)
+    assert store.read("runs", first).equals(run_rows("running"))
+    assert store.read("runs", second).equals(run_rows("complete"))
+    assert store.read("runs", store.snapshot()).num_rows == 2
+    assert store.snapshot(2) == first
+    assert store.snapshots()["snapshot"].to_pylist() == [1, 2, 3, 4]
+    assert sorted(store.read("snapshots", second)["snapshot"].to_pylist()) == [1, 2, 3]
+    for wrong in (0, 5, -1):
+        with pytest.raises(SnapshotNotFoundError, match="1 to 4"):
+            store.snapshot(wrong)
+
+
+def test_a_commit_is_done_once(store, make_firings):
+    with Writer(store) as writer:
+        for _ in range(2):
+            receipts = write_firings(
+                store.root, make_firings(63), sae="s", corpus="c", shard=0, run="r", bits=10
+            )
+            snapshot = writer.commit(receipts, transaction="r:0", reason="x")
+    assert snapshot.id == 2
+    assert store.read("codes", snapshot).num_rows == 63
+    assert store.read("files", snapshot).num_rows == 3
+
+
+def test_a_second_writer_is_refused(store):
+    with Writer(store), pytest.raises(LakeBusyError), Writer(LakeStore.open(store.root)):
+        pass
+    with Writer(store):
+        pass
+
+
+def test_commits_that_cannot_be_are_refused(store, make_firings):
+    receipts = write_firings(
+        store.root, make_firings(3), sae="s", corpus="c", shard=0, run="r", bits=10
+    )
+    with pytest.raises(LakeError, match="lock is not held"):
+        Writer(store).commit([], transaction="a", reason="x")
+    with Writer(store) as writer:
+        for rows in ({"codes": pa.table({})}, {"files": pa.table({})}, {"unknown": pa.table({})}):
+            with pytest.raises(InvalidArgumentError, match="rows for table"):
+                writer.commit(receipts, transaction="a", reason="x", rows=rows)
+        with pytest.raises(InvalidArgumentError, match="give exactly these"):
+            writer.commit([], transaction="a", reason="x", rows={"runs": pa.table({"run": ["r"]})})
+        (store.root / receipts[1].path).unlink()
+        with pytest.raises(LakeError, match="no file"):
+            writer.commit(receipts, transaction="a", reason="x")
+    assert store.snapshot().id == 1
+    assert list((store.root / "pending").iterdir()) == []
+
+
+def test_reads_that_cannot_be_are_refused(store):
+    snapshot = store.snapshot()
+    with pytest.raises(InvalidArgumentError, match="table 'nope'"):
+        store.read("nope", snapshot)
+    with pytest.raises(InvalidArgumentError, match="'nope'"):
+        store.read("codes", snapshot, columns=["nope"])
+    with pytest.raises(InvalidArgumentError, match="partitioned by"):
+        store.data_files("contexts", snapshot, sae="s")

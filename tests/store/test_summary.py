@@ -1,0 +1,63 @@
+"""Feature statistics against numpy, feature by feature."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from scopelake.errors import InvalidArgumentError
+from scopelake.store.firings import Firings
+from scopelake.store.summary import feature_statistics
+from scopelake.store.writer import write_firings
+
+
+def files(store, parts):
+    paths = []
+    for shard, firings in enumerate(parts):
+        receipts = write_firings(
+            store.root, firings, sae="s", corpus="c", shard=shard, run="r", bits=23
+        )
+        paths.append(store.root / receipts[1].path)
+    return paths
+
+
+@pytest.mark.parametrize("rows_at_once", [1, 50, 8_000_000])
+def test_statistics_equal_numpy(store, make_firings, rows_at_once):
+    parts = [make_firings(700, seed=1), make_firings(0), make_firings(63, first_context=500)]
+    found = feature_statistics(files(store, parts), 64, 1000, rows_at_once=rows_at_once)
+    merged = Firings.concat(parts)
+    rows = found.to_pylist()
+    assert [r["feature"] for r in rows] == list(range(64))
+    for row in rows:
+        chosen = (merged.feature == row["feature"]) & (merged.kind != 2)
+        values = merged.activation[chosen].astype(np.float64)
+        assert row["firings"] == len(values)
+        assert row["density"] == len(values) / 1000
+        assert row["n_tokens"] == 1000
+        bins = [0] * 32
+        for value in values.tolist():
+            bins[min(max(math.floor(math.log2(value)) + 8, 0), 31)] += 1
+        assert row["histogram"] == bins
+        if len(values) == 0:
+            assert {row[c] for c in ("mean", "max", "p10", "p50", "p90", "p99")} == {None}
+            continue
+        assert row["mean"] == pytest.approx(values.mean(), rel=1e-6)
+        assert row["max"] == values.max()
+        for name, q in [("p10", 0.1), ("p50", 0.5), ("p90", 0.9), ("p99", 0.99)]:
+            assert row[name] == pytest.approx(np.quantile(values, q), rel=1e-6)
+
+
+def test_no_files_give_silent_features():
+    found = feature_statistics([], 3, 10)
+    assert found["firings"].to_pylist() == [0, 0, 0]
+    assert found["mean"].null_count == 3
+
+
+def test_features_beyond_the_width_are_refused(store, make_firings):
+    paths = files(store, [make_firings(300)])
+    with pytest.raises(InvalidArgumentError, match="feature 39"):
+        feature_statistics(paths, 39, 10)
+    with pytest.raises(InvalidArgumentError, match="1 or more"):
+        feature_statistics(paths, 64, 0)
