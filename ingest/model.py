@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,9 +104,10 @@ def load_model(files: ModelFiles, *, device: str = "auto", dtype: str = "auto") 
     from transformers import AutoModelForCausalLM  # heavy: only when a model is loaded
 
     try:
-        module = AutoModelForCausalLM.from_pretrained(
-            str(files.path), dtype=_DTYPES[name], local_files_only=True
-        )
+        with _quiet():
+            module = AutoModelForCausalLM.from_pretrained(
+                str(files.path), dtype=_DTYPES[name], local_files_only=True
+            )
     except (OSError, ValueError) as error:
         raise ModelError(
             f"model {files.name!r} was asked for; {files.path} cannot be loaded "
@@ -125,6 +128,20 @@ def load_model(files: ModelFiles, *, device: str = "auto", dtype: str = "auto") 
         dtype=name,
         device=target,
     )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' own bar off stderr: a refusal is one line."""
+    from transformers.utils import logging
+
+    enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            logging.enable_progress_bar()
 
 
 def _read_config(files: ModelFiles) -> dict[str, Any]:

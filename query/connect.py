@@ -3,29 +3,46 @@
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, files
+from typing import Final
 
 import duckdb
 
-from scopelake.errors import MissingDependencyError
+from scopelake.errors import LakeError, MissingDependencyError
+from scopelake.query.sql import one_line
 from scopelake.query.views import literal, view_statements
 from scopelake.store.lake_store import LakeStore
 from scopelake.store.snapshot import Snapshot
+
+_CONFIG: Final[dict[str, str | bool | int | float | list[str]]] = {
+    "autoinstall_known_extensions": False,
+    "autoload_known_extensions": False,
+    # A misspelt view must not become a variable of ours that has that name.
+    "python_enable_replacements": False,
+}
 
 
 def connect(store: LakeStore, snapshot: Snapshot) -> duckdb.DuckDBPyConnection:
     """Return a connection whose views are `snapshot`'s tables and which reads only the lake.
 
+    It is in memory, loads no extension but ``delta``, opens no file outside the lake's tables,
+    and its settings are locked.
+
     Raises:
         MissingDependencyError: DuckDB's delta extension is not installed.
+        LakeError: a table cannot be read at the snapshot's version.
     """
-    connection = duckdb.connect(
-        ":memory:",
-        config={"autoinstall_known_extensions": False, "autoload_known_extensions": False},
-    )
+    connection = duckdb.connect(":memory:", config=_CONFIG)
     connection.execute(f"LOAD {literal(_delta_extension())}")
-    for statement in view_statements(store, snapshot):
-        connection.execute(statement)
-    connection.execute(f"SET allowed_directories = [{literal(f'{store.root}/')}]")
+    try:
+        for statement in view_statements(store, snapshot):
+            connection.execute(statement)
+    except duckdb.Error as error:
+        raise LakeError(
+            f"the views of snapshot {snapshot.id} of {store.root} were asked for; a table cannot "
+            f"be read ({one_line(error)}); check the folder"
+        ) from error
+    tables = literal(f"{store.root / 'tables'}/")
+    connection.execute(f"SET allowed_directories = [{tables}]")
     connection.execute("SET enable_external_access = false")
     connection.execute("SET lock_configuration = true")
     return connection

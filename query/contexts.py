@@ -13,9 +13,10 @@ from scopelake.errors import InvalidArgumentError
 from scopelake.names import KIND_BOS
 from scopelake.query.resolve import SaeInfo
 from scopelake.query.sql import check_predicate, run
-from scopelake.query.views import PRIVATE
+from scopelake.query.views import PRIVATE, literal, token_columns
 from scopelake.query.windows import (
     activations_in,
+    check_corpus,
     context_texts,
     to_html,
     to_terminal,
@@ -43,10 +44,9 @@ class TopContexts:
 
     def to_text(self, *, color: bool = False) -> str:
         """Return the contexts as lines of text, the firing tokens marked."""
-        title = f"feature {self.feature} of {self.sae}"
         if self.table.num_rows == 0:
-            return f"{title}: fires nowhere that was asked for"
-        lines = [title]
+            return self._never()
+        lines = [f"feature {self.feature} of {self.sae}"]
         for row in self.table.to_pylist():
             where = f"{row['corpus']} {row['document']} #{row['context']}:{row['position']}"
             lines.append(f"{row['activation']:10.4g}  {where}")
@@ -58,7 +58,9 @@ class TopContexts:
 
     def _repr_html_(self) -> str:
         rows = self.table.to_pylist()
-        highest = max((r["activation"] for r in rows), default=1.0)
+        if not rows:
+            return f"<p>{escape(self._never())}</p>"
+        highest = max(max(r["activations"]) for r in rows)
         body = "".join(
             f"<tr><td>{r['activation']:.4g}</td>"
             f"<td>{escape(r['corpus'])} {escape(r['document'])} #{r['context']}:{r['position']}"
@@ -70,6 +72,9 @@ class TopContexts:
             f"<b>feature {self.feature}</b> of {escape(self.sae)}"
             f"<table><tr><th>activation</th><th>where</th><th>context</th></tr>{body}</table>"
         )
+
+    def _never(self) -> str:
+        return f"feature {self.feature} of {self.sae} never fires in what was asked for"
 
 
 def top_contexts(
@@ -95,20 +100,107 @@ def top_contexts(
         k: number of contexts, 1 or more.
         window: tokens on either side of the peak, 0 or more.
         corpus: only this corpus.
-        where: SQL predicate that the firing's token must meet, over the columns of ``tokens``
-            and the ``metadata`` and ``text`` of its context.
+        where: SQL predicate that a firing must meet to count: over its activation, the columns
+            of ``tokens``, and document_index, part, n_tokens, metadata and text of its context.
         bos: whether firings on BOS count.
 
     Raises:
         InvalidArgumentError: `k` or `window` is too small.
+        CorpusNotFoundError: the lake has no such corpus.
         QueryError: `where` is not one predicate, or fails.
     """
-    if k < 1 or window < 0:
+    if window < 0:
         raise InvalidArgumentError(
-            f"k={k}, window={window} was asked for; k is 1 or more and window 0 or more"
+            f"window={window} was asked for; a window is a number of tokens; give 0 or more"
         )
-    query, params = statement(sae, feature, k=k, corpus=corpus, where=where, bos=bos)
+    query, params = _ranking(sae, feature, k, corpus, where, bos, inline=False)
     rows = run(connection, query, params).to_pylist()
+    if not rows and corpus is not None:
+        check_corpus(connection, corpus)
+    _add_windows(connection, sae, feature, rows, window, bos)
+    return TopContexts(sae.name, feature, _table(rows))
+
+
+def explain_top_contexts(
+    sae: SaeInfo,
+    feature: int,
+    *,
+    k: int = 20,
+    corpus: str | None = None,
+    where: str | None = None,
+    bos: bool = False,
+) -> str:
+    """Return the SQL that ranks the contexts of `top_contexts`, as `sql` runs it.
+
+    Raises:
+        InvalidArgumentError: `k` is too small.
+        QueryError: `where` is not one predicate.
+    """
+    return _ranking(sae, feature, k, corpus, where, bos, inline=True)[0]
+
+
+def _ranking(
+    sae: SaeInfo,
+    feature: int,
+    k: int,
+    corpus: str | None,
+    where: str | None,
+    bos: bool,
+    *,
+    inline: bool,
+) -> tuple[str, list[Any]]:
+    """Return the SQL that ranks contexts, and its parameters (none if they are `inline`).
+
+    The common case reads ``peaks``; a filter, BOS or a depth beyond it reads ``postings``. Both
+    give the same answer.
+    """
+    if k < 1 or k != int(k):
+        raise InvalidArgumentError(
+            f"k={k} was asked for; k is a number of contexts; give 1 or more"
+        )
+    params: list[Any] = []
+
+    def value(given: str | int) -> str:
+        if inline:
+            return literal(given) if isinstance(given, str) else str(int(given))
+        params.append(given)
+        return "?"
+
+    chosen = f"sae = {value(sae.name)} AND feature = {value(int(feature))}"
+    if corpus is not None:
+        chosen += f" AND corpus = {value(corpus)}"
+    columns = "corpus, context, position, activation"
+    order = "ORDER BY activation DESC, corpus, context LIMIT"
+    if where is None and not bos and k <= PEAKS_DEPTH:
+        # A file's contexts from rank k on cannot be among the k strongest of all files.
+        return (
+            f"SELECT {columns} FROM {PRIVATE}.peaks\nWHERE {chosen} AND rank < {value(int(k))}\n"
+            f"{order} {value(int(k))}",
+            params,
+        )
+    firings = f"SELECT {columns} FROM {PRIVATE}.postings WHERE {chosen}"
+    if not bos:
+        firings += f" AND kind <> {KIND_BOS}"
+    if where is not None:
+        check_predicate(where)
+        firings = f"SELECT {columns} FROM ({token_columns(firings)})\nWHERE (\n{where}\n)"
+    return (
+        f"SELECT {columns} FROM ({firings})\nQUALIFY row_number() OVER "
+        f"(PARTITION BY corpus, context ORDER BY activation DESC, position) = 1\n"
+        f"{order} {value(int(k))}",
+        params,
+    )
+
+
+def _add_windows(
+    connection: duckdb.DuckDBPyConnection,
+    sae: SaeInfo,
+    feature: int,
+    rows: list[dict[str, Any]],
+    window: int,
+    bos: bool,
+) -> None:
+    """Add rank, document and what is in the window to the ranked `rows`."""
     keys = [(row["corpus"], row["context"]) for row in rows]
     texts = context_texts(connection, keys)
     fired = activations_in(connection, sae.name, feature, keys, bos=bos)
@@ -125,45 +217,6 @@ def top_contexts(
             "activations": [fired[key].get(p, 0.0) for p in range(start, stop)],
             "text": "".join(text.pieces[start:stop]),
         }
-    return TopContexts(sae.name, feature, _table(rows))
-
-
-def statement(
-    sae: SaeInfo, feature: int, *, k: int, corpus: str | None, where: str | None, bos: bool
-) -> tuple[str, list[Any]]:
-    """Return the SQL that ranks contexts, and its parameters.
-
-    The common case reads ``peaks``; a filter, BOS or a depth beyond it reads ``postings``. Both
-    give the same answer.
-    """
-    params: list[Any] = [sae.name, feature]
-    narrowed = ""
-    if corpus is not None:
-        narrowed, params = " AND corpus = ?", [*params, corpus]
-    order = f"ORDER BY activation DESC, corpus, context LIMIT {int(k)}"
-    columns = "corpus, context, position, activation"
-    if where is None and not bos and k <= PEAKS_DEPTH:
-        return (
-            f"SELECT {columns} FROM {PRIVATE}.peaks WHERE sae = ? AND feature = ?{narrowed} "
-            f"{order}",
-            params,
-        )
-    firings = (
-        f"SELECT {columns} FROM {PRIVATE}.postings WHERE sae = ? AND feature = ?{narrowed}"
-        + ("" if bos else f" AND kind <> {KIND_BOS}")
-    )
-    if where is not None:
-        check_predicate(where)
-        firings = (
-            f"SELECT {columns} FROM ({firings}) JOIN tokens USING (corpus, context, position) "
-            "JOIN (SELECT corpus, context, text, metadata, part FROM contexts) "
-            f"USING (corpus, context) WHERE (\n{where}\n)"
-        )
-    return (
-        f"SELECT {columns} FROM ({firings}) QUALIFY row_number() OVER "
-        f"(PARTITION BY corpus, context ORDER BY activation DESC, position) = 1 {order}",
-        params,
-    )
 
 
 def _table(rows: list[dict[str, Any]]) -> pa.Table:

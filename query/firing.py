@@ -10,14 +10,13 @@ import duckdb
 import pyarrow as pa
 
 from scopelake.errors import (
-    AmbiguousSaeError,
     ContextNotFoundError,
     CorpusNotFoundError,
     InvalidArgumentError,
 )
 from scopelake.query.resolve import resolve_sae
 from scopelake.query.sql import run
-from scopelake.query.windows import context_texts
+from scopelake.query.windows import context_texts, visible
 from scopelake.store.lake_store import LakeStore
 from scopelake.store.snapshot import Snapshot
 
@@ -32,7 +31,8 @@ class FeaturesAt:
     corpus: str
     context: int
     table: pa.Table
-    """position, token, kind, sae, site, layer, feature, activation."""
+    """sae, layer, site, position, token, feature, activation; by position, then activation
+    (highest first), SAE and feature."""
 
     def to_pandas(self) -> pd.DataFrame:
         """Return the rows as a pandas frame."""
@@ -46,8 +46,10 @@ class FeaturesAt:
         for row in self.table.to_pylist():
             if row["position"] != position:
                 position = row["position"]
-                lines.append(f"{bold}{position:6d}  {row['token']!r}{plain}")
+                lines.append(f"{bold}{position:6d}  {visible(row['token'])}{plain}")
             lines.append(f"        {row['activation']:10.4g}  {row['feature']:7d}  {row['sae']}")
+        if position is None:
+            lines.append("        nothing fires in what was asked for")
         return "\n".join(lines)
 
     def __str__(self) -> str:
@@ -55,11 +57,13 @@ class FeaturesAt:
 
     def _repr_html_(self) -> str:
         body = "".join(
-            f"<tr><td>{r['position']}</td><td><code>{escape(r['token'])}</code></td>"
+            f"<tr><td>{r['position']}</td><td><code>{escape(visible(r['token']))}</code></td>"
             f"<td>{escape(r['sae'])}</td><td>{r['feature']}</td><td>{r['activation']:.4g}</td></tr>"
             for r in self.table.to_pylist()
         )
-        head = "".join(f"<th>{h}</th>" for h in ("position", "token", "sae", "feature", "a"))
+        head = "".join(
+            f"<th>{h}</th>" for h in ("position", "token", "SAE", "feature", "activation")
+        )
         return (
             f"<b>context {self.context}</b> of {escape(self.corpus)}"
             f"<table><tr>{head}</tr>{body}</table>"
@@ -90,11 +94,13 @@ def features_at(
         k: at most so many firings of each SAE at each token.
 
     Raises:
-        CorpusNotFoundError, AmbiguousSaeError, ContextNotFoundError, SaeNotFoundError,
-        InvalidArgumentError: `k` below 1.
+        ContextNotFoundError: there is no such context or position.
+        CorpusNotFoundError: the lake has no such corpus.
+        SaeNotFoundError, AmbiguousSaeError: `sae` does not name one.
+        InvalidArgumentError: `k` is below 1, or no corpus is named and the lake has several.
     """
     if k is not None and k < 1:
-        raise InvalidArgumentError(f"k={k} was asked for; k is 1 or more")
+        raise InvalidArgumentError(f"k={k} was asked for; k is a number of firings; give 1 or more")
     name = _corpus(store, snapshot, corpus)
     texts = context_texts(connection, [(name, context)])
     if (name, context) not in texts:
@@ -108,14 +114,11 @@ def features_at(
             f"position {position} of context {context} of {name!r} was asked for; it has positions "
             f"0 to {len(pieces) - 1}; choose one of them"
         )
-    query, params = statement(name, context, position, k=k)
-    if sae is not None:
-        query, params = statement(
-            name, context, position, k=k, sae=resolve_sae(store, snapshot, sae=sae).name
-        )
+    only = None if sae is None else resolve_sae(store, snapshot, sae=sae).name
+    query, params = statement(name, context, position, k=k, sae=only)
     rows = run(connection, query, params)
     tokens = pa.array([pieces[p] for p in rows["position"].to_pylist()], pa.string())
-    return FeaturesAt(name, context, rows.add_column(1, "token", tokens))
+    return FeaturesAt(name, context, rows.add_column(4, "token", tokens))
 
 
 def statement(
@@ -123,8 +126,8 @@ def statement(
 ) -> tuple[str, list[Any]]:
     """Return the SQL of `features_at`, and its parameters."""
     query = (
-        "SELECT position, kind, sae, site, layer, feature, activation FROM codes "
-        "JOIN (SELECT sae, site, layer FROM saes) USING (sae) WHERE corpus = ? AND context = ?"
+        "SELECT sae, layer, site, position, feature, activation FROM codes "
+        "JOIN (SELECT sae, layer, site FROM saes) USING (sae) WHERE corpus = ? AND context = ?"
     )
     params: list[Any] = [corpus, context]
     if position is not None:
@@ -146,8 +149,8 @@ def _corpus(store: LakeStore, snapshot: Snapshot, corpus: str | None) -> str:
     if corpus is None and len(there) == 1:
         return str(there[0])
     if corpus is None and there:
-        raise AmbiguousSaeError(
-            f"a context of no corpus was asked for; the lake has {', '.join(there)}; name a corpus"
+        raise InvalidArgumentError(
+            f"a context was asked for without a corpus; the lake has {', '.join(there)}; name a corpus"
         )
     raise CorpusNotFoundError(
         f"corpus {corpus!r} was asked for; the lake has {', '.join(there) or 'none'}; name one of "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from scopelake.errors import (
     AmbiguousSaeError,
@@ -12,6 +13,8 @@ from scopelake.errors import (
 )
 from scopelake.store.lake_store import LakeStore
 from scopelake.store.snapshot import Snapshot
+
+_MOST_LISTED: Final = 30
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,6 @@ def list_saes(store: LakeStore, snapshot: Snapshot) -> list[SaeInfo]:
 def resolve_sae(
     store: LakeStore,
     snapshot: Snapshot,
-    *,
     sae: str | None = None,
     layer: int | None = None,
     site: str | None = None,
@@ -46,52 +48,62 @@ def resolve_sae(
     Args:
         store: the lake.
         snapshot: what of it is read.
-        sae: full name, or an ending of it that begins after a slash.
+        sae: full name, or any ending that only one name has.
         layer: only SAEs of this layer.
         site: only SAEs of this site.
         feature: must lie in 0 to width - 1.
 
     Raises:
         SaeNotFoundError: none fits; the message lists those that there are.
-        LayerNotFoundError: the lake has none of that layer; it lists the layers.
+        LayerNotFoundError: none of those that fit otherwise is of that layer; it lists theirs.
         AmbiguousSaeError: several fit; it lists them.
         FeatureNotFoundError: the SAE has no such feature.
     """
     there = list_saes(store, snapshot)
-    fitting = [
-        s
-        for s in there
-        if (sae is None or s.name == sae or s.name.endswith("/" + sae))
-        and layer in (None, s.layer)
-        and site in (None, s.site)
-    ]
-    layers = sorted({s.layer for s in there})
-    if layer is not None and there and layer not in layers:
-        raise LayerNotFoundError(
-            f"layer {layer} was asked for; the lake has SAEs of layers "
-            f"{', '.join(map(str, layers))}; choose one of them"
-        )
     asked = _asked(sae, layer, site)
+    fitting = [s for s in _named(there, sae) if site in (None, s.site)]
     if not fitting:
         raise SaeNotFoundError(
             f"{asked} was asked for; the lake has {_listed(there)}; choose one of them"
         )
+    layers = sorted({s.layer for s in fitting})
+    if layer is not None and layer not in layers:
+        raise LayerNotFoundError(
+            f"{asked} was asked for; the lake has {_asked(sae, None, site)} at layers "
+            f"{', '.join(map(str, layers))}; choose one of them"
+        )
+    fitting = [s for s in fitting if layer in (None, s.layer)]
     if len(fitting) > 1:
         raise AmbiguousSaeError(
             f"{asked} was asked for; {len(fitting)} SAEs fit: {_listed(fitting)}; name one with sae"
         )
-    if feature is not None and not 0 <= feature < fitting[0].width:
+    found = fitting[0]
+    if feature is not None and not 0 <= feature < found.width:
         raise FeatureNotFoundError(
-            f"feature {feature} of {fitting[0].name} was asked for; it has features 0 to "
-            f"{fitting[0].width - 1}; choose one of them"
+            f"feature {feature} of {found.name} was asked for; it has features 0 to "
+            f"{found.width - 1}; choose one of them"
         )
-    return fitting[0]
+    return found
+
+
+def _named(saes: list[SaeInfo], name: str | None) -> list[SaeInfo]:
+    """A full name means that SAE alone, also where other names end in it."""
+    if name is None:
+        return saes
+    return [s for s in saes if s.name == name] or [s for s in saes if s.name.endswith(name)]
 
 
 def _asked(sae: str | None, layer: int | None, site: str | None) -> str:
-    parts = [f"{sae!r}" if sae else "", f"layer {layer}" if layer is not None else "", site or ""]
-    return "SAE " + (" ".join(p for p in parts if p) or "(none named)")
+    parts = ["an SAE"]
+    parts += [f"named {sae!r}"] if sae is not None else []
+    parts += [f"of site {site}"] if site is not None else []
+    parts += [f"of layer {layer}"] if layer is not None else []
+    return " ".join(parts)
 
 
 def _listed(saes: list[SaeInfo]) -> str:
-    return ", ".join(s.name for s in saes) or "none: ingest a corpus first"
+    if not saes:
+        return "none (ingest a corpus first)"
+    names = [s.name for s in saes[:_MOST_LISTED]]
+    more = len(saes) - len(names)
+    return ", ".join(names) + (f" and {more} more" if more else "")

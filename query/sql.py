@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 import duckdb
 import pyarrow as pa
 
 from scopelake.errors import QueryError
 
+Params = Sequence[Any] | Mapping[str, Any]
+
+_EXPLAIN: Final = re.compile(r"\s*explain\s+(analyze\s+)?", re.IGNORECASE)
+
 
 def sql(
-    connection: duckdb.DuckDBPyConnection, query: str, params: Sequence[Any] | None = None
+    connection: duckdb.DuckDBPyConnection, query: str, params: Params | None = None
 ) -> pa.Table:
     """Run one query and return its rows.
 
     Args:
         connection: from `connect`.
-        query: a single SELECT (also WITH, FROM, VALUES, DESCRIBE, SHOW) or EXPLAIN.
-        params: values of its ``?`` placeholders.
+        query: a single SELECT (also WITH, FROM, VALUES, DESCRIBE, SHOW), or EXPLAIN of one.
+        params: values of its ``?`` placeholders in order, or of its ``$name`` ones by name.
 
     Raises:
         QueryError: it is something else or several statements, or DuckDB refuses it.
@@ -29,52 +34,75 @@ def sql(
 
 
 def run(
-    connection: duckdb.DuckDBPyConnection, query: str, params: Sequence[Any] | None = None
+    connection: duckdb.DuckDBPyConnection, query: str, params: Params | None = None
 ) -> pa.Table:
-    """Run a query of this package's own making and return its rows.
+    """Run a query that needs no check, because this package made it or checked it.
 
     Raises:
         QueryError: DuckDB refuses it.
     """
+    values = dict(params) if isinstance(params, Mapping) else list(params or ())
     try:
-        return connection.execute(query, list(params or ())).to_arrow_table()
+        return connection.execute(query, values).to_arrow_table()
     except duckdb.Error as error:
-        raise QueryError(f"the query failed: {_one_line(error)}; check it") from error
+        raise QueryError(f"the query failed: {one_line(error)}; check it") from error
 
 
 def check_predicate(where: str) -> None:
     """Refuse a `where` that is not exactly one SQL expression.
+
+    What passes has balanced parentheses, so that it stays a predicate inside ``WHERE (...)``.
 
     Raises:
         QueryError: it does not parse as one.
     """
     try:
         duckdb.SQLExpression(where)
+        statements = duckdb.extract_statements(f"SELECT 1 FROM t WHERE (\n{where}\n)")
     except duckdb.Error as error:
-        raise QueryError(
-            f"where {where!r} was asked for; it is not one SQL expression ({_one_line(error)}); "
-            "give a predicate such as role = 'user'"
-        ) from error
+        raise _not_a_predicate(where, one_line(error)) from error
+    if [s.type for s in statements] != [duckdb.StatementType.SELECT]:
+        raise _not_a_predicate(where, f"{len(statements)} statements")
+    if statements[0].named_parameters:
+        raise _not_a_predicate(where, "it has placeholders")
+
+
+def one_line(error: duckdb.Error) -> str:
+    """Return DuckDB's message without the echo of the query under it."""
+    head = str(error).split("\n\nLINE ")[0]
+    return " ".join(head.split())
+
+
+def _not_a_predicate(where: str, found: str) -> QueryError:
+    return QueryError(
+        f"where {where!r} was asked for; it is not one SQL expression ({found}); give a predicate "
+        "such as role = 'user'"
+    )
 
 
 def _check_single_query(query: str) -> None:
+    kinds = _statement_types(query)
+    if len(kinds) != 1:
+        raise QueryError(
+            f"{len(kinds)} statements were asked for; one query is run at a time; give one SELECT"
+        )
+    # EXPLAIN ANALYZE carries out what it explains, so that must be a query too.
+    if kinds[0] == duckdb.StatementType.EXPLAIN:
+        explained = _EXPLAIN.match(query)
+        if explained and _statement_types(query[explained.end() :]) == [
+            duckdb.StatementType.SELECT
+        ]:
+            return
+    if kinds[0] != duckdb.StatementType.SELECT:
+        kind = str(kinds[0]).rsplit(".", 1)[-1]
+        raise QueryError(
+            f"a statement of kind {kind} was asked for; SQL only reads a lake; use SELECT, or "
+            "EXPLAIN SELECT"
+        )
+
+
+def _statement_types(query: str) -> list[duckdb.StatementType]:
     try:
-        statements = duckdb.extract_statements(query)
+        return [statement.type for statement in duckdb.extract_statements(query)]
     except duckdb.Error as error:
-        raise QueryError(f"the query does not parse: {_one_line(error)}; mend it") from error
-    if len(statements) != 1:
-        raise QueryError(
-            f"{len(statements)} statements were asked for; one query at a time; split them"
-        )
-    allowed = {duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN}
-    if statements[0].type not in allowed:
-        kind = str(statements[0].type).rsplit(".", 1)[-1]
-        raise QueryError(
-            f"a {kind} statement was asked for; the lake is read-only through SQL; use SELECT"
-        )
-
-
-def _one_line(error: duckdb.Error) -> str:
-    """DuckDB's message without the echo of the query under it."""
-    head = str(error).split("\n\nLINE ")[0]
-    return " ".join(head.split())
+        raise QueryError(f"the query does not parse: {one_line(error)}; mend it") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from scopelake.names import KINDS, ROLES
+from scopelake.names import KIND_BOS, KINDS, ROLES
 from scopelake.store.lake_store import LakeStore
 from scopelake.store.layout import TABLES
 from scopelake.store.snapshot import Snapshot
@@ -52,14 +52,33 @@ def _name_of(expression: str, names: tuple[str, ...]) -> str:
     return f"([{listed}])[{expression} + 1]"
 
 
-def _tokens() -> str:
-    start = "token_starts[i]"
-    piece = f"substring(text, {start} + 1, coalesce(token_starts[i + 1], length(text)) - {start})"
-    bos = KINDS.index("bos")
+def token_columns(firings: str) -> str:
+    """Return SQL of `firings` (corpus, context, position, activation) with their tokens' columns.
+
+    It takes each token out of its context's lists, which spares unnesting whole contexts.
+    """
     return (
-        "SELECT corpus, context, CAST(i - 1 AS INTEGER) AS position, token_ids[i] AS token_id, "
-        f"CASE WHEN kinds[i] = {bos} AND {piece} = '' THEN '<bos>' ELSE {piece} END AS token, "
-        f"{_name_of('roles[i]', ROLES)} AS role, turns[i] AS turn, "
-        f"{_name_of('kinds[i]', KINDS)} AS kind, document "
+        f"SELECT corpus, context, position, activation, {_token('position + 1')}, document, "
+        "document_index, part, n_tokens, metadata, text\n"
+        f"FROM ({firings}) JOIN {PRIVATE}.contexts USING (corpus, context)"
+    )
+
+
+def _tokens() -> str:
+    return (
+        f"SELECT corpus, context, CAST(i - 1 AS INTEGER) AS position, {_token('i')}, document "
         f"FROM (SELECT *, unnest(range(1, n_tokens + 1)) AS i FROM {PRIVATE}.contexts)"
+    )
+
+
+def _token(i: str) -> str:
+    """The columns of the token that is number `i`, from 1, in its context."""
+    start = f"token_starts[{i}]"
+    stop = f"coalesce(token_starts[{i} + 1], length(text))"
+    piece = f"substring(text, {start} + 1, {stop} - {start})"
+    return (
+        f"token_ids[{i}] AS token_id, "
+        f"CASE WHEN kinds[{i}] = {KIND_BOS} AND {piece} = '' THEN '<bos>' ELSE {piece} END "
+        f"AS token, {_name_of(f'roles[{i}]', ROLES)} AS role, turns[{i}] AS turn, "
+        f"{_name_of(f'kinds[{i}]', KINDS)} AS kind"
     )

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from html import escape
-from typing import Any
+from typing import Any, Final
 
 import duckdb
 import pyarrow as pa
 
+from scopelake.errors import CorpusNotFoundError
 from scopelake.names import KIND_BOS
 from scopelake.query.sql import run
 from scopelake.query.views import PRIVATE
 
 Key = tuple[str, int]
 """corpus, context"""
+
+_VISIBLE: Final = {
+    **{code: chr(0x2400 + code) for code in range(0x20)},
+    **dict.fromkeys(range(0x7F, 0xA0), "\ufffd"),
+    ord("\n"): "↵",
+    ord("\t"): "⇥",
+}
 
 
 @dataclass(frozen=True)
@@ -27,7 +35,7 @@ class ContextText:
 
 
 def context_texts(connection: duckdb.DuckDBPyConnection, keys: list[Key]) -> dict[Key, ContextText]:
-    """Return the texts of the contexts named."""
+    """Return the texts of the contexts named, of those that there are."""
     found: dict[Key, ContextText] = {}
     for corpus, numbers in _by_corpus(keys).items():
         rows = run(
@@ -65,7 +73,7 @@ def to_terminal(tokens: list[str], activations: list[float], *, color: bool) -> 
     highest = max(activations, default=0.0)
     parts = []
     for token, activation in zip(tokens, activations, strict=True):
-        shown = token.replace("\n", "↵").replace("\t", "⇥")
+        shown = visible(token)
         if activation <= 0:
             parts.append(shown)
         elif color:
@@ -81,7 +89,7 @@ def to_html(tokens: list[str], activations: list[float], highest: float) -> str:
     """Return tokens as HTML spans, shaded by activation over `highest`, with it as the title."""
     spans = []
     for token, activation in zip(tokens, activations, strict=True):
-        shown = escape(token).replace("\n", "↵")
+        shown = escape(visible(token))
         if activation > 0:
             alpha = 0.15 + 0.85 * min(activation / highest, 1.0)
             spans.append(
@@ -99,6 +107,26 @@ def window_columns(rows: list[dict[str, Any]]) -> dict[str, pa.Array]:
         "tokens": pa.array([r["tokens"] for r in rows], pa.list_(pa.string())),
         "activations": pa.array([r["activations"] for r in rows], pa.list_(pa.float32())),
     }
+
+
+def check_corpus(connection: duckdb.DuckDBPyConnection, corpus: str) -> None:
+    """Refuse a corpus that the lake does not have.
+
+    Raises:
+        CorpusNotFoundError: the message lists those that it has.
+    """
+    rows = run(connection, "SELECT corpus FROM corpora ORDER BY corpus")
+    there = rows["corpus"].to_pylist()
+    if corpus not in there:
+        raise CorpusNotFoundError(
+            f"corpus {corpus!r} was asked for; the lake has {', '.join(there) or 'none'}; choose "
+            "one of them"
+        )
+
+
+def visible(token: str) -> str:
+    """Return `token` with signs for control characters: text could command a terminal."""
+    return token.translate(_VISIBLE)
 
 
 def _by_corpus(keys: list[Key]) -> dict[str, str]:

@@ -112,8 +112,8 @@ Written by `examples/train_tiny/evaluate.py` from the saved files, run in float3
 |---|---|
 | shape | 6 layers (5 sliding, window 128, then 1 full), d_model 128, 4 heads of 48, 1 kv head, \
 mlp 512, vocabulary {VOCABULARY} |
-| training | {record["tokens_seen"]:,} tokens seen of {f["train_tokens"]:,}, {record["seconds"]:.0f} s\
- on {record["device"]} |
+| training | {record["tokens_seen"]:,} tokens seen of {f["train_tokens"]:,}, \
+{record["seconds"]:.0f} s on {record["device"]} |
 | held-out loss | **{f["loss"]:.3f} nat** a token, {f["held_out_tokens"]:,} tokens |
 | smoothed bigram | {f["bigram"]:.3f} nat on the same tokens |
 | gap | **{f["bigram"] - f["loss"]:.3f} nat** |
@@ -124,8 +124,8 @@ itself, which favours it.
 ## Coders
 
 JumpReLU, Matryoshka prefixes of an eighth, a quarter and half the width, {coder_seconds:.0f} s of
-training each; measured on {f["coder_tokens"]:,} held-out tokens, BOS excluded. FVU is the squared error over the
-squared distance from the mean; a dead feature fires on none of these tokens.
+training each; measured on {f["coder_tokens"]:,} held-out tokens, BOS excluded. FVU is the squared
+error over the squared distance from the mean; a dead feature fires on none of these tokens.
 
 | coder | FVU | mean L0 | dead |
 |---|---|---|---|

@@ -19,7 +19,7 @@ from scopelake.lake import Lake
 from scopelake.progress import corpus_progress, ingest_progress
 from scopelake.render import print_table
 
-SHOWN_SAE: Final = "resid_post_all/layer_3_width_512_l0_small"
+SHOWN_SAE: Final = "resid_post_all/layer_3_width_1024_l0_small"
 SQL: Final = f"""\
 SELECT role, kind, count(*) AS firings, round(avg(activation), 1) AS mean_activation
 FROM codes JOIN tokens USING (corpus, context, position, kind)

@@ -1,0 +1,149 @@
+"""The command line: bad input is one line on stderr, exit status 2, and the lake as it was."""
+
+import json
+import os
+
+import pytest
+
+from scopelake import tiny
+from scopelake.cli import main
+
+MODEL = tiny.MODEL_NAME
+REPO = tiny.CODERS_REPO
+SAE = "resid_post_all/layer_3_width_1024_l0_small"
+
+
+@pytest.fixture(scope="module")
+def lake(tmp_path_factory):
+    root = tmp_path_factory.mktemp("cli")
+    (root / "text.txt").write_text("import os\n\ndef main(argv):\n    return os.environ\n" * 40)
+    path = str(root / "lake")
+    assert main(["create", path]) == 0
+    assert main(["add-corpus", path, "code", str(root / "text.txt"), "--tokenizer", MODEL,
+                 "--context-length", "64", "--shard-contexts", "3"]) == 0  # fmt: skip
+    assert main(["ingest", path, "code", "--model", MODEL, "--sae", f"{REPO}/{SAE}",
+                 "--dense", "resid_post/3"]) == 0  # fmt: skip
+    return path
+
+
+def tree(path):
+    return sorted(
+        (os.path.join(folder, name), os.path.getsize(os.path.join(folder, name)))
+        for folder, _, names in os.walk(path)
+        for name in names
+    )
+
+
+def refuse(capsys, lake, arguments):
+    before = tree(lake)
+    capsys.readouterr()
+    try:
+        status = main(arguments)
+    except SystemExit as stop:
+        status = stop.code
+    captured = capsys.readouterr()
+    assert status == 2
+    assert captured.out == ""
+    assert "Traceback" not in captured.err
+    assert tree(lake) == before
+    return captured.err
+
+
+def test_every_read_verb_answers(capsys, lake):
+    capsys.readouterr()
+    feature = max(
+        (row for row in _json(capsys, ["features-at", lake, "0", "5", "--json"])),
+        key=lambda row: row["activation"],
+    )["feature"]
+    top = _json(capsys, ["top", lake, str(feature), "--layer", "3", "-k", "2", "--json"])
+    assert [row["rank"] for row in top] == list(range(len(top)))
+    assert top
+    assert top[0]["activation"] == max(top[0]["activations"])
+    (count,) = _json(capsys, ["sql", lake, "SELECT count(*) AS n FROM codes", "--json"])
+    assert main(["info", lake, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["firings"] == count["n"] > 0
+    for verb in (["info", lake], ["top", lake, str(feature)], ["features-at", lake, "0"]):
+        assert main(verb) == 0
+        assert capsys.readouterr().out
+    assert main(["sql", lake, "--init"]) == 0
+    assert "CREATE OR REPLACE VIEW main.tokens" in capsys.readouterr().out
+
+
+def _json(capsys, arguments):
+    assert main(arguments) == 0
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["top", "{lake}", "1024", "--layer", "3"], "features 0 to 1023"),
+        (["top", "{lake}", "-1"], "features 0 to 1023"),
+        (["top", "{lake}", "1", "--layer", "9"], "SAEs of layers 3"),
+        (["top", "{lake}", "1", "--sae", "nope"], SAE),
+        (["top", "{lake}", "1", "-k", "0"], "k is 1 or more"),
+        (["top", "{lake}", "1", "-k", "-3"], "k is 1 or more"),
+        (["top", "{lake}", "1", "--window", "-1"], "window 0 or more"),
+        (["top", "{lake}", "1", "--where", "1); DROP TABLE x"], "not one SQL expression"),
+        (["top", "{lake}", "1", "--snapshot", "99"], "snapshot 99 was asked for"),
+        (["features-at", "{lake}", "999"], "it has contexts 0 to"),
+        (["features-at", "{lake}", "0", "64"], "it has positions 0 to 63"),
+        (["features-at", "{lake}", "0", "--corpus", "nope"], "the lake has code"),
+        (["sql", "{lake}", "DELETE FROM codes"], "read-only"),
+        (["sql", "{lake}", "SELECT 1; SELECT 2"], "2 statements"),
+        (["sql", "{lake}", "SELECT * FROM read_csv('/etc/passwd')"], "/etc/passwd"),
+        (["sql", "{lake}", "SELEC 1"], "does not parse"),
+        (["sql", "{lake}"], "give one, or --init"),
+        (["ingest", "{lake}", "nope", "--model", MODEL, "--sae", REPO], "the lake has code"),
+        (["ingest", "{lake}", "code", "--model", "/nowhere", "--sae", f"{REPO}/{SAE}"],
+         "no such folder"),
+        (["ingest", "{lake}", "code", "--model", MODEL, "--sae", "/nowhere"], "no such folder"),
+        (["ingest", "{lake}", "code", "--model", MODEL, "--sae", f"{REPO}/{SAE}",
+          "--dense", "resid/3"], "resid_post/3"),
+        (["ingest", "{lake}", "code", "--model", MODEL, "--sae", f"{REPO}/{SAE}",
+          "--dense", "resid_post/6"], "layers 0 to 5"),
+        (["ingest", "{lake}", "code", "--model", MODEL, "--sae", f"{REPO}/{SAE}",
+          "--model-name", "gemma-3-1b-it"], "scopelake/gemma-3-tiny"),
+        (["add-corpus", "{lake}", "code", "{here}", "--tokenizer", MODEL], "choose another name"),
+        (["add-corpus", "{lake}", "a b", "{here}", "--tokenizer", MODEL], "not usable"),
+        (["add-corpus", "{lake}", "new", "/nowhere", "--tokenizer", MODEL], "no such file"),
+        (["add-corpus", "{lake}", "new", "{here}", "--tokenizer", "/nowhere"], "no such folder"),
+        (["add-corpus", "{lake}", "new", "{here}", "--tokenizer", MODEL, "--context-length", "1"],
+         "give 2 or more"),
+        (["create", "{lake}"], "there already"),
+        (["info", "/nowhere"], "/nowhere"),
+        (["info", "/etc"], "/etc"),
+        (["demo", "/etc"], "something else is there"),
+    ],
+)  # fmt: skip
+def test_bad_input_is_one_line_and_changes_nothing(capsys, lake, arguments, message):
+    filled = [a.format(lake=lake, here=__file__) for a in arguments]
+    error = refuse(capsys, lake, filled)
+    assert message in error or message.replace("there already", "") in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("empty.txt", b"", "empty.txt"),
+        ("latin.txt", b"caf\xe9", "not valid UTF-8"),
+        ("bad.jsonl", b'{"text": "x"}\n{oops', "bad.jsonl:2"),
+    ],
+)
+def test_a_bad_corpus_file_leaves_no_corpus(capsys, lake, tmp_path, name, data, message):
+    (tmp_path / "good.txt").write_text("fine")
+    (tmp_path / name).write_bytes(data)
+    error = refuse(
+        capsys, lake, ["add-corpus", lake, "new", str(tmp_path / "good.txt"),
+                       str(tmp_path / name), "--tokenizer", MODEL],
+    )  # fmt: skip
+    assert message in error
+    assert main(["sql", lake, "SELECT corpus FROM corpora", "--json"]) == 0
+    assert capsys.readouterr().out == '{"corpus": "code"}\n'
+
+
+def test_unknown_options_exit_2(capsys, lake):
+    with pytest.raises(SystemExit) as stop:
+        main(["top", lake, "1", "--nope"])
+    assert stop.value.code == 2
