@@ -7,6 +7,7 @@ from html import escape
 from typing import Any
 
 from scopelake.store.lake_store import LakeStore
+from scopelake.store.layout import DENSE
 from scopelake.store.snapshot import Snapshot
 
 
@@ -28,11 +29,38 @@ class CodesInfo:
     sae: str
     corpus: str
     firings: int
+    """Those on BOS included."""
     codes_bytes: int
     postings_bytes: int
     peaks_bytes: int
     complete: bool
-    """Whether every shard is there and the statistics are written."""
+    """Whether the statistics are written, which comes after the last shard."""
+
+    def bytes_a_firing(self) -> dict[str, float | None]:
+        """Return stored bytes for each firing: by order, both orders, peaks; None without any."""
+        return _bytes_a_firing([self])
+
+
+@dataclass(frozen=True)
+class DenseInfo:
+    """One array of dense activations."""
+
+    corpus: str
+    model: str
+    site: str
+    layer: int
+    n_bytes: int
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """One ingest."""
+
+    run: str
+    corpus: str
+    model: str
+    state: str
+    """``running`` (or killed and not yet resumed) or ``complete``."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +72,8 @@ class LakeInfo:
     corpora: tuple[CorpusInfo, ...]
     models: tuple[str, ...]
     codes: tuple[CodesInfo, ...]
-    dense_bytes: int
+    dense: tuple[DenseInfo, ...]
+    runs: tuple[RunInfo, ...]
     total_bytes: int
     """Of all data files in the catalogue."""
 
@@ -53,21 +82,27 @@ class LakeInfo:
         """Firings of all SAEs on all corpora."""
         return sum(c.firings for c in self.codes)
 
-    def bytes_a_firing(self) -> dict[str, float]:
-        """Return stored bytes for each firing: by order, of both orders, and of the peaks."""
-        n = max(self.firings, 1)
-        codes = sum(c.codes_bytes for c in self.codes) / n
-        postings = sum(c.postings_bytes for c in self.codes) / n
-        peaks = sum(c.peaks_bytes for c in self.codes) / n
-        return {"codes": codes, "postings": postings, "both": codes + postings, "peaks": peaks}
+    @property
+    def dense_bytes(self) -> int:
+        """Bytes of all dense activations."""
+        return sum(d.n_bytes for d in self.dense)
+
+    def bytes_a_firing(self) -> dict[str, float | None]:
+        """Return stored bytes for each firing: by order, both orders, peaks; None without any."""
+        return _bytes_a_firing(self.codes)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain values, for JSON."""
-        return {**asdict(self), "firings": self.firings, "bytes_a_firing": self.bytes_a_firing()}
+        return {
+            **asdict(self),
+            "codes": [{**asdict(c), "bytes_a_firing": c.bytes_a_firing()} for c in self.codes],
+            "firings": self.firings,
+            "dense_bytes": self.dense_bytes,
+            "bytes_a_firing": self.bytes_a_firing(),
+        }
 
     def to_text(self) -> str:
         """Return a summary of a few lines and a row for each SAE and corpus."""
-        each = self.bytes_a_firing()
         lines = [f"{self.path}, snapshot {self.snapshot}, {self.total_bytes / 1e6:,.1f} MB"]
         lines += [
             f"  corpus {c.corpus}: {c.documents:,} documents, {c.contexts:,} contexts, "
@@ -75,20 +110,17 @@ class LakeInfo:
             for c in self.corpora
         ]
         lines += [f"  model {m}" for m in self.models]
-        if self.codes:
-            lines.append(
-                f"  {self.firings:,} firings at {each['codes']:.2f} bytes token-major + "
-                f"{each['postings']:.2f} feature-major = {each['both']:.2f}, peaks "
-                f"{each['peaks']:.2f}"
-            )
-            width = max(len(c.sae) for c in self.codes)
-            lines += [
-                f"    {c.sae:<{width}}  {c.corpus:<12} {c.firings:>13,} firings"
-                + ("" if c.complete else "  (incomplete)")
-                for c in self.codes
-            ]
-        if self.dense_bytes:
-            lines.append(f"  dense activations: {self.dense_bytes / 1e6:,.1f} MB")
+        lines += _codes_lines(self)
+        lines += [
+            f"  dense {d.site}/{d.layer} of {d.model} on {d.corpus}: {d.n_bytes / 1e6:,.1f} MB"
+            for d in self.dense
+        ]
+        lines += [
+            f"  run {r.run} ({r.model} on {r.corpus}) is {r.state}, not complete; ingest again "
+            "to resume it"
+            for r in self.runs
+            if r.state != "complete"
+        ]
         return "\n".join(lines)
 
     def __str__(self) -> str:
@@ -101,17 +133,9 @@ class LakeInfo:
 def info(store: LakeStore, snapshot: Snapshot) -> LakeInfo:
     """Return what `store` holds at `snapshot`, from its catalogue alone."""
     corpora = store.read("corpora", snapshot).sort_by("corpus").to_pylist()
-    files = store.read("files", snapshot, ["kind", "corpus", "sae", "n_rows", "n_bytes"])
-    sums: dict[tuple[str, str], dict[str, int]] = {}
-    dense = 0
-    for row in files.to_pylist():
-        if row["kind"] == "dense":
-            dense += row["n_bytes"]
-        elif row["sae"] is not None:
-            entry = sums.setdefault((row["sae"], row["corpus"]), {})
-            entry[row["kind"]] = entry.get(row["kind"], 0) + row["n_bytes"]
-            if row["kind"] == "codes":
-                entry["firings"] = entry.get("firings", 0) + row["n_rows"]
+    runs = store.read("runs", snapshot, ["run", "corpus", "model", "state"]).sort_by("run")
+    columns = ["kind", "corpus", "sae", "model", "site", "layer", "n_rows", "n_bytes"]
+    files = store.read("files", snapshot, columns).to_pylist()
     return LakeInfo(
         path=str(store.root),
         snapshot=snapshot.id,
@@ -120,18 +144,75 @@ def info(store: LakeStore, snapshot: Snapshot) -> LakeInfo:
             for r in corpora
         ),
         models=tuple(sorted(store.read("models", snapshot, ["model"])["model"].to_pylist())),
-        codes=tuple(
-            CodesInfo(
-                sae,
-                corpus,
-                entry.get("firings", 0),
-                entry.get("codes", 0),
-                entry.get("postings", 0),
-                entry.get("peaks", 0),
-                "features" in entry,
-            )
-            for (sae, corpus), entry in sorted(sums.items())
-        ),
-        dense_bytes=dense,
-        total_bytes=sum(files["n_bytes"].to_pylist()),
+        codes=_codes(files),
+        dense=_dense(files),
+        runs=tuple(RunInfo(**row) for row in runs.to_pylist()),
+        total_bytes=sum(f["n_bytes"] for f in files),
+    )
+
+
+def _codes(files: list[dict[str, Any]]) -> tuple[CodesInfo, ...]:
+    sums: dict[tuple[str, str], dict[str, int]] = {}
+    for file in files:
+        if file["sae"] is None:
+            continue
+        entry = sums.setdefault((file["sae"], file["corpus"]), {"firings": 0})
+        entry[file["kind"]] = entry.get(file["kind"], 0) + file["n_bytes"]
+        if file["kind"] == "codes":
+            entry["firings"] += file["n_rows"]
+    return tuple(
+        CodesInfo(
+            sae,
+            corpus,
+            entry["firings"],
+            *(entry.get(kind, 0) for kind in ("codes", "postings", "peaks")),
+            complete="features" in entry,
+        )
+        for (sae, corpus), entry in sorted(sums.items())
+    )
+
+
+def _dense(files: list[dict[str, Any]]) -> tuple[DenseInfo, ...]:
+    sums: dict[tuple[str, str, str, int], int] = {}
+    for file in files:
+        if file["kind"] == DENSE:
+            key = (file["corpus"], file["model"], file["site"], file["layer"])
+            sums[key] = sums.get(key, 0) + file["n_bytes"]
+    return tuple(DenseInfo(*key, n_bytes) for key, n_bytes in sorted(sums.items()))
+
+
+def _bytes_a_firing(codes: list[CodesInfo] | tuple[CodesInfo, ...]) -> dict[str, float | None]:
+    n = sum(c.firings for c in codes)
+    by_token = sum(c.codes_bytes for c in codes)
+    by_feature = sum(c.postings_bytes for c in codes)
+    sums = {
+        "codes": by_token,
+        "postings": by_feature,
+        "both": by_token + by_feature,
+        "peaks": sum(c.peaks_bytes for c in codes),
+    }
+    return {name: n_bytes / n if n else None for name, n_bytes in sums.items()}
+
+
+def _codes_lines(lake: LakeInfo) -> list[str]:
+    if not lake.codes:
+        return []
+    lines = [f"  {lake.firings:,} firings{_weights(lake.bytes_a_firing())}"]
+    width = max(len(c.sae) for c in lake.codes)
+    corpus_width = max(len(c.corpus) for c in lake.codes)
+    for c in lake.codes:
+        state = "" if c.complete else "  (incomplete)"
+        lines.append(
+            f"    {c.sae:<{width}}  {c.corpus:<{corpus_width}} {c.firings:>13,} firings"
+            f"{_weights(c.bytes_a_firing())}{state}"
+        )
+    return lines
+
+
+def _weights(each: dict[str, float | None]) -> str:
+    if each["both"] is None:
+        return ""
+    return (
+        f" at {each['codes']:.2f} B token-major + {each['postings']:.2f} feature-major = "
+        f"{each['both']:.2f}, peaks {each['peaks']:.2f}"
     )

@@ -20,6 +20,9 @@ from scopelake.progress import corpus_progress, ingest_progress
 from scopelake.render import print_table
 
 SHOWN_SAE: Final = "resid_post_all/layer_3_width_1024_l0_small"
+TEXT_BYTES: Final = 800_000
+"""Source text in the demo's corpus: a little over 200,000 tokens."""
+
 SQL: Final = f"""\
 SELECT role, kind, count(*) AS firings, round(avg(activation), 1) AS mean_activation
 FROM codes JOIN tokens USING (corpus, context, position, kind)
@@ -64,7 +67,7 @@ def _add_corpora(lake: Lake) -> bool:
     there = set(lake.sql("SELECT corpus FROM corpora")["corpus"].to_pylist())
     root = Path(sysconfig.get_path("stdlib"))
     sources = {
-        "stdlib": (tiny.stdlib_files(held_out=True), False),
+        "stdlib": (_text_files(), False),
         "chats": ([tiny.chats_path()], True),
     }
     for name, (files, chat) in sources.items():
@@ -80,6 +83,16 @@ def _add_corpora(lake: Lake) -> bool:
             f"{added.n_tokens:,} tokens"
         )
     return not there >= set(sources)
+
+
+def _text_files() -> list[Path]:
+    """The first held-out files, up to TEXT_BYTES."""
+    files, n_bytes = [], 0
+    for path in tiny.stdlib_files(held_out=True):
+        if n_bytes < TEXT_BYTES:
+            files.append(path)
+            n_bytes += path.stat().st_size
+    return files
 
 
 def _ingest(lake: Lake) -> bool:

@@ -1,124 +1,243 @@
-"""A random lake written by the store's own writers, and its firings as plain tuples."""
+"""A small random lake, built with the store's own writers, and an oracle that knows its rows."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pytest
 
+from scopelake.names import KINDS, ROLES
 from scopelake.query.connect import connect
+from scopelake.query.resolve import SaeInfo
 from scopelake.store.commit import Writer
 from scopelake.store.firings import Firings
 from scopelake.store.lake_store import LakeStore
 from scopelake.store.schema import SCHEMAS
-from scopelake.store.writer import write_contexts, write_firings
+from scopelake.store.snapshot import Snapshot
+from scopelake.store.summary import feature_statistics
+from scopelake.store.writer import write_contexts, write_features, write_firings
 
-SAE = "repo/resid_post_all/layer_2_width_32_l0_small"
-OTHER = "repo/mlp_out_all/layer_4_width_32_l0_small"
-KINDS = ("content", "template", "bos", "generated")
-ROLES = ("none", "user", "model", "system", "tool")
+WIDTH = 12
+SAES = {
+    "gs-2/resid_post/layer_1_width_12": ("resid_post", 1),
+    "gs-2/resid_post/layer_2_width_12": ("resid_post", 2),
+    "gs-2/mlp_out/layer_2_width_12": ("mlp_out", 2),
+}
+PIECES = ("the", " cat", "\n", "é", "日本", "<b>", " & ", "'q\"", "", "🙂", " sat", "\x1b[31m")
+CONTEXTS = {"plain": 400, "chats": 37}
 SHARD = 150
 
 
-@dataclass(frozen=True)
-class RandomLake:
-    """A lake and what it must answer from."""
+@dataclass
+class Context:
+    """A context as the oracle knows it."""
+
+    corpus: str
+    context: int
+    document: str
+    pieces: list[str]
+    roles: list[int]
+    turns: list[int]
+    kinds: list[int]
+    metadata: str
+
+    @property
+    def shown(self) -> list[str]:
+        """Pieces, with the sign that stands for the BOS of plain text."""
+        bos = KINDS.index("bos")
+        return [
+            "<bos>" if k == bos and not p else p
+            for p, k in zip(self.pieces, self.kinds, strict=True)
+        ]
+
+
+@dataclass
+class Row:
+    """A firing as the oracle knows it."""
+
+    sae: str
+    corpus: str
+    context: int
+    position: int
+    feature: int
+    activation: float
+    kind: str
+
+
+@dataclass
+class Built:
+    """A lake, what is in it, and its connection."""
 
     store: LakeStore
-    tokens: dict  # (corpus, context) -> list of (piece, role index, kind index)
-    firings: dict  # sae -> list of (corpus, context, position, feature, activation, kind index)
+    snapshot: Snapshot
+    connection: duckdb.DuckDBPyConnection
+    contexts: dict[tuple[str, int], Context]
+    rows: list[Row]
 
-    def connect(self):
-        return connect(self.store, self.store.snapshot())
+    def sae(self, layer: int = 1, site: str = "resid_post") -> SaeInfo:
+        """The SAE at a place."""
+        name = f"gs-2/{site}/layer_{layer}_width_{WIDTH}"
+        return SaeInfo(name, site, layer, WIDTH)
 
 
-def context_row(corpus, context, tokens):
-    pieces = [piece for piece, _, _ in tokens]
-    starts = np.cumsum([0, *map(len, pieces)])[:-1]
+def make_contexts(rng: np.random.Generator) -> list[Context]:
+    """Contexts of 1 to 12 tokens; chats have roles, turns and a BOS that is in the text."""
+    made = []
+    for corpus, n in CONTEXTS.items():
+        chat = corpus == "chats"
+        for context in range(n):
+            m = int(rng.integers(1, 12))
+            pieces = ["<bos>" if chat else ""] + [str(rng.choice(PIECES)) for _ in range(m)]
+            roles = [0] + [int(r) if chat else 0 for r in rng.integers(1, 3, m)]
+            kinds = [2] + [int(r) if chat else 0 for r in rng.integers(0, 2, m)]
+            turns = [0] + [i // 3 if chat else 0 for i in range(m)]
+            document, metadata = f"doc-{context // 2}", f'{{"lang": "l{context % 3}"}}'
+            made.append(Context(corpus, context, document, pieces, roles, turns, kinds, metadata))
+    return made
+
+
+def contexts_table(contexts: list[Context]) -> pa.Table:
+    """The rows of the contexts table for `contexts`."""
+    rows = [
+        {
+            "corpus": c.corpus,
+            "context": c.context,
+            "document": c.document,
+            "document_index": c.context // 2,
+            "part": c.context % 2,
+            "char_start": 0,
+            "char_end": len("".join(c.pieces)),
+            "text": "".join(c.pieces),
+            "n_tokens": len(c.pieces),
+            "token_ids": [PIECES.index(p) if p in PIECES else 99 for p in c.pieces],
+            "token_starts": [len("".join(c.pieces[:i])) for i in range(len(c.pieces))],
+            "roles": c.roles,
+            "turns": c.turns,
+            "kinds": c.kinds,
+            "metadata": c.metadata,
+        }
+        for c in contexts
+    ]
+    return pa.Table.from_pylist(rows, schema=SCHEMAS["contexts"])
+
+
+def make_firings(rng: np.random.Generator, contexts: list[Context]) -> Firings:
+    """Firings with many ties; feature 11 never fires, feature 0 fires in nearly every context."""
+    columns: list[tuple[int, int, int, float, int]] = []
+    for c in contexts:
+        for position, kind in enumerate(c.kinds):
+            for feature in range(WIDTH - 1):
+                if rng.random() < (0.6 if feature == 0 else 0.12):
+                    activation = float(rng.choice([0.5, 1.0, 1.5, 2.0, 70000.0]))
+                    columns.append((c.context, position, feature, activation, kind))
+    array = list(zip(*columns, strict=True)) if columns else [()] * 5
+    types = (np.int64, np.int32, np.int32, np.float32, np.int8)
+    return Firings(*(np.array(values, t) for values, t in zip(array, types, strict=True)))
+
+
+def filled(table: str, **known: Any) -> dict[str, Any]:
+    """A catalogue row: what is known, and a value of the right type for the rest."""
+    row: dict[str, Any] = {}
+    for field in SCHEMAS[table]:
+        if pa.types.is_integer(field.type):
+            row[field.name] = 0
+        elif pa.types.is_string(field.type):
+            row[field.name] = "x"
+        else:
+            row[field.name] = None
+    return row | known
+
+
+def table_of(name: str, rows: list[dict[str, Any]]) -> pa.Table:
+    """Rows in a table's schema."""
+    return pa.Table.from_pylist(rows, schema=SCHEMAS[name])
+
+
+def catalogue(contexts: list[Context]) -> dict[str, pa.Table]:
+    """Rows of corpora, models and saes."""
+    corpora = [
+        filled("corpora", corpus=name, n_contexts=n, n_documents=-(-n // 2),
+               n_tokens=sum(len(c.pieces) for c in contexts if c.corpus == name))
+        for name, n in CONTEXTS.items()
+    ]  # fmt: skip
+    saes = [
+        filled("saes", sae=name, site=site, layer=layer, width=WIDTH)
+        for name, (site, layer) in SAES.items()
+    ]
     return {
-        "corpus": corpus, "context": context, "document": f"doc{context // 3}",
-        "document_index": context // 3, "part": context % 3, "char_start": 0,
-        "char_end": sum(map(len, pieces)), "text": "".join(pieces), "n_tokens": len(tokens),
-        "token_ids": list(range(len(tokens))), "token_starts": starts.tolist(),
-        "roles": [r for _, r, _ in tokens], "turns": [0] * len(tokens),
-        "kinds": [k for _, _, k in tokens], "metadata": '{"label": "%s"}' % (context % 2),
-    }  # fmt: skip
+        "corpora": table_of("corpora", corpora),
+        "models": table_of("models", [filled("models", model="tiny")]),
+        "saes": table_of("saes", saes),
+    }
 
 
-def corpus_row(corpus, tokens):
-    row = dict.fromkeys(SCHEMAS["corpora"].names)
-    n = sum(len(t) for t in tokens)
-    return row | {
-        "corpus": corpus, "chat": False, "context_length": 16, "shard_contexts": SHARD,
-        "n_documents": 1, "n_contexts": len(tokens), "n_tokens": n, "n_bos": len(tokens),
-        "created_at": datetime.now(UTC),
-    }  # fmt: skip
-
-
-def sae_row(name):
-    row = dict.fromkeys(SCHEMAS["saes"].names)
-    site, layer = ("resid_post", 2) if "resid_post" in name else ("mlp_out", 4)
-    return row | {"sae": name, "site": site, "layer": layer, "width": 32}
-
-
-def firings_of(rng, corpus, tokens, dense_feature):
-    """Few distinct activations, so that ties are everywhere; one feature fires on every token."""
-    rows = []
-    for context, one in enumerate(tokens):
-        for position, (_, _, kind) in enumerate(one):
-            chosen = set(rng.integers(0, 31, rng.integers(0, 4)).tolist()) | {dense_feature}
-            rows += [
-                (corpus, context, position, feature, float(rng.integers(1, 9)), kind)
-                for feature in sorted(chosen)
-            ]
+def write_shards(writer: Writer, rng: np.random.Generator, contexts: list[Context]) -> list[Row]:
+    """Commit the firings of every SAE, corpus and shard; return them."""
+    rows: list[Row] = []
+    root = writer.store.root
+    for sae in SAES:
+        for corpus, n in CONTEXTS.items():
+            for shard, start in enumerate(range(0, n, SHARD)):
+                of_shard = [
+                    c for c in contexts
+                    if c.corpus == corpus and start <= c.context < start + SHARD
+                ]  # fmt: skip
+                firings = make_firings(rng, of_shard)
+                writer.commit(
+                    write_firings(root, firings, sae=sae, corpus=corpus, shard=shard, run="r",
+                                  bits=23),
+                    transaction=f"{sae}:{corpus}:{shard}", reason="shard", run="r",
+                )  # fmt: skip
+                columns = (firings.context, firings.position, firings.feature, firings.activation,
+                           firings.kind)  # fmt: skip
+                rows += [
+                    Row(sae, corpus, int(c), int(p), int(f), float(a), KINDS[k])
+                    for c, p, f, a, k in zip(*columns, strict=True)
+                ]
     return rows
 
 
-def to_firings(rows):
-    columns = list(zip(*((c, p, f, a, k) for _, c, p, f, a, k in rows), strict=True))
-    dtypes = (np.int64, np.int32, np.int32, np.float32, np.int8)
-    return Firings(*(np.array(c, dtype=d) for c, d in zip(columns, dtypes, strict=True)))
+def write_statistics(writer: Writer, sae: str, corpus: str) -> None:
+    """Commit the features rows of one SAE on one corpus."""
+    store = writer.store
+    files = store.data_files("postings", store.snapshot(), sae=sae, corpus=corpus)
+    table = feature_statistics([f.path for f in files], WIDTH, 1000)
+    for name in SCHEMAS["features"].names[-5:]:
+        field = SCHEMAS["features"].field(name)
+        table = table.append_column(field, pa.nulls(WIDTH, field.type))
+    receipt = write_features(store.root, table, sae, corpus, "r")
+    writer.commit([receipt], transaction=f"features:{sae}:{corpus}", reason="features", run="r")
 
 
 @pytest.fixture(scope="session")
-def lake(tmp_path_factory):
+def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
+    """A lake of two corpora, three SAEs and shards of 150 contexts; its path needs quoting."""
     rng = np.random.default_rng(5)
-    store = LakeStore.create(tmp_path_factory.mktemp("query") / "lake")
-    pieces = ["a", " b", "\n", "é", "<x>", "'q", " wörld"]
-    tokens, firings = {}, {SAE: [], OTHER: []}
+    store = LakeStore.create(tmp_path_factory.mktemp("query") / "it's a lake é")
+    contexts = make_contexts(rng)
     with Writer(store) as writer:
-        for corpus, n_contexts in (("alpha", 400), ("beta", 40)):
-            several = []
-            for context in range(n_contexts):
-                n = int(rng.integers(1, 17))
-                body = [
-                    (pieces[rng.integers(len(pieces))], int(rng.integers(0, 3)),
-                     int(rng.choice([0, 1, 3])))
-                    for _ in range(n - 1)
-                ]  # fmt: skip
-                several.append([("", 0, 2), *body])
-                tokens[corpus, context] = several[-1]
-            table = pa.Table.from_pylist(
-                [context_row(corpus, i, t) for i, t in enumerate(several)],
-                schema=SCHEMAS["contexts"],
-            )
-            receipts = list(write_contexts(store.root, table, corpus=corpus, run="r"))
-            row = pa.Table.from_pylist([corpus_row(corpus, several)], schema=SCHEMAS["corpora"])
-            rows = {"corpora": row}
-            if corpus == "alpha":
-                rows["saes"] = pa.Table.from_pylist(
-                    [sae_row(SAE), sae_row(OTHER)], schema=SCHEMAS["saes"]
-                )
-            writer.commit(receipts, transaction=corpus, reason="corpus", rows=rows)
-            for sae in (SAE, OTHER):
-                made = firings_of(rng, corpus, several, dense_feature=30)
-                firings[sae] += made
-                for shard in range(-(-n_contexts // SHARD)):
-                    part = [r for r in made if r[1] // SHARD == shard]
-                    receipts = write_firings(
-                        store.root, to_firings(part), sae=sae, corpus=corpus, shard=shard,
-                        run="r", bits=10,
-                    )  # fmt: skip
-                    writer.commit(receipts, transaction=f"{corpus}{sae}{shard}", reason="firings")
-    return RandomLake(store, tokens, firings)
+        receipts = []
+        for corpus in CONTEXTS:
+            of_corpus = [c for c in contexts if c.corpus == corpus]
+            receipts += write_contexts(store.root, contexts_table(of_corpus), corpus, "r")
+        writer.commit(receipts, transaction="contexts", reason="contexts",
+                      rows=catalogue(contexts))  # fmt: skip
+        rows = write_shards(writer, rng, contexts)
+        write_statistics(writer, next(iter(SAES)), "plain")
+    snapshot = store.snapshot()
+    connection = connect(store, snapshot)
+    by_key = {(c.corpus, c.context): c for c in contexts}
+    yield Built(store, snapshot, connection, by_key, rows)
+    connection.close()
+
+
+@pytest.fixture(scope="session")
+def role_names() -> tuple[str, ...]:
+    """Names of roles by their number."""
+    return ROLES
