@@ -86,7 +86,7 @@ def test_specs_name_a_coder_a_family_a_repo_or_a_pattern():
     assert len(everything) == 14
     assert len(find_coders([repo / "resid_post_all"])) == 6
     assert len(find_coders([f"{repo}/*/layer_3_*"])) == 4
-    one = repo / "resid_post_all" / "layer_3_width_512_l0_small"
+    one = repo / "resid_post_all" / "layer_3_width_1024_l0_small"
     assert [c.name for c in find_coders([one, repo / "resid_post_all", one])] == [
         c.name for c in everything if c.family == "resid_post_all"
     ]
