@@ -165,8 +165,10 @@ def _codes(files: list[dict[str, Any]]) -> tuple[CodesInfo, ...]:
             sae,
             corpus,
             entry["firings"],
-            *(entry.get(kind, 0) for kind in ("codes", "postings", "peaks")),
-            complete="features" in entry,
+            entry.get("codes", 0),
+            entry.get("postings", 0),
+            entry.get("peaks", 0),
+            "features" in entry,
         )
         for (sae, corpus), entry in sorted(sums.items())
     )
