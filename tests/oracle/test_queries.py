@@ -239,6 +239,6 @@ def test_results_show_themselves(lake, connection):
     html = top_contexts(connection, info, 30, k=100, where="token = '<x>'")._repr_html_()
     assert "<x>" not in html
     assert "&lt;x&gt;" in html
-    assert "fires nowhere" in top_contexts(connection, info, 31).to_text()
+    assert "never fires" in top_contexts(connection, info, 31).to_text()
     assert list(found.to_pandas()["rank"]) == [0, 1, 2]
     assert duckdb.sql("SELECT 1").fetchone() == (1,)
