@@ -164,7 +164,8 @@ def test_ingesting_again_does_nothing_and_a_new_coder_only_its_own_work(lake, tm
 def test_statistics_leave_bos_out(lake):
     rows = lake.sql(
         "SELECT f.sae, f.corpus, f.feature, f.firings, count(p.feature) AS counted, "
-        "f.max, max(p.activation) AS highest FROM features f LEFT JOIN postings p ON p.sae = f.sae AND p.corpus = f.corpus "
+        "f.max, max(p.activation) AS highest FROM features f LEFT JOIN postings p "
+        "ON p.sae = f.sae AND p.corpus = f.corpus "
         "AND p.feature = f.feature AND p.kind <> 'bos' GROUP BY ALL"
     ).to_pylist()
     assert rows

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from scopelake.names import KINDS, ROLES
+from scopelake.names import KINDS
 from scopelake.query.connect import connect
 from scopelake.query.resolve import SaeInfo
 from scopelake.store.commit import Writer
@@ -234,9 +234,3 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
     by_key = {(c.corpus, c.context): c for c in contexts}
     yield Built(store, snapshot, connection, by_key, rows)
     connection.close()
-
-
-@pytest.fixture(scope="session")
-def role_names() -> tuple[str, ...]:
-    """Names of roles by their number."""
-    return ROLES
