@@ -131,40 +131,35 @@ def _write(
     counts: _Counts,
     progress: Callable[[int, int], None] | None,
 ) -> Iterator[Receipt]:
-    buffer: list[Window] = []
-    tables: list[pa.Table] = []
+    windows = _windows(config, tokenizer, files, counts, progress)
+    while part := list(islice(windows, _CONTEXTS_PER_FILE)):
+        table = to_table(part, config.name, counts.n_contexts)
+        counts.n_contexts += len(part)
+        yield from write_contexts(
+            store.root, table, corpus=config.name, run=f"corpus:{config.name}"
+        )
+
+
+def _windows(
+    config: CorpusConfig,
+    tokenizer: Tokenizer,
+    files: list[Path],
+    counts: _Counts,
+    progress: Callable[[int, int], None] | None,
+) -> Iterator[Window]:
     documents = read_documents(files, chat=config.chat, root=config.root)
-    seen: set[str] = set()
-    for document, tokens in _tokenize(documents, tokenizer, seen):
+    for document, tokens in _tokenize(documents, tokenizer, seen=set()):
         windows = list(
-            split(
-                document,
-                tokens,
-                context_length=config.context_length,
-                bos_id=tokenizer.bos_id,
-            )
+            split(document, tokens, context_length=config.context_length, bos_id=tokenizer.bos_id)
         )
         for window in windows:
             window.row["document_index"] = counts.n_documents
         counts.n_documents += 1
         counts.n_split += len(windows) > 1
         counts.n_tokens += sum(w.n_tokens for w in windows)
-        buffer.extend(windows)
         if progress is not None:
             progress(counts.n_documents, counts.n_tokens)
-        while len(buffer) >= _CONTEXTS_PER_FILE:
-            tables.append(to_table(buffer[:_CONTEXTS_PER_FILE], config.name, counts.n_contexts))
-            del buffer[:_CONTEXTS_PER_FILE]
-            counts.n_contexts += len(tables[-1])
-            yield from write_contexts(
-                store.root, tables.pop(), corpus=config.name, run=f"corpus:{config.name}"
-            )
-    if buffer:
-        table = to_table(buffer, config.name, counts.n_contexts)
-        counts.n_contexts += len(table)
-        yield from write_contexts(
-            store.root, table, corpus=config.name, run=f"corpus:{config.name}"
-        )
+        yield from windows
 
 
 def _tokenize(

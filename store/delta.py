@@ -6,8 +6,9 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
-from urllib.parse import unquote
+from typing import Any, Final
+from urllib.parse import unquote, urlparse
+from urllib.request import url2pathname
 
 import pyarrow as pa
 from deltalake import (
@@ -19,6 +20,7 @@ from deltalake import (
 )
 from deltalake.exceptions import DeltaError
 from deltalake.transaction import AddAction
+from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
 from scopelake.errors import LakeError
 from scopelake.store.layout import table_path
@@ -61,6 +63,19 @@ def open_table(root: Path, table: str, version: int | None = None) -> DeltaTable
             f"{what} of table {table} was asked for; it cannot be read ({reason}); check the "
             f"folder {table_path(root, table)}"
         ) from error
+
+
+def read(
+    opened: DeltaTable,
+    columns: list[str] | None = None,
+    filters: list[tuple[str, str, Any]] | None = None,
+) -> pa.Table:
+    """Return the table's rows that meet all `filters` (column, operator, value)."""
+    # deltalake's own file system is a Python object. Arrow's scanner may drop its last reference in
+    # a worker thread while the interpreter exits, which aborts the process.
+    local = SubTreeFileSystem(url2pathname(urlparse(opened.table_uri).path), LocalFileSystem())
+    # deltalake takes an empty list of conditions for a malformed one.
+    return opened.to_pyarrow_table(columns=columns, filesystem=local, filters=filters or None)
 
 
 def has_transaction(opened: DeltaTable, transaction: str) -> bool:

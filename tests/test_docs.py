@@ -1,6 +1,8 @@
-"""README and docs: their Python runs, their commands and files exist."""
+"""README and docs: what they show is run, in the order in which a reader would."""
 
+import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,43 +12,85 @@ import pytest
 from scopelake.cli import _parser, main
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+README, FORMAT = ROOT / "README.md", ROOT / "docs" / "format.md"
+PAGES = [README, *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "examples").rglob("*.md"))]
+NOT_RUN = "<!-- not run"
+"""Begins the line above a block that the tests cannot run, with the reason."""
 
 
-def blocks(path, language):
-    return re.findall(rf"```{language}\n(.*?)```", path.read_text(), flags=re.DOTALL)
+def blocks(page, language, *, run=True):
+    """The code blocks of a page that are marked as not run, or are not."""
+    parts = page.read_text().split(f"```{language}\n")
+    return [
+        after.split("```")[0]
+        for before, after in zip(parts, parts[1:], strict=False)
+        if run != before.rstrip().splitlines()[-1].startswith(NOT_RUN)
+    ]
 
 
-def test_readme_examples_run_as_printed(tmp_path):
-    first, second = blocks(ROOT / "README.md", "python")
-    (tmp_path / "notes.txt").write_text("import os\n\nprint(os.environ['HOME'])\n" * 30)
+@pytest.fixture(scope="module")
+def shell(tmp_path_factory):
+    """Return a function that runs a command beside a notes.txt, with our programs on the path."""
+    folder = tmp_path_factory.mktemp("docs")
+    (folder / "notes.txt").write_text("import os\n\nprint(os.environ['HOME'])\n" * 30)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
-    def run(code):
-        return subprocess.run(
-            [sys.executable, "-P", "-c", code], check=True, capture_output=True, text=True,
-            cwd=tmp_path,
-        ).stdout  # fmt: skip
+    def run(*command):
+        done = subprocess.run(
+            command, check=False, capture_output=True, text=True, cwd=folder,
+            env=os.environ | {"PATH": path, "COLUMNS": "120"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
-    shown = run(first)
+    return run
+
+
+@pytest.fixture(scope="module")
+def shown(shell):
+    """What the README's first example prints; it makes my-lake."""
+    return shell(sys.executable, "-P", "-c", blocks(README, "python")[0])
+
+
+def test_the_readme_example_runs_as_printed(shown):
+    assert blocks(README, "python")[0].count("\n") <= 16
     assert "feature " in shown
     assert "corpus notes: 1 documents" in shown
-    views = run("import scopelake; print(scopelake.open('my-lake').sql_init())")
-    (tmp_path / "views.sql").write_text(views)
-    assert "strongest" in run(second)
-    assert first.count("\n") <= 16
+
+
+def test_a_plain_duckdb_client_answers(shell, shown):
+    (init,) = (b for b in blocks(README, "sh") if "--init" in b)
+    shell("bash", "-ec", init)
+    assert "strongest" in shell(sys.executable, "-P", "-c", blocks(README, "python")[1])
+
+
+@pytest.mark.slow
+def test_the_readme_commands_run(shell):
+    (block,) = (b for b in blocks(README, "sh") if "other-lake" in b)
+    printed = shell("bash", "-ec", block)
+    assert "created an empty lake" in printed
+    assert "corpus notes: 1 documents" in printed
+
+
+def test_the_format_page_reads_a_lake_without_this_package(shell, shown):
+    (block,) = blocks(FORMAT, "python")
+    assert "scopelake" not in re.sub(r"scopelake~gemma", "", block)
+    printed = shell(sys.executable, "-P", "-c", block)
+    assert "bfloat16" in printed
+    assert "activation" in printed
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
-def test_commands_in_the_docs_parse(page):
-    text = "\n".join(blocks(page, "sh")).replace("\\\n", " ")
+def test_commands_that_are_not_run_exist(page):
+    text = "\n".join(blocks(page, "sh") + blocks(page, "sh", run=False)).replace("\\\n", " ")
     for line in text.splitlines():
         command = line.split(" #")[0].split(" > ")[0].strip()
         if command.startswith("scopelake "):
-            import shlex
-
             _parser().parse_args(shlex.split(command)[1:])
         elif command.startswith("make "):
             assert f"\n{command.split()[1]}:" in (ROOT / "Makefile").read_text()
+        elif command.startswith("python "):
+            assert (ROOT / command.split()[1]).is_file()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
@@ -55,10 +99,11 @@ def test_links_to_files_resolve(page):
         assert (page.parent / target).exists(), target
 
 
-def test_every_verb_has_help(capsys):
+def test_every_verb_is_documented_and_has_help(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["--help"])
     assert stop.value.code == 0
     listed = capsys.readouterr().out
     for verb in ("demo", "create", "add-corpus", "ingest", "top", "features-at", "sql", "info"):
         assert verb in listed
+        assert f"scopelake {verb}" in README.read_text() or verb == "demo"

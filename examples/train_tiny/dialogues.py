@@ -175,3 +175,14 @@ def write_dialogues(path: Path) -> int:
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
     return len(rows)
+
+
+def main() -> None:
+    """Writes the packaged chats."""
+    from scopelake import tiny
+
+    print(f"{write_dialogues(tiny.chats_path())} dialogues in {tiny.chats_path()}")
+
+
+if __name__ == "__main__":
+    main()

@@ -215,14 +215,14 @@ def prepare_tokenizer() -> Tokenizer:
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=18.0)
-    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--minutes", type=float, default=17.0)
+    parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--muon-lr", type=float, default=0.02)
     parser.add_argument("--adam-lr", type=float, default=0.004)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--half", action="store_true", help="bfloat16 mixed precision")
+    parser.add_argument("--full", action="store_true", help="float32, not bfloat16 mixed")
     parser.add_argument("--compiled", action="store_true", help="compile the model first")
-    parser.add_argument("--record", type=Path, default=Path("train_model.json"))
+    parser.add_argument("--record", type=Path, default=Path("record.json"))
     return parser.parse_args()
 
 
@@ -235,7 +235,7 @@ def main() -> None:
     device = pick_device()
     held_out = torch.from_numpy(corpus.rows_of(corpus.held_out_tokens(tokenizer))).to(device)
     settings = Settings(
-        args.minutes, args.batch, args.muon_lr, args.adam_lr, args.half, args.compiled
+        args.minutes, args.batch, args.muon_lr, args.adam_lr, not args.full, args.compiled
     )
     record = Trainer(settings, device).run(flat, held_out, tokenizer)
     record |= {"batch": args.batch, "context": corpus.CONTEXT, "device": device.type}

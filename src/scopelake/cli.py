@@ -28,6 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 0
+    except OSError as error:
+        print(f"scopelake: {arguments.verb} failed: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("scopelake: interrupted; the lake is whole: run it again to go on", file=sys.stderr)
         return 130

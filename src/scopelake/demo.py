@@ -42,7 +42,7 @@ def run_demo(path: Path) -> None:
     """
     started = time.monotonic()
     lake = _open_or_create(path)
-    worked = _add_corpora(lake)
+    worked = add_demo_corpora(lake)
     worked |= _ingest(lake)
     if not worked:
         print(f"The lake in {path} is complete: no work was done.\n")
@@ -63,7 +63,8 @@ def _open_or_create(path: Path) -> Lake:
         ) from error
 
 
-def _add_corpora(lake: Lake) -> bool:
+def add_demo_corpora(lake: Lake) -> bool:
+    """Add the corpora that `lake` lacks; return whether any was added."""
     there = set(lake.sql("SELECT corpus FROM corpora")["corpus"].to_pylist())
     root = Path(sysconfig.get_path("stdlib"))
     sources = {

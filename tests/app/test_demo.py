@@ -13,7 +13,7 @@ def test_demo_builds_a_lake_and_the_second_run_does_no_work(tmp_path, capsys):
     first = capsys.readouterr().out
     assert "Built in" in first
     assert first.count("feature ") >= 3
-    assert "bytes token-major" in first
+    assert "B token-major + " in first
     assert "mean_activation" in first
     assert first.count("scopelake ") >= 3
     lake = scopelake.open(path)

@@ -65,6 +65,19 @@ def test_paths_that_are_not_lakes(tmp_path, store):
         LakeStore.open(store.root)
 
 
+@pytest.mark.parametrize("name", ["a b", "é", "a#b?c", "a=b&c"])
+def test_a_path_may_hold_odd_characters(tmp_path, name):
+    store = LakeStore.create(tmp_path / name)
+    assert LakeStore.open(tmp_path / name).snapshots().num_rows == 1
+    assert store.read("codes", store.snapshot()).num_rows == 0
+
+
+def test_a_path_with_a_percent_sign_is_refused(tmp_path):
+    with pytest.raises(InvalidArgumentError, match="without"):
+        LakeStore.create(tmp_path / "a%20b")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_snapshots_keep_what_they_named(store):
     with Writer(store) as writer:
         first = writer.commit([], transaction="a", reason="one", rows={"runs": run_rows("running")})
@@ -135,3 +148,14 @@ def test_reads_that_cannot_be_are_refused(store):
         store.read("codes", snapshot, columns=["nope"])
     with pytest.raises(InvalidArgumentError, match="partitioned by"):
         store.data_files("contexts", snapshot, sae="s")
+
+
+def test_tables_are_read_without_a_python_file_system(store, monkeypatch):
+    def refuse(*_):
+        # Arrow's threads would drop it while the interpreter exits, and abort the process.
+        raise AssertionError("a Python file system was made")
+
+    monkeypatch.setattr("pyarrow.fs.PyFileSystem", refuse)
+    snapshot = store.snapshot()
+    assert store.snapshots().num_rows == 1
+    assert store.read("codes", snapshot).num_rows == 0

@@ -1,0 +1,58 @@
+"""Cutting documents into contexts: nothing lost, nothing twice, every window starts with BOS."""
+
+import numpy as np
+import pytest
+
+from scopelake.ingest.sources import Document
+from scopelake.ingest.tokens import BOS, CONTENT, TokenizedText
+from scopelake.ingest.windows import split, to_table
+
+BOS_ID = 2
+
+
+def tokenized(n_tokens, *, own_bos=False):
+    """One character a token: token i covers character i of the text; a BOS of its own covers 5."""
+    ids = np.arange(100, 100 + n_tokens, dtype=np.int32)
+    kinds = np.full(n_tokens, CONTENT, dtype=np.int8)
+    text, starts = "x" * n_tokens, np.arange(n_tokens, dtype=np.int32)
+    if own_bos:
+        ids, kinds = np.r_[np.int32(BOS_ID), ids], np.r_[np.int8(BOS), kinds]
+        text, starts = "<bos>" + text, np.r_[np.int32(0), starts + 5].astype(np.int32)
+    zeros = np.zeros(len(ids), dtype=np.int32)
+    return TokenizedText(text, ids, starts, zeros.astype(np.int8), zeros, kinds)
+
+
+@pytest.mark.parametrize("own_bos", [False, True])
+@pytest.mark.parametrize("n_tokens", [1, 2, 7, 8, 63, 64, 1023])
+@pytest.mark.parametrize("context_length", [2, 8, 64])
+def test_windows_cover_the_document_once(n_tokens, context_length, own_bos):
+    tokens = tokenized(n_tokens, own_bos=own_bos)
+    document = Document("d", "d.txt", tokens.text)
+    windows = list(split(document, tokens, context_length=context_length, bos_id=BOS_ID))
+    body = context_length - 1
+    assert len(windows) == -(-n_tokens // body)
+    ids, text, end = [], "", 0
+    for part, window in enumerate(windows):
+        row = window.row
+        assert row["part"] == part
+        row["document_index"] = 0
+        assert row["token_ids"][0] == BOS_ID
+        assert list(row["kinds"]) == [BOS] + [CONTENT] * (window.n_tokens - 1)
+        assert window.n_tokens == len(row["token_ids"]) <= context_length
+        assert row["char_start"] == end
+        assert row["text"] == tokens.text[row["char_start"] : row["char_end"]]
+        pieces = np.split(list(row["text"]), row["token_starts"][1:])
+        assert all(len(piece) == 1 for piece in pieces[1:])
+        ids += list(row["token_ids"][1:])
+        text += row["text"]
+        end = row["char_end"]
+    assert ids == list(range(100, 100 + n_tokens))
+    assert text == tokens.text
+    table = to_table(windows, "c", first_context=5)
+    assert table["context"].to_pylist() == list(range(5, 5 + len(windows)))
+
+
+def test_a_document_of_no_tokens_has_no_window():
+    tokens = tokenized(0)
+    document = Document("d", "d.txt", "")
+    assert list(split(document, tokens, context_length=8, bos_id=BOS_ID)) == []
