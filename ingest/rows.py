@@ -42,6 +42,8 @@ def sae_table(coders: Sequence[CoderFiles], model: LoadedModel) -> pa.Table:
             "type": c.type,
             "site": c.site.site,
             "layer": c.site.layer,
+            "layers": [c.site.layer],
+            "features_per_layer": c.width,
             "width": c.width,
             "d_in": c.d_in,
             "d_out": c.d_out,

@@ -51,6 +51,12 @@ def run_demo(path: Path) -> None:
     _show(lake, path)
 
 
+def interesting_features(lake: Lake) -> list[int]:
+    """Return three features of SHOWN_SAE that fire seldom, and then strongly."""
+    found: list[int] = lake.sql(_INTERESTING)["feature"].to_pylist()
+    return found
+
+
 def _open_or_create(path: Path) -> Lake:
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return scopelake.create(path)
@@ -120,17 +126,16 @@ def _ingest(lake: Lake) -> bool:
 def _show(lake: Lake, path: Path) -> None:
     print(lake.info().to_text())
     color = sys.stdout.isatty()
-    features = lake.sql(_INTERESTING)["feature"].to_pylist()
+    features = interesting_features(lake)
     for feature in features:
         found = lake.top_contexts(feature, sae=SHOWN_SAE, corpus="stdlib", k=4, window=10)
         print(f"\n{found.to_text(color=color)}")
     print(f"\nOne SQL query: who speaks the tokens on which features fire?\n\n{SQL}\n")
     print_table(lake.sql(SQL))
-    example = features[0] if features else 0
     print(
         f"""
 Three commands to try next:
-  scopelake top {path} {example} --sae {SHOWN_SAE} --corpus chats --where "role = 'model'"
+  scopelake top {path} {features[0]} --sae {SHOWN_SAE} --corpus chats --where "role = 'model'"
   scopelake features-at {path} 0 20 --corpus chats -k 3
   scopelake sql {path} "SELECT sae, sum(firings) AS firings FROM features GROUP BY sae ORDER BY sae"
 """

@@ -143,7 +143,20 @@ def test_a_bad_corpus_file_leaves_no_corpus(capsys, lake, tmp_path, name, data, 
     assert capsys.readouterr().out == '{"corpus": "code"}\n'
 
 
-def test_unknown_options_exit_2(capsys, lake):
-    with pytest.raises(SystemExit) as stop:
-        main(["top", lake, "1", "--nope"])
-    assert stop.value.code == 2
+@pytest.mark.parametrize(
+    "arguments",
+    [["top", "{lake}", "1", "--nope"], ["top", "{lake}", "x"], ["nope"], [], ["top"],
+     ["ingest", "{lake}", "code", "--model", MODEL], ["top", "{lake}", "1", "--site", "x"]],
+)  # fmt: skip
+def test_a_malformed_command_is_one_line(capsys, lake, arguments):
+    error = refuse(capsys, lake, [a.format(lake=lake) for a in arguments])
+    assert error.startswith("scopelake")
+    assert "--help" in error
+    assert error.count("\n") == 1
+
+
+def test_a_path_through_a_file_is_one_line(capsys, lake, tmp_path):
+    (tmp_path / "file").write_text("x")
+    error = refuse(capsys, lake, ["create", str(tmp_path / "file" / "lake")])
+    assert "file" in error
+    assert error.count("\n") == 1
