@@ -1,5 +1,6 @@
 """Progress: a bar in a terminal, lines in a log, with rates, bytes and time left."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -23,7 +24,7 @@ def test_ingest_shows_rates_bytes_and_time_left(capsys, monkeypatch, terminal):
     assert printed.out == ""
     for part in ("notes", "50%", "tokens/s", "firings/s", "3 MB written"):
         assert part in printed.err
-    assert ("0:00:00" if terminal else "s left") in printed.err
+    assert re.search(r"\d:\d\d:\d\d" if terminal else r"\d s left", printed.err)
 
 
 def test_a_log_is_not_flooded(capsys):
