@@ -106,12 +106,12 @@ def load_model(files: ModelFiles, *, device: str = "auto", dtype: str = "auto") 
     try:
         with _quiet():
             module = AutoModelForCausalLM.from_pretrained(
-                str(files.path), dtype=_DTYPES[name], local_files_only=True
+                str(files.path), dtype=_DTYPES[name], local_files_only=True, use_safetensors=True
             )
     except (OSError, ValueError) as error:
         raise ModelError(
             f"model {files.name!r} was asked for; {files.path} cannot be loaded "
-            f"({str(error).splitlines()[0]}); check that its files are complete"
+            f"({' '.join(str(error).split())}); check that its files are complete"
         ) from error
     module.to(target).eval().requires_grad_(False)
     text = module.config.get_text_config()
