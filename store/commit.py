@@ -236,6 +236,7 @@ class Writer:
         folder = pending_dir(self.store.root)
         name = re.sub(r"[^A-Za-z0-9._-]", "-", pending.transaction)
         path, temporary = folder / f"{name}.json", folder / f"{name}.tmp"
+        folder.mkdir(exist_ok=True)  # a copy of a lake may have lost its empty folders
         with temporary.open("w", encoding="utf-8") as file:
             file.write(pending.to_json())
             file.flush()
