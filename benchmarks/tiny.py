@@ -26,7 +26,7 @@ import scopelake
 from scopelake import tiny
 from scopelake.demo import SHOWN_SAE, add_demo_corpora
 from scopelake.ingest.capture import capture
-from scopelake.ingest.coders import load_weights
+from scopelake.ingest.coder_weights import load_encoders
 from scopelake.ingest.encode_shard import batches
 from scopelake.ingest.find_coders import find_coders
 from scopelake.ingest.model import find_model, load_model
@@ -53,18 +53,18 @@ class Baseline:
         files = find_model(tiny.model_path())
         self.model = load_model(files, device="cpu")
         self.coders = find_coders([tiny.coders_path()])
-        self.weights = {c.name: load_weights(c, self.model.device) for c in self.coders}
+        self.weights = {c.name: load_encoders(c, self.model.device) for c in self.coders}
         rows = lake.sql(f"SELECT token_ids FROM contexts WHERE corpus = '{CORPUS}'")
         self.contexts = [np.array(ids, dtype=np.int32) for ids in rows["token_ids"].to_pylist()]
 
     def __call__(self) -> None:
-        sites = sorted({c.site for c in self.coders}, key=str)
+        sites = sorted({s for c in self.coders for s in c.sites}, key=str)
         for start in range(0, len(self.contexts), SHARD):
             shard = self.contexts[start : start + SHARD]
             for group in batches([len(ids) for ids in shard], BATCH_TOKENS):
                 found = capture(self.model, [shard[i] for i in group], sites)
                 for coder in self.coders:
-                    dense_encode(found[coder.site], self.weights[coder.name])
+                    dense_encode(found[coder.sites[0]], self.weights[coder.name][0])
 
 
 def ingest_times(folder: Path, repeats: int) -> tuple[list[Measure], Lake]:

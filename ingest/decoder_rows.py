@@ -1,54 +1,75 @@
 """What a decoder says of each feature: its norm, and the tokens it promotes and suppresses.
 
-Logits are W_U @ (w_dec * (1 + final_norm.weight)): the direct path to the unembedding with the
-final norm's gain and without its division. They exist where a decoder writes into the residual
-stream (``resid_post``, ``mlp_out``, transcoders); for ``attn_out``, which is read before W_O, the
-token columns are null.
+Logits are W_U @ (direction * (1 + final_norm.weight)): the direct path to the unembedding with
+the final norm's gain and without its division. A feature's direction is what it adds to the
+residual stream: its decoder row; for a CLT the sum over the layers that it writes to; for a
+crosscoder, which reconstructs the stream itself, the row of the last layer. For ``attn_out``, which
+is read before W_O, there is none and the token columns are null.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import pyarrow as pa
 import torch
 
 from scopelake.ingest.capture import text_model
+from scopelake.ingest.coder_weights import decoder_rows
 from scopelake.ingest.coders import CoderFiles
 from scopelake.ingest.model import LoadedModel
-from scopelake.kernels.weights import CoderWeights
 from scopelake.store.schema import SCHEMAS
 
-N_TOKENS = 10
-_TILE = 1024
+N_TOKENS: Final = 10
+_TOKEN_COLUMNS: Final = ("top_tokens", "top_logits", "bottom_tokens", "bottom_logits")
+_TILE: Final = 1024
 
 
-def decoder_columns(
-    coder: CoderFiles, weights: CoderWeights, model: LoadedModel
-) -> dict[str, pa.Array]:
-    """Return the decoder columns of the features table, each [width]."""
-    norms = weights.w_dec.norm(dim=1).cpu().numpy()
+def decoder_columns(coder: CoderFiles, model: LoadedModel) -> dict[str, pa.Array]:
+    """Return the decoder columns of the features table, each [width].
+
+    The decoder is read from its files a slice at a time, once.
+
+    Raises:
+        CoderFileError: a value is not finite.
+    """
+    norms: list[float] = []
+    tokens: tuple[list[Any], ...] = ([], [], [], [])
+    with torch.inference_mode():
+        readout = None if coder.targets[0].site == "attn_out" else _readout(model)
+        for rows in decoder_rows(coder, model.device):
+            norms += rows.flatten(1).norm(dim=1).tolist()
+            if readout is not None:
+                _add_tokens(tokens, _direction(coder, rows), readout)
     schema = SCHEMAS["features"]
-    names = ("top_tokens", "top_logits", "bottom_tokens", "bottom_logits")
-    if coder.site.site == "attn_out":
-        columns: dict[str, Any] = {n: pa.nulls(coder.width, schema.field(n).type) for n in names}
-    else:
-        values = _logits(weights, model)
-        columns = {n: pa.array(v, schema.field(n).type) for n, v in zip(names, values, strict=True)}
+    columns = {
+        name: pa.array(values or [None] * coder.width, schema.field(name).type)
+        for name, values in zip(_TOKEN_COLUMNS, tokens, strict=True)
+    }
     return {"decoder_norm": pa.array(norms, pa.float32()), **columns}
 
 
-def _logits(weights: CoderWeights, model: LoadedModel) -> tuple[list[Any], ...]:
+def _direction(coder: CoderFiles, rows: torch.Tensor) -> torch.Tensor:
+    """From decoder rows [n, n_out, d_model] to what each adds to the stream [n, d_model]."""
+    return rows[:, -1] if coder.type == "crosscoder" else rows.sum(dim=1)
+
+
+def _readout(model: LoadedModel) -> torch.Tensor:
+    """From the stream to logits, [d_model, vocab], float32."""
     unembedding = model.module.get_output_embeddings().weight.float()  # [vocab, d_model]
     gain = 1.0 + text_model(model.module).norm.weight.float()
-    k = min(N_TOKENS, len(unembedding))
-    out: tuple[list[Any], ...] = ([], [], [], [])
-    with torch.inference_mode():
-        for start in range(0, weights.width, _TILE):
-            logits = (weights.w_dec[start : start + _TILE] * gain) @ unembedding.T
-            top = logits.topk(k, dim=1)
-            bottom = logits.topk(k, dim=1, largest=False)
-            parts = (top.indices, top.values, bottom.indices, bottom.values)
-            for column, part in zip(out, parts, strict=True):
-                column.extend(part.tolist())
-    return out
+    readout: torch.Tensor = (unembedding * gain).T
+    return readout
+
+
+def _add_tokens(
+    columns: tuple[list[Any], ...], directions: torch.Tensor, readout: torch.Tensor
+) -> None:
+    k = min(N_TOKENS, readout.shape[1])
+    for start in range(0, len(directions), _TILE):
+        logits = directions[start : start + _TILE] @ readout
+        top = logits.topk(k, dim=1)
+        bottom = logits.topk(k, dim=1, largest=False)
+        parts = (top.indices, top.values, bottom.indices, bottom.values)
+        for column, part in zip(columns, parts, strict=True):
+            column.extend(part.tolist())

@@ -15,7 +15,7 @@ from scopelake.ingest.coders import CoderFiles
 from scopelake.ingest.model import LoadedModel
 from scopelake.ingest.plan import Shard
 from scopelake.kernels.encode import encode
-from scopelake.kernels.weights import CoderWeights, SparseCodes
+from scopelake.kernels.weights import EncoderWeights, SparseCodes, join_layers
 from scopelake.names import SiteLayer
 from scopelake.store.firings import Firings
 
@@ -61,7 +61,7 @@ def encode_shard(
     shard: Shard,
     tokens: ShardTokens,
     model: LoadedModel,
-    weights: Mapping[str, CoderWeights],
+    weights: Mapping[str, tuple[EncoderWeights, ...]],
     *,
     context_length: int,
     batch_tokens: int,
@@ -74,13 +74,13 @@ def encode_shard(
         shard: which coders and dense sites are wanted.
         tokens: the shard's contexts.
         model: the model.
-        weights: by coder name, on the model's device.
+        weights: by coder name, an encoder for each of its sites, on the model's device.
         context_length: the corpus's, the length of a dense row.
         batch_tokens: most tokens in one forward pass, padding included.
         padding_side: does not change the result.
         on_batch: called with (tokens, firings) after each batch.
     """
-    sites = sorted({c.site for c in shard.coders} | set(shard.dense), key=str)
+    sites = sorted({s for c in shard.coders for s in c.sites} | set(shard.dense), key=str)
     parts: dict[str, list[Firings]] = {c.name: [] for c in shard.coders}
     dense = {
         site: np.zeros((len(tokens.token_ids), context_length, width), dtype=ml_dtypes.bfloat16)
@@ -95,7 +95,7 @@ def encode_shard(
         address = _address(tokens, group)
         n_firings = 0
         for coder in shard.coders:
-            firings = _firings(coder, encode(found[coder.site], weights[coder.name]), address)
+            firings = _firings(_encode(coder, weights[coder.name], found), address)
             parts[coder.name].append(firings)
             n_firings += len(firings.feature)
         if on_batch is not None:
@@ -121,7 +121,16 @@ def _address(tokens: ShardTokens, group: list[int]) -> _Address:
     )
 
 
-def _firings(coder: CoderFiles, codes: SparseCodes, address: _Address) -> Firings:
+def _encode(
+    coder: CoderFiles,
+    encoders: tuple[EncoderWeights, ...],
+    found: Mapping[SiteLayer, torch.Tensor],
+) -> SparseCodes:
+    codes = [encode(found[s], e) for s, e in zip(coder.sites, encoders, strict=True)]
+    return join_layers(codes, [e.width for e in encoders])
+
+
+def _firings(codes: SparseCodes, address: _Address) -> Firings:
     token = codes.token_index().cpu().numpy()
     return Firings(
         context=address.context[token],

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from contextlib import suppress
+from fnmatch import fnmatchcase
 from glob import glob
 from pathlib import Path
 from typing import Final
 
 from scopelake.errors import CoderFileError
-from scopelake.ingest.coders import PARAMS, CoderFiles, read_coder
+from scopelake.ingest import hub
+from scopelake.ingest.coders import LAYER_PARAMS, PARAMS, CoderFiles, read_coder
 
-_HUB_ID: Final = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)/(?P<inner>[\w.-]+/[\w.-]+)\Z")
+_HUB_ID: Final = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)/(?P<inner>[^/]+/[^/]+)\Z")
 
 
 def find_coders(specs: Sequence[str | Path]) -> list[CoderFiles]:
@@ -20,10 +21,11 @@ def find_coders(specs: Sequence[str | Path]) -> list[CoderFiles]:
 
     Args:
         specs: folders of a coder, of a family or of a whole repo; shell patterns over such
-            paths; or hub ids ``<org>/<repo>/<family>/<folder>``.
+            paths; hub ids ``<org>/<repo>/<family>/<folder>``, patterns in the last two.
 
     Raises:
         CoderFileError: a spec names no coder, or two folders share a name.
+        HubError: the hub did not give a coder.
     """
     if not specs:
         raise CoderFileError("no SAE was asked for; name at least one folder, pattern or hub id")
@@ -37,17 +39,29 @@ def find_coders(specs: Sequence[str | Path]) -> list[CoderFiles]:
                     f"coder {coder.name} was asked for twice, from {earlier.path} and "
                     f"{coder.path}; name one of them"
                 )
-    return sorted(found.values(), key=lambda c: (c.site.layer, c.name))
+    return sorted(found.values(), key=lambda c: (c.sites[0].layer, c.name))
+
+
+def is_weights(name: str) -> bool:
+    """Whether a file of that name holds a coder's weights, or those of one of its layers."""
+    return name == PARAMS or LAYER_PARAMS.match(name) is not None
+
+
+def coder_folders(root: Path) -> list[Path]:
+    """Return the folders of coders in `root`, itself or below it, sorted."""
+    files = root.rglob("params*.safetensors")
+    return sorted({file.parent for file in files if is_weights(file.name)})
 
 
 def _folders(spec: str) -> list[tuple[Path, str | None]]:
     matches = sorted(Path(m) for m in glob(spec, recursive=True))
-    folders = sorted({p.parent for m in matches if m.is_dir() for p in m.rglob(PARAMS)})
+    folders = sorted({f for m in matches if m.is_dir() for f in coder_folders(m)})
     if folders:
         return [(folder, None) for folder in folders]
-    hub = _HUB_ID.match(spec)
-    if hub and not matches:
-        return [(_fetch(hub["repo"], hub["inner"]), hub["repo"].rsplit("/", 1)[-1])]
+    hub_id = _HUB_ID.match(spec)
+    if hub_id and not matches:
+        name = hub_id["repo"].rsplit("/", 1)[-1]
+        return [(path, name) for path in _fetch(hub_id["repo"], hub_id["inner"])]
     found = "the folder holds no coder" if matches else "there is no such folder"
     raise CoderFileError(
         f"SAE {spec!r} was asked for; {found}; name a folder with {PARAMS}, a pattern over such "
@@ -55,20 +69,21 @@ def _folders(spec: str) -> list[tuple[Path, str | None]]:
     )
 
 
-def _fetch(repo: str, inner: str) -> Path:
-    """Fetch exactly the two files that encoding needs; examples.safetensors is far larger."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
-
-    try:
-        params = hf_hub_download(repo, f"{inner}/{PARAMS}")
-    except Exception as error:  # every hub failure (gated, missing, offline) becomes one line
+def _fetch(repo: str, pattern: str) -> list[Path]:
+    """Fetch exactly the files that encoding needs; examples.safetensors is far larger."""
+    plain = not any(c in pattern for c in "*?[")
+    listed = hub.list_files(repo, pattern if plain else None)
+    wanted = [
+        file.path
+        for file in listed
+        if (is_weights(Path(file.path).name) or Path(file.path).name == "config.json")
+        and fnmatchcase(str(Path(file.path).parent), pattern)
+    ]
+    weights = [path for path in wanted if is_weights(Path(path).name)]
+    if not weights:
         raise CoderFileError(
-            f"SAE {repo}/{inner} was asked for; it is no local folder and the hub did not give it "
-            f"({type(error).__name__}); check the name and the network, and set HF_TOKEN if the "
-            "repository is gated"
-        ) from error
-    # Some published folders have no config; the folder's name then says what is needed.
-    with suppress(EntryNotFoundError):
-        hf_hub_download(repo, f"{inner}/config.json")
-    return Path(params).parent
+            f"SAE {repo}/{pattern} was asked for; {repo} has no weights of that name; "
+            f"`scopelake saes {repo}` lists what it has"
+        )
+    local = {path: hub.fetch_file(repo, path) for path in wanted}
+    return sorted({local[path].parent for path in weights})

@@ -13,8 +13,11 @@ import torch
 
 from scopelake.errors import ModelError
 from scopelake.ingest.digest import digest_files
+from scopelake.ingest.hub import fetch_snapshot
 
 _ARCHITECTURES = ("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration")
+_TEXT_KEYS = {r"^(?:model\.)?language_model\.(?:model\.)?": "model."}
+"""From the text decoder's names in a checkpoint of the multimodal class to those in its own."""
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -51,7 +54,8 @@ def find_model(model: str | Path, revision: str | None = None) -> ModelFiles:
     """Return the local files of a model, fetching a hub id if it is not a folder.
 
     Raises:
-        ModelError: no such folder and no such (or no accessible) repository.
+        ModelError: no such folder.
+        HubError: the repository is missing, gated or out of reach.
     """
     path = Path(model)
     if path.is_dir():
@@ -101,18 +105,7 @@ def load_model(files: ModelFiles, *, device: str = "auto", dtype: str = "auto") 
             "cannot hold; choose 'bfloat16' or 'float32'"
         )
     config = _read_config(files)
-    from transformers import AutoModelForCausalLM  # heavy: only when a model is loaded
-
-    try:
-        with _quiet():
-            module = AutoModelForCausalLM.from_pretrained(
-                str(files.path), dtype=_DTYPES[name], local_files_only=True, use_safetensors=True
-            )
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"model {files.name!r} was asked for; {files.path} cannot be loaded "
-            f"({' '.join(str(error).split())}); check that its files are complete"
-        ) from error
+    module = _load_text_model(files, _DTYPES[name])
     module.to(target).eval().requires_grad_(False)
     text = module.config.get_text_config()
     return LoadedModel(
@@ -130,16 +123,47 @@ def load_model(files: ModelFiles, *, device: str = "auto", dtype: str = "auto") 
     )
 
 
+def _load_text_model(files: ModelFiles, dtype: torch.dtype) -> Any:  # noqa: ANN401
+    """Load the text decoder of either class; a vision tower's weights are never read."""
+    from transformers import AutoConfig, Gemma3ForCausalLM  # heavy: only when a model is loaded
+
+    try:
+        with _quiet():
+            text = AutoConfig.from_pretrained(str(files.path)).get_text_config()
+            module, report = Gemma3ForCausalLM.from_pretrained(
+                str(files.path),
+                config=text,
+                dtype=dtype,
+                key_mapping=_TEXT_KEYS,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"model {files.name!r} was asked for; {files.path} cannot be loaded "
+            f"({' '.join(str(error).split())}); check that its files are complete"
+        ) from error
+    if missing := sorted(report["missing_keys"]):
+        raise ModelError(
+            f"model {files.name!r} was asked for; {files.path} lacks {len(missing)} tensors "
+            f"({missing[0]}, ...); check that its files are complete"
+        )
+    return module
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep transformers' own bar off stderr: a refusal is one line."""
+    """Keep transformers' bar and its report of unread vision weights off stderr."""
     from transformers.utils import logging
 
-    enabled = logging.is_progress_bar_enabled()
+    enabled, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if enabled:
             logging.enable_progress_bar()
 
@@ -171,19 +195,6 @@ def _name_of_folder(path: Path) -> str:
 
 
 def _fetch(model: str, revision: str | None) -> ModelFiles:
-    from huggingface_hub import snapshot_download
-
-    try:
-        path = Path(
-            snapshot_download(
-                model,
-                revision=revision,
-                allow_patterns=["*.json", "*.safetensors", "tokenizer.model", "*.jinja"],
-            )
-        )
-    except Exception as error:  # every hub failure (gated, missing, offline) becomes one line
-        raise ModelError(
-            f"model {model!r} was asked for; it is no local folder and the hub did not give it "
-            f"({type(error).__name__}); accept its licence and set HF_TOKEN, or name a folder"
-        ) from error
+    patterns = ["*.json", "*.safetensors", "tokenizer.model", "*.jinja"]
+    path = fetch_snapshot(model, patterns, revision)
     return ModelFiles(path, model, path.name)

@@ -16,13 +16,14 @@ import numpy as np
 import pyarrow as pa
 
 from scopelake.errors import ModelError
-from scopelake.ingest.coders import CoderFiles, load_weights
+from scopelake.ingest.coder_weights import load_encoders
+from scopelake.ingest.coders import CoderFiles
 from scopelake.ingest.decoder_rows import decoder_columns
 from scopelake.ingest.encode_shard import ShardResult, ShardTokens, encode_shard
 from scopelake.ingest.model import LoadedModel
 from scopelake.ingest.plan import IngestConfig, IngestPlan, Shard, make_plan
 from scopelake.ingest.rows import RunTotals, model_table, run_table, sae_table
-from scopelake.kernels.weights import CoderWeights
+from scopelake.kernels.weights import EncoderWeights
 from scopelake.store.catalog import committed_shards
 from scopelake.store.commit import Writer
 from scopelake.store.dense import ensure_array, write_shard
@@ -98,16 +99,16 @@ class _Job:
         self.store, self.writer, self.config, self.model = store, writer, config, model
         self.plan: IngestPlan = make_plan(store, store.snapshot(), config, model, coders)
         self.totals = RunTotals()
-        self.weights: dict[str, CoderWeights] = {}
+        self.weights: dict[str, tuple[EncoderWeights, ...]] = {}
         self.on_progress = on_progress
 
     def run(self) -> IngestSummary:
         pending = self._coders_without_features()
         if self.plan.shards or pending:
             self.weights = {
-                c.name: load_weights(c, self.model.device)
+                c.name: load_encoders(c, self.model.device)
                 for c in self.plan.coders
-                if c in pending or any(c in s.coders for s in self.plan.shards)
+                if any(c in s.coders for s in self.plan.shards)
             }
             if self.plan.shards:
                 self._prepare()
@@ -232,7 +233,7 @@ class _Job:
         n_tokens = int(corpus["n_tokens"]) - int(corpus["n_bos"])
         table = feature_statistics([f.path for f in files], coder.width, n_tokens)
         columns = {name: table[name] for name in table.column_names}
-        columns |= decoder_columns(coder, self.weights[coder.name], self.model)
+        columns |= decoder_columns(coder, self.model)
         columns["sae"] = pa.array([coder.name] * coder.width)
         columns["corpus"] = pa.array([self.config.corpus] * coder.width)
         schema = SCHEMAS["features"]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 from scopelake.errors import InvalidArgumentError
-from scopelake.kernels.weights import CoderWeights
+from scopelake.kernels.weights import EncoderWeights
 
 
-def check_input(x: torch.Tensor, weights: CoderWeights) -> None:
+def check_input(x: torch.Tensor, weights: EncoderWeights) -> None:
     """Refuse an input that cannot be encoded with `weights`.
 
     The finiteness check reads `x` once: d_in values a token, against d_in times width

@@ -13,7 +13,7 @@ import torch
 from scopelake.errors import InvalidArgumentError
 from scopelake.kernels import reference
 from scopelake.kernels.checks import check_input
-from scopelake.kernels.weights import CoderWeights, SparseCodes
+from scopelake.kernels.weights import EncoderWeights, SparseCodes
 
 Implementation = Literal["auto", "reference", "tiled"]
 
@@ -21,7 +21,7 @@ TILE_BYTES: Final = 8 << 20
 """Bytes of float32 pre-activations in one tile."""
 
 
-def encode(x: torch.Tensor, weights: CoderWeights, impl: Implementation = "auto") -> SparseCodes:
+def encode(x: torch.Tensor, weights: EncoderWeights, impl: Implementation = "auto") -> SparseCodes:
     """Encode `x` [n_tokens, d_in], any float dtype, to its firings.
 
     Args:
@@ -42,7 +42,7 @@ def encode(x: torch.Tensor, weights: CoderWeights, impl: Implementation = "auto"
     )
 
 
-def _encode_tiled(x: torch.Tensor, weights: CoderWeights) -> SparseCodes:
+def _encode_tiled(x: torch.Tensor, weights: EncoderWeights) -> SparseCodes:
     tile = max(1, TILE_BYTES // (4 * weights.width))
     counts, features, activations = [], [], []
     pre = torch.empty(min(tile, len(x)), weights.width, device=x.device)

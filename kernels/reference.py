@@ -2,7 +2,7 @@
 
     pre = x @ w_enc + b_enc
     f   = pre where pre > threshold, else 0          (strict; the value is passed unchanged)
-    y   = f @ w_dec + b_dec (+ x @ skip)             (skip untransposed)
+    y_l = sum over encoders i of f_i @ w_dec_i[:, l] + b_dec_l (+ x_l @ skip_l, untransposed)
 
 The input is neither normalised nor shifted by b_dec: Gemma Scope 2 folded both into its weights.
 Everything faster in this package is compared with these functions.
@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import torch
 
-from scopelake.kernels.weights import CoderWeights, SparseCodes
+from scopelake.errors import InvalidArgumentError
+from scopelake.kernels.weights import DecoderWeights, EncoderWeights, SparseCodes
 
 
-def encode(x: torch.Tensor, weights: CoderWeights) -> SparseCodes:
+def encode(x: torch.Tensor, weights: EncoderWeights) -> SparseCodes:
     """Encode `x` [n_tokens, d_in] to its firings; memory grows with n_tokens times width."""
     codes = encode_dense(x, weights)
     indptr = torch.zeros(len(x) + 1, dtype=torch.int64, device=x.device)
@@ -24,13 +25,36 @@ def encode(x: torch.Tensor, weights: CoderWeights) -> SparseCodes:
     return SparseCodes(indptr, feature.to(torch.int32), codes[token, feature])
 
 
-def encode_dense(x: torch.Tensor, weights: CoderWeights) -> torch.Tensor:
+def encode_dense(x: torch.Tensor, weights: EncoderWeights) -> torch.Tensor:
     """Encode `x` [n_tokens, d_in] to dense codes [n_tokens, width], float32."""
     pre = x.float() @ weights.w_enc + weights.b_enc
     return torch.where(pre > weights.threshold, torch.relu(pre), torch.zeros_like(pre))
 
 
-def decode(codes: SparseCodes, weights: CoderWeights, x: torch.Tensor) -> torch.Tensor:
-    """Return the reconstruction [n_tokens, d_out]; `x` [n_tokens, d_in] feeds the affine skip."""
-    y = codes.to_dense(weights.width) @ weights.w_dec + weights.b_dec
-    return y if weights.skip is None else y + x.float() @ weights.skip
+def decode(
+    codes: SparseCodes, weights: DecoderWeights, x: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return the reconstruction [n_tokens, n_out, d_out], float32.
+
+    Args:
+        codes: over the coder's whole index space.
+        weights: its decoder.
+        x: [n_tokens, n_out, d_in], what each layer's skip reads; needed by affine coders only.
+
+    Raises:
+        InvalidArgumentError: an affine coder was given no `x`.
+    """
+    y = weights.b_dec.expand(codes.n_tokens, *weights.b_dec.shape).clone()
+    dense = codes.to_dense(sum(len(w) for w in weights.w_dec))
+    start = 0
+    for w_dec in weights.w_dec:
+        part = dense[:, start : start + len(w_dec)]
+        y += torch.einsum("tf,fld->tld", part, w_dec)
+        start += len(w_dec)
+    if weights.skip is None:
+        return y
+    if x is None:
+        raise InvalidArgumentError(
+            "the reconstruction of an affine coder was asked for without its input; give x"
+        )
+    return y + torch.einsum("tli,lid->tld", x.float(), weights.skip)

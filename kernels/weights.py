@@ -1,28 +1,27 @@
-"""The tensors of a coder, and the sparse result of encoding with it."""
+"""The tensors of a coder, and the sparse result of encoding with it.
+
+A coder has one encoder for each layer that it reads (one in all but crosscoders and CLTs). Its
+features form one index space: those of the first encoder, then those of the second, and so on.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 
 @dataclass(frozen=True)
-class CoderWeights:
-    """Weights of one single-layer SAE or transcoder, float32, in Gemma Scope 2's orientation."""
+class EncoderWeights:
+    """The encoder of one layer, in Gemma Scope 2's orientation."""
 
     w_enc: torch.Tensor
-    """[d_in, d_sae]; column i is the encoder direction of feature i."""
+    """[d_in, width]; column i is the encoder direction of feature i."""
     b_enc: torch.Tensor
-    """[d_sae]"""
+    """[width]"""
     threshold: torch.Tensor
-    """[d_sae], at least 0; feature i fires where its pre-activation is strictly above it."""
-    w_dec: torch.Tensor
-    """[d_sae, d_out]; row i is the decoder direction of feature i."""
-    b_dec: torch.Tensor
-    """[d_out]"""
-    skip: torch.Tensor | None = None
-    """[d_in, d_out], the untransposed affine connection of an affine transcoder, else None."""
+    """[width], at least 0; feature i fires where its pre-activation is strictly above it."""
 
     @property
     def d_in(self) -> int:
@@ -31,24 +30,27 @@ class CoderWeights:
 
     @property
     def width(self) -> int:
-        """Number of features."""
+        """Number of features of this encoder."""
         return int(self.w_enc.shape[1])
 
-    @property
-    def d_out(self) -> int:
-        """Width of the tensor that is reconstructed."""
-        return int(self.w_dec.shape[1])
-
-    def to(self, device: torch.device | str) -> CoderWeights:
+    def to(self, device: torch.device | str) -> EncoderWeights:
         """Return the same weights on `device`."""
-        return CoderWeights(
-            self.w_enc.to(device),
-            self.b_enc.to(device),
-            self.threshold.to(device),
-            self.w_dec.to(device),
-            self.b_dec.to(device),
-            None if self.skip is None else self.skip.to(device),
+        return EncoderWeights(
+            self.w_enc.to(device), self.b_enc.to(device), self.threshold.to(device)
         )
+
+
+@dataclass(frozen=True)
+class DecoderWeights:
+    """The decoder of a coder: from all its features to each layer that it writes to."""
+
+    w_dec: tuple[torch.Tensor, ...]
+    """For each encoder [features of the encoder, n_out, d_out]; n_out is 1 in single-layer coders.
+    A CLT's and a crosscoder's entries for layers below the encoder's are zero."""
+    b_dec: torch.Tensor
+    """[n_out, d_out]"""
+    skip: torch.Tensor | None = None
+    """[n_out, d_in, d_out], the untransposed affine connection from each layer's own input."""
 
 
 @dataclass(frozen=True)
@@ -77,3 +79,22 @@ class SparseCodes:
         dense = torch.zeros(self.n_tokens, width, device=self.activations.device)
         dense[self.token_index(), self.features.long()] = self.activations
         return dense
+
+
+def join_layers(codes: Sequence[SparseCodes], widths: Sequence[int]) -> SparseCodes:
+    """Return the codes of several encoders on the same tokens as codes of one coder.
+
+    Args:
+        codes: of each encoder, features counted from 0 in each; at least one.
+        widths: number of features of each encoder.
+    """
+    if len(codes) == 1:
+        return codes[0]
+    offsets = torch.tensor([0, *widths[:-1]]).cumsum(0).tolist()
+    token = torch.cat([c.token_index() for c in codes])
+    features = torch.cat([c.features + o for c, o in zip(codes, offsets, strict=True)])
+    # Encoder by encoder their features ascend already, so a stable sort by token suffices.
+    order = torch.argsort(token, stable=True)
+    indptr = torch.stack([c.indptr for c in codes]).sum(dim=0)
+    activations = torch.cat([c.activations for c in codes])
+    return SparseCodes(indptr, features[order].to(torch.int32), activations[order])

@@ -126,8 +126,9 @@ def statement(
 ) -> tuple[str, list[Any]]:
     """Return the SQL of `features_at`, and its parameters."""
     query = (
-        "SELECT sae, layer, site, position, feature, activation FROM codes "
-        "JOIN (SELECT sae, layer, site FROM saes) USING (sae) WHERE corpus = ? AND context = ?"
+        "SELECT sae, layers[feature // features_per_layer + 1] AS layer, site, position, feature, "
+        "activation FROM codes JOIN (SELECT sae, layers, features_per_layer, site FROM saes) "
+        "USING (sae) WHERE corpus = ? AND context = ?"
     )
     params: list[Any] = [corpus, context]
     if position is not None:

@@ -23,16 +23,17 @@ class SaeInfo:
 
     name: str
     site: str
-    layer: int
+    layers: tuple[int, ...]
+    """Those that its encoders read: one in all but crosscoders and CLTs."""
     width: int
     """Number of features."""
 
 
 def list_saes(store: LakeStore, snapshot: Snapshot) -> list[SaeInfo]:
     """Return every SAE of the lake, by layer and name."""
-    rows = store.read("saes", snapshot, ["sae", "site", "layer", "width"]).to_pylist()
-    found = [SaeInfo(r["sae"], r["site"], r["layer"], r["width"]) for r in rows]
-    return sorted(found, key=lambda s: (s.layer, s.name))
+    rows = store.read("saes", snapshot, ["sae", "site", "layers", "width"]).to_pylist()
+    found = [SaeInfo(r["sae"], r["site"], tuple(r["layers"]), r["width"]) for r in rows]
+    return sorted(found, key=lambda s: (s.layers, s.name))
 
 
 def resolve_sae(
@@ -49,7 +50,7 @@ def resolve_sae(
         store: the lake.
         snapshot: what of it is read.
         sae: full name, or any ending that only one name has.
-        layer: only SAEs of this layer.
+        layer: only SAEs that read this layer.
         site: only SAEs of this site.
         feature: must lie in 0 to width - 1.
 
@@ -66,13 +67,13 @@ def resolve_sae(
         raise SaeNotFoundError(
             f"{asked} was asked for; the lake has {_listed(there)}; choose one of them"
         )
-    layers = sorted({s.layer for s in fitting})
+    layers = sorted({layer for s in fitting for layer in s.layers})
     if layer is not None and layer not in layers:
         raise LayerNotFoundError(
             f"{asked} was asked for; the lake has {_asked(sae, None, site)} at layers "
             f"{', '.join(map(str, layers))}; choose one of them"
         )
-    fitting = [s for s in fitting if layer in (None, s.layer)]
+    fitting = [s for s in fitting if layer is None or layer in s.layers]
     if len(fitting) > 1:
         raise AmbiguousSaeError(
             f"{asked} was asked for; {len(fitting)} SAEs fit: {_listed(fitting)}; name one with sae"

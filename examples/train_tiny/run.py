@@ -44,10 +44,12 @@ def main() -> None:
     """Run every step in order."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=17.0, help="for the model")
+    parser.add_argument("--keep-model", action="store_true", help="train only the coders")
     parser.add_argument("--jobs", type=int, default=2, help="coders trained side by side")
     args = parser.parse_args()
-    run_all([script("dialogues.py")])
-    run_all([script("train_model.py", "--minutes", str(args.minutes), "--record", str(RECORD))])
+    if not args.keep_model:
+        run_all([script("dialogues.py")])
+        run_all([script("train_model.py", "--minutes", str(args.minutes), "--record", str(RECORD))])
     layers = [",".join(map(str, range(j, N_LAYERS, args.jobs))) for j in range(args.jobs)]
     seconds = run_all([script("train_coders.py", "--layers", each) for each in layers if each])
     record = json.loads(RECORD.read_text()) | {"coder_seconds": round(seconds)}

@@ -14,6 +14,7 @@
     |   |-- CorpusExistsError
     |   `-- CorpusNotFoundError       (LookupError)
     |-- ModelError                    a model or tokenizer that cannot be used
+    |-- HubError                      the hub did not give what was asked for
     |-- CoderError
     |   |-- CoderFileError            missing or malformed coder files
     |   `-- CoderMismatchError        a coder that does not fit the model or site
@@ -85,6 +86,10 @@ class CorpusNotFoundError(CorpusError, LookupError):
 
 class ModelError(ScopelakeError):
     """A model or tokenizer cannot be used as asked."""
+
+
+class HubError(ScopelakeError):
+    """The Hugging Face hub did not give what was asked for."""
 
 
 class CoderError(ScopelakeError):

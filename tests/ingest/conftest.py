@@ -51,3 +51,32 @@ def write_coder():
         return target
 
     return write
+
+
+@pytest.fixture
+def write_multi_layer():
+    """Return a function that writes a crosscoder or CLT, a file for each layer."""
+
+    def write(root, family, folder, *, n_layers, d_in=128, width=16, scale=0.1, affine=False,
+              repo="gemma-scope-2-test"):  # fmt: skip
+        target = root / repo / family / folder
+        target.mkdir(parents=True)
+        generator = torch.Generator().manual_seed(n_layers)
+        for layer in range(n_layers):
+            w_dec = torch.randn(width, n_layers, d_in, generator=generator)
+            w_dec[:, :layer] = 0.0
+            tensors = {
+                "w_enc": torch.randn(d_in, width, generator=generator) * scale,
+                "b_enc": torch.randn(width, generator=generator) * scale,
+                "threshold": torch.rand(width, generator=generator) + 3.0,
+                "w_dec": w_dec,
+                "b_dec": torch.randn(d_in, generator=generator),
+            }
+            if affine:
+                tensors["affine_skip_connection"] = torch.randn(d_in, d_in, generator=generator)
+            save_file(tensors, target / f"params_layer_{layer}.safetensors")
+        config = {"model_name": tiny.MODEL_NAME, "architecture": "jump_relu", "type": family}
+        (target / "config.json").write_text(json.dumps(config))
+        return target
+
+    return write

@@ -5,7 +5,8 @@ import torch
 
 from scopelake import tiny
 from scopelake.errors import CoderFileError, CoderMismatchError
-from scopelake.ingest.coders import check_fits, load_weights, read_coder
+from scopelake.ingest.coder_weights import load_decoder, load_encoders
+from scopelake.ingest.coders import check_fits, read_coder
 from scopelake.ingest.find_coders import find_coders
 from scopelake.names import SiteLayer
 
@@ -19,18 +20,22 @@ def test_a_coder_says_what_it_is(tmp_path, write_coder):
     )
     coder = read_coder(path)
     assert coder.name == f"gemma-scope-2-test/transcoder_all/{folder}"
-    assert coder.site == SiteLayer("mlp_in", 3)
+    assert coder.sites == (SiteLayer("mlp_in", 3),)
+    assert coder.targets == (SiteLayer("mlp_out", 3),)
     assert (coder.type, coder.affine, coder.width, coder.l0) == ("transcoder", True, 64, 10.0)
     assert coder.hook_in == "model.layers.3.pre_feedforward_layernorm.output"
     assert coder.hook_out == "model.layers.3.post_feedforward_layernorm.output"
-    weights = load_weights(coder, CPU)
-    assert weights.skip is not None
-    assert weights.w_enc.shape == (128, 64)
+    (encoder,) = load_encoders(coder, CPU)
+    assert encoder.w_enc.shape == (128, 64)
+    decoder = load_decoder(coder, CPU)
+    assert decoder.skip is not None
+    assert decoder.skip.shape == (1, 128, 128)
 
 
 def test_a_folder_without_config_is_read_by_its_name(tmp_path, write_coder, tiny_model):
     coder = read_coder(write_coder(tmp_path, "mlp_out", config=False))
-    assert (coder.site, coder.model_name, coder.l0) == (SiteLayer("mlp_out", 1), None, None)
+    assert coder.sites == (SiteLayer("mlp_out", 1),)
+    assert (coder.model_name, coder.l0) == (None, None)
     check_fits(coder, tiny_model)
 
 
@@ -41,7 +46,7 @@ def test_a_folder_without_config_is_read_by_its_name(tmp_path, write_coder, tiny
         ({"b_enc": torch.zeros(63)}, r"b_enc is F32 \[63\], expected F32 \[64\]"),
         ({"w_dec": torch.zeros(128, 64)}, r"w_dec is F32 \[128, 64\]"),
         ({"w_enc": torch.zeros(128, 64, dtype=torch.float16)}, "w_enc is F16"),
-        ({"w_enc": torch.zeros(4, 128, 64)}, "single-layer"),
+        ({"w_enc": torch.zeros(4, 128, 64)}, "a single-layer coder"),
         ({"folder": "layer_x_width_64_l0_small"}, "is not Gemma Scope 2's"),
         ({"family": "residual"}, "is not Gemma Scope 2's"),
     ],
@@ -54,7 +59,7 @@ def test_malformed_coders_are_refused(tmp_path, write_coder, changes, message):
 def test_negative_thresholds_and_broken_files_are_refused(tmp_path, write_coder):
     path = write_coder(tmp_path, threshold=torch.full((64,), -0.1))
     with pytest.raises(CoderFileError, match="negative threshold"):
-        load_weights(read_coder(path), CPU)
+        load_encoders(read_coder(path), CPU)
     (path / "params.safetensors").write_bytes(b"\x80\x04pickle?")
     with pytest.raises(CoderFileError, match="not a whole safetensors file"):
         read_coder(path)

@@ -117,7 +117,7 @@ def test_dense_activations_are_the_captured_ones_in_bfloat16(lake, activations):
 
 
 def test_batch_size_and_padding_change_no_firing(tiny_model):
-    from scopelake.ingest.coders import load_weights
+    from scopelake.ingest.coder_weights import load_encoders
     from scopelake.ingest.encode_shard import ShardTokens, encode_shard
     from scopelake.ingest.find_coders import find_coders
     from scopelake.ingest.plan import Shard
@@ -128,7 +128,7 @@ def test_batch_size_and_padding_change_no_firing(tiny_model):
     )
     tokens = ShardTokens(10, ids, tuple(np.zeros(len(i), dtype=np.int8) for i in ids))
     coders = tuple(find_coders([f"{tiny.coders_path()}/resid_post_all/layer_5*"]))
-    weights = {c.name: load_weights(c, torch.device("cpu")) for c in coders}
+    weights = {c.name: load_encoders(c, torch.device("cpu")) for c in coders}
     results = [
         encode_shard(
             Shard(0, 10, 14, coders, ()), tokens, tiny_model, weights,
@@ -136,7 +136,7 @@ def test_batch_size_and_padding_change_no_firing(tiny_model):
         ).firings[coders[0].name]
         for batch_tokens, side in [(1, "right"), (400, "right"), (400, "left"), (100, "left")]
     ]  # fmt: skip
-    threshold = weights[coders[0].name].threshold.numpy()
+    threshold = weights[coders[0].name][0].threshold.numpy()
     first = results[0]
     expected = dict(
         zip(zip(first.context, first.position, first.feature, strict=True), first.activation,

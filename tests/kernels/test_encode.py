@@ -6,21 +6,16 @@ import torch
 
 from scopelake.errors import InvalidArgumentError
 from scopelake.kernels import encode as seam
-from scopelake.kernels import reference
 from scopelake.kernels.encode import encode
-from scopelake.kernels.weights import CoderWeights
+from scopelake.kernels.weights import EncoderWeights
 
 
-def build_weights(d_in=24, width=100, d_out=24, skip=False, threshold=None, seed=0):
+def build_weights(d_in=24, width=100, threshold=None, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    w_dec = torch.randn(width, d_out, generator=generator)
-    return CoderWeights(
+    return EncoderWeights(
         w_enc=torch.randn(d_in, width, generator=generator),
         b_enc=torch.randn(width, generator=generator),
         threshold=torch.rand(width, generator=generator) * 8 if threshold is None else threshold,
-        w_dec=w_dec / w_dec.norm(dim=1, keepdim=True),
-        b_dec=torch.randn(d_out, generator=generator),
-        skip=torch.randn(d_in, d_out, generator=generator) if skip else None,
     )
 
 
@@ -58,10 +53,7 @@ def test_firings_equal_the_float64_oracle(impl, n_tokens, width, monkeypatch):
 def test_all_and_none_firing(impl):
     x = torch.ones(70, 24)
     always = build_weights(threshold=torch.zeros(100))
-    always = CoderWeights(
-        torch.ones_like(always.w_enc), torch.zeros(100), always.threshold, always.w_dec,
-        always.b_dec,
-    )  # fmt: skip
+    always = EncoderWeights(torch.ones_like(always.w_enc), torch.zeros(100), always.threshold)
     codes = encode(x, always, impl)
     assert codes.indptr.tolist() == list(range(0, 7001, 100))
     assert codes.features.tolist() == list(range(100)) * 70
@@ -71,10 +63,7 @@ def test_all_and_none_firing(impl):
 
 @pytest.mark.parametrize("impl", ["reference", "tiled"])
 def test_threshold_is_strict(impl):
-    weights = CoderWeights(
-        w_enc=torch.eye(3), b_enc=torch.zeros(3), threshold=torch.tensor([1.0, 1.0, 0.0]),
-        w_dec=torch.eye(3), b_dec=torch.zeros(3),
-    )  # fmt: skip
+    weights = EncoderWeights(torch.eye(3), torch.zeros(3), torch.tensor([1.0, 1.0, 0.0]))
     next_up = torch.nextafter(torch.tensor(1.0), torch.tensor(2.0))
     codes = encode(torch.tensor([[1.0, float(next_up), 0.0]]), weights, impl)
     assert codes.features.tolist() == [1]
@@ -85,18 +74,6 @@ def test_bfloat16_input_is_cast_up_not_the_weights_down():
     weights = build_weights()
     x = torch.randn(40, 24).to(torch.bfloat16)
     assert as_dict(encode(x, weights)) == as_dict(encode(x.float(), weights))
-
-
-@pytest.mark.parametrize("skip", [False, True])
-def test_decode_is_the_written_out_sum(skip):
-    weights = build_weights(d_out=10, skip=skip)
-    x = torch.randn(30, 24)
-    dense = reference.encode_dense(x, weights)
-    expected = dense.double() @ weights.w_dec.double() + weights.b_dec
-    if skip:
-        expected += x.double() @ weights.skip.double()
-    found = reference.decode(encode(x, weights), weights, x)
-    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(

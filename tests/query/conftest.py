@@ -82,7 +82,7 @@ class Built:
     def sae(self, layer: int = 1, site: str = "resid_post") -> SaeInfo:
         """The SAE at a place."""
         name = f"gs-2/{site}/layer_{layer}_width_{WIDTH}"
-        return SaeInfo(name, site, layer, WIDTH)
+        return SaeInfo(name, site, (layer,), WIDTH)
 
 
 def make_contexts(rng: np.random.Generator) -> list[Context]:
@@ -166,7 +166,15 @@ def catalogue(contexts: list[Context]) -> dict[str, pa.Table]:
         for name, n in CONTEXTS.items()
     ]  # fmt: skip
     saes = [
-        filled("saes", sae=name, site=site, layer=layer, width=WIDTH)
+        filled(
+            "saes",
+            sae=name,
+            site=site,
+            layer=layer,
+            layers=[layer],
+            features_per_layer=WIDTH,
+            width=WIDTH,
+        )  # fmt: skip
         for name, (site, layer) in SAES.items()
     ]
     return {

@@ -59,7 +59,7 @@ def test_anything_else_is_refused_and_lists_what_there_is(built, asked, error, s
 
 
 def test_a_full_name_wins_over_names_that_end_in_it(monkeypatch, built):
-    both = [SaeInfo("a/b", "resid_post", 1, 4), SaeInfo("x/a/b", "resid_post", 1, 4)]
+    both = [SaeInfo("a/b", "resid_post", (1,), 4), SaeInfo("x/a/b", "resid_post", (1,), 4)]
     monkeypatch.setattr(resolve, "list_saes", lambda store, snapshot: both)
     assert resolve_sae(built.store, built.snapshot, sae="a/b").name == "a/b"
 

@@ -1,0 +1,109 @@
+"""Loading a coder's weights slice by slice: never more in memory than the result and one slice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import torch
+from safetensors import safe_open
+
+from scopelake.errors import CoderFileError
+from scopelake.ingest.coder_header import SKIP
+from scopelake.ingest.coders import CoderFiles
+from scopelake.kernels.weights import DecoderWeights, EncoderWeights
+
+SLICE_BYTES: Final = 64 << 20
+
+
+def load_encoders(
+    coder: CoderFiles, device: torch.device, dtype: torch.dtype = torch.float32
+) -> tuple[EncoderWeights, ...]:
+    """Load the encoders of `coder`, one for each layer; its decoder is not read.
+
+    Raises:
+        CoderFileError: a threshold is negative or a value is not finite.
+    """
+    encoders = []
+    for params in coder.params:
+        tensors = {k: _load(params, k, device, dtype) for k in ("w_enc", "b_enc", "threshold")}
+        _check(coder, params, tensors)
+        if bool((tensors["threshold"] < 0).any()):
+            raise CoderFileError(
+                f"coder {coder.name} has a negative threshold; a JumpReLU's is 0 or more; fetch "
+                f"{params.name} again"
+            )
+        encoders.append(EncoderWeights(**tensors))
+    return tuple(encoders)
+
+
+def load_decoder(
+    coder: CoderFiles, device: torch.device, dtype: torch.dtype = torch.float32
+) -> DecoderWeights:
+    """Load the decoder of `coder`.
+
+    Raises:
+        CoderFileError: a value is not finite.
+    """
+    w_dec, b_dec, skip = [], [], []
+    for params in coder.params:
+        keys = ("w_dec", "b_dec", SKIP) if coder.affine else ("w_dec", "b_dec")
+        tensors = {key: _load(params, key, device, dtype) for key in keys}
+        _check(coder, params, tensors)
+        shape = (coder.features_per_layer, len(coder.targets), coder.d_out)
+        w_dec.append(tensors["w_dec"].view(shape))
+        b_dec.append(tensors["b_dec"])
+        skip += [tensors[SKIP]] if coder.affine else []
+    return DecoderWeights(tuple(w_dec), torch.stack(b_dec), torch.stack(skip) if skip else None)
+
+
+def decoder_rows(coder: CoderFiles, device: torch.device) -> Iterator[torch.Tensor]:
+    """Yield the decoder's rows, feature by feature, as float32 [some features, n_out, d_out].
+
+    Raises:
+        CoderFileError: a value is not finite.
+    """
+    shape = (-1, len(coder.targets), coder.d_out)
+    for params in coder.params:
+        for part in _slices(params, "w_dec"):
+            rows = part.to(device, torch.float32).view(shape)
+            _check(coder, params, {"w_dec": rows})
+            yield rows
+
+
+def _load(params: Path, key: str, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """One tensor, converted a slice of rows at a time into its place."""
+    with safe_open(params, framework="pt") as file:
+        shape = file.get_slice(key).get_shape()
+    result = torch.empty(shape, dtype=dtype, device=device)
+    start = 0
+    for part in _slices(params, key):
+        result[start : start + len(part)].copy_(part)
+        start += len(part)
+    return result
+
+
+def _slices(params: Path, key: str) -> Iterator[torch.Tensor]:
+    """Yield a tensor's rows in parts of about SLICE_BYTES.
+
+    The file is opened anew for each part: an open one keeps the pages that were read mapped.
+    """
+    with safe_open(params, framework="pt") as file:
+        shape = file.get_slice(key).get_shape()
+    row_bytes = 4 * max(1, int(torch.tensor(shape[1:]).prod()))
+    step = max(1, SLICE_BYTES // row_bytes)
+    for start in range(0, shape[0], step):
+        with safe_open(params, framework="pt") as file:
+            part = file.get_slice(key)[start : start + step]
+        yield part
+
+
+def _check(coder: CoderFiles, params: Path, tensors: dict[str, torch.Tensor]) -> None:
+    for key, tensor in tensors.items():
+        # min and max pass a NaN on, and make no mask of the tensor's size.
+        low, high = torch.aminmax(tensor)
+        if not bool(torch.isfinite(low) & torch.isfinite(high)):
+            raise CoderFileError(
+                f"coder {coder.name} holds a {key} that is not finite; fetch {params.name} again"
+            )

@@ -1,0 +1,104 @@
+"""The Hugging Face hub: listing a repository, and fetching single files of it by exact name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from scopelake.errors import HubError
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A file in a repository."""
+
+    path: str
+    n_bytes: int
+
+
+def list_files(repo: str, folder: str | None = None, revision: str | None = None) -> list[HubFile]:
+    """Return the files of a repository, or of one folder of it, sorted by path.
+
+    Raises:
+        HubError: the repository or folder is missing, gated or out of reach.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.hf_api import RepoFile
+
+    with _one_line(repo):
+        tree = HfApi().list_repo_tree(repo, folder, recursive=True, revision=revision)
+        return sorted(
+            (HubFile(f.path, int(f.size)) for f in tree if isinstance(f, RepoFile)),
+            key=lambda f: f.path,
+        )
+
+
+def fetch_file(repo: str, path: str, revision: str | None = None) -> Path:
+    """Return the local copy of one file, downloading what of it is not there yet.
+
+    Raises:
+        HubError: the file is missing, gated or out of reach.
+    """
+    from huggingface_hub import hf_hub_download
+
+    with _one_line(f"{repo}/{path}"):
+        return Path(hf_hub_download(repo, path, revision=revision))
+
+
+def fetch_snapshot(repo: str, patterns: list[str], revision: str | None = None) -> Path:
+    """Return a local folder with those files of a repository that match `patterns`.
+
+    Raises:
+        HubError: the repository is missing, gated or out of reach.
+    """
+    from huggingface_hub import snapshot_download
+
+    with _one_line(repo):
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
+
+
+@contextmanager
+def _one_line(asked: str) -> Iterator[None]:
+    """Say of each of the hub's refusals what to do about it."""
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    # The first base of the hub's own error is that of its HTTP client, whichever that is.
+    http_error, *_ = cast("tuple[type[Exception], ...]", HfHubHTTPError.__bases__)
+    repo = "/".join(asked.split("/")[:2])
+    try:
+        yield
+    except GatedRepoError as error:
+        found = "it is gated"
+        advice = f"accept its licence at https://huggingface.co/{repo} and set HF_TOKEN"
+        raise HubError(f"{asked} was asked for; {found}; {advice}") from error
+    except RepositoryNotFoundError as error:
+        raise HubError(
+            f"{asked} was asked for; the hub has no repository {repo} that this user may see; "
+            "check the name, and set HF_TOKEN if it is private or gated"
+        ) from error
+    except LocalEntryNotFoundError as error:
+        raise HubError(
+            f"{asked} was asked for; it is not in the local cache and the hub cannot be reached; "
+            "check the network, or name a local folder"
+        ) from error
+    except EntryNotFoundError as error:
+        raise HubError(
+            f"{asked} was asked for; {repo} has no such file or folder; `scopelake saes {repo}` "
+            "lists what it has"
+        ) from error
+    except (http_error, HfHubHTTPError, HFValidationError, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise HubError(
+            f"{asked} was asked for; the hub did not give it ({reason}); check the name and the "
+            "network, or name a local folder"
+        ) from error

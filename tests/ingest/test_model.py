@@ -1,0 +1,160 @@
+"""Models: the five real shapes resolve, both classes load, and what is not whole is refused."""
+
+import json
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from scopelake.errors import ModelError
+from scopelake.ingest.capture import capture, decoder_layers, site_width
+from scopelake.ingest.model import LoadedModel, ModelFiles, find_model, load_model
+from scopelake.names import SITES, SiteLayer
+
+TEXT = {
+    "vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 16, "intermediate_size": 64, "sliding_window": 8,
+    "query_pre_attn_scalar": 16, "max_position_embeddings": 256, "bos_token_id": 2,
+}  # fmt: skip
+VISION = {
+    "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "image_size": 28, "patch_size": 14, "num_channels": 3,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Size:
+    """A published size; the figures are those of Google's conversion script."""
+
+    n_layers: int
+    d_model: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    d_mlp: int
+    vocabulary: int
+    multimodal: bool
+
+
+SIZES = {
+    "270m": Size(18, 640, 4, 1, 256, 2048, 262144, False),
+    "1b": Size(26, 1152, 4, 1, 256, 6912, 262144, False),
+    "4b": Size(34, 2560, 8, 4, 256, 10240, 262208, True),
+    "12b": Size(48, 3840, 16, 8, 256, 15360, 262208, True),
+    "27b": Size(62, 5376, 32, 16, 128, 21504, 262208, True),
+}
+
+
+def build_on_meta(size):
+    """The model of that size without memory for its weights."""
+    from transformers import (
+        Gemma3Config,
+        Gemma3ForCausalLM,
+        Gemma3ForConditionalGeneration,
+        Gemma3TextConfig,
+    )
+
+    text = Gemma3TextConfig(
+        vocab_size=size.vocabulary, hidden_size=size.d_model, num_hidden_layers=size.n_layers,
+        num_attention_heads=size.n_heads, num_key_value_heads=size.n_kv_heads,
+        head_dim=size.head_dim, intermediate_size=size.d_mlp,
+    )  # fmt: skip
+    with torch.device("meta"):
+        if size.multimodal:
+            return Gemma3ForConditionalGeneration(Gemma3Config(text_config=text.to_dict()))
+        return Gemma3ForCausalLM(text)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_every_site_of_every_size_resolves_with_its_width(name):
+    size = SIZES[name]
+    module = build_on_meta(size)
+    model = LoadedModel(
+        module, name, "", "", "", size.n_layers, size.d_model, size.n_heads * size.head_dim,
+        size.vocabulary, "float32", torch.device("meta"),
+    )  # fmt: skip
+    layers = decoder_layers(module)
+    assert len(layers) == size.n_layers
+    for layer, block in enumerate(layers):
+        widths = {site: site_width(model, SiteLayer(site, layer)) for site in SITES}
+        assert block.self_attn.o_proj.in_features == widths["attn_out"]
+        assert block.mlp.down_proj.out_features == widths["resid_post"] == size.d_model
+        assert block.post_feedforward_layernorm.weight.shape == (widths["mlp_out"],)
+        assert block.pre_feedforward_layernorm.weight.shape == (widths["mlp_in"],)
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    """Small random models of both classes, saved as published ones are."""
+    from transformers import (
+        Gemma3Config,
+        Gemma3ForCausalLM,
+        Gemma3ForConditionalGeneration,
+        Gemma3TextConfig,
+    )
+
+    torch.manual_seed(0)
+    root = tmp_path_factory.mktemp("models")
+    config = Gemma3Config(text_config=TEXT, vision_config=VISION, mm_tokens_per_image=4)
+    models = {
+        "Gemma3ForCausalLM": Gemma3ForCausalLM(Gemma3TextConfig(**TEXT)),
+        "Gemma3ForConditionalGeneration": Gemma3ForConditionalGeneration(config),
+    }
+    for name, model in models.items():
+        model.eval().save_pretrained(root / name)
+    return root, models
+
+
+@pytest.mark.parametrize("name", ["Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"])
+def test_both_classes_load_as_text_models(checkpoints, name):
+    root, models = checkpoints
+    model = load_model(find_model(root / name), device="cpu")
+    assert (model.architecture, model.n_layers, model.d_model) == (name, 3, 32)
+    assert model.attention_width == 64
+    assert not [n for n, _ in model.module.named_parameters() if "vision" in n or "multi" in n]
+    ids = np.array([2, 17, 250, 9, 31, 5, 100, 44, 8, 299], dtype=np.int32)
+    site = SiteLayer("resid_post", 2)
+    found = capture(model, [ids], [site])[site]
+    whole = models[name]
+    hidden = []
+    last = decoder_layers(whole)[2].register_forward_hook(
+        lambda m, args, out: hidden.append(out[0] if isinstance(out, tuple) else out)
+    )
+    with torch.no_grad():
+        whole(input_ids=torch.tensor(ids[None].astype(np.int64)))
+    last.remove()
+    # The same float32 arithmetic on the same weights; only kernels' blockings may differ.
+    torch.testing.assert_close(found, hidden[0].view(10, 32), rtol=1e-5, atol=1e-5)
+
+
+def test_a_checkpoint_that_lacks_a_tensor_is_refused(checkpoints, tmp_path):
+    root, _ = checkpoints
+    source = root / "Gemma3ForCausalLM"
+    tensors = load_file(source / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "config.json").write_text((source / "config.json").read_text())
+    with pytest.raises(ModelError, match=r"lacks 1 tensors \(model.layers.1.mlp.up_proj.weight"):
+        load_model(find_model(tmp_path), device="cpu")
+
+
+def test_pickled_weights_are_not_read(checkpoints, tmp_path):
+    root, models = checkpoints
+    torch.save(models["Gemma3ForCausalLM"].state_dict(), tmp_path / "pytorch_model.bin")
+    (tmp_path / "config.json").write_text((root / "Gemma3ForCausalLM/config.json").read_text())
+    with pytest.raises(ModelError, match="safetensors"):
+        load_model(find_model(tmp_path), device="cpu")
+
+
+def test_float16_is_refused_with_the_reason(checkpoints):
+    files = find_model(checkpoints[0] / "Gemma3ForCausalLM")
+    with pytest.raises(ModelError, match="65504"):
+        load_model(files, device="cpu", dtype="float16")
+
+
+def test_other_architectures_are_refused(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"]}))
+    with pytest.raises(ModelError, match="LlamaForCausalLM"):
+        load_model(ModelFiles(tmp_path, "x", "local"), device="cpu")

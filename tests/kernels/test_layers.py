@@ -1,0 +1,75 @@
+"""Coders of several layers: one index space, and reconstruction at every layer, written out."""
+
+import pytest
+import torch
+
+from scopelake.errors import InvalidArgumentError
+from scopelake.kernels import reference
+from scopelake.kernels.encode import encode
+from scopelake.kernels.weights import DecoderWeights, EncoderWeights, SparseCodes, join_layers
+
+D_IN, D_OUT = 12, 9
+
+
+def build_encoder(width, seed, threshold=2.0):
+    generator = torch.Generator().manual_seed(seed)
+    return EncoderWeights(
+        torch.randn(D_IN, width, generator=generator),
+        torch.randn(width, generator=generator),
+        torch.full((width,), threshold),
+    )
+
+
+@pytest.mark.parametrize("n_tokens", [0, 1, 63, 200])
+@pytest.mark.parametrize("widths", [(7,), (5, 5), (1, 30, 4, 11)])
+def test_joined_codes_are_the_dense_codes_side_by_side(n_tokens, widths):
+    encoders = [build_encoder(width, seed) for seed, width in enumerate(widths)]
+    xs = [torch.randn(n_tokens, D_IN) for _ in widths]
+    pairs = list(zip(xs, encoders, strict=True))
+    joined = join_layers([encode(x, e, "reference") for x, e in pairs], widths)
+    expected = torch.cat([reference.encode_dense(x, e) for x, e in pairs], dim=1)
+    assert torch.equal(joined.to_dense(sum(widths)), expected)
+    assert joined.features.dtype == torch.int32
+    for token in range(n_tokens):
+        features = joined.features[joined.indptr[token] : joined.indptr[token + 1]].tolist()
+        assert features == sorted(set(features))
+
+
+def test_layers_that_never_fire_leave_no_gap():
+    silent, loud = build_encoder(4, 0, threshold=1e9), build_encoder(4, 1, threshold=0.0)
+    x = torch.randn(20, D_IN)
+    joined = join_layers([encode(x, silent), encode(x, loud), encode(x, silent)], (4, 4, 4))
+    assert set(joined.features.tolist()) <= {4, 5, 6, 7}
+    assert joined.indptr[-1] == len(joined.features) > 0
+
+
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize("n_layers", [1, 3])
+def test_decode_is_the_written_out_sum(n_layers, affine):
+    width, n_tokens = 6, 30
+    generator = torch.Generator().manual_seed(3)
+    w_dec = tuple(torch.randn(width, n_layers, D_OUT, generator=generator) for _ in range(n_layers))
+    b_dec = torch.randn(n_layers, D_OUT, generator=generator)
+    skip = torch.randn(n_layers, D_IN, D_OUT, generator=generator) if affine else None
+    xs = torch.randn(n_tokens, n_layers, D_IN, generator=generator)
+    encoders = [build_encoder(width, seed) for seed in range(n_layers)]
+    codes = join_layers([encode(xs[:, i], e) for i, e in enumerate(encoders)], [width] * n_layers)
+    found = reference.decode(codes, DecoderWeights(w_dec, b_dec, skip), xs)
+    assert found.shape == (n_tokens, n_layers, D_OUT)
+    for layer in range(n_layers):
+        expected = b_dec[layer].double().repeat(n_tokens, 1)
+        for i, encoder in enumerate(encoders):
+            pre = xs[:, i].double() @ encoder.w_enc.double() + encoder.b_enc.double()
+            fired = torch.where(pre > encoder.threshold, pre, 0.0)
+            expected += fired @ w_dec[i][:, layer].double()
+        if skip is not None:
+            expected += xs[:, layer].double() @ skip[layer].double()
+        # float32 sums of some tens of terms of order 10
+        torch.testing.assert_close(found[:, layer].double(), expected, rtol=1e-4, atol=1e-3)
+
+
+def test_an_affine_coder_needs_its_input():
+    weights = DecoderWeights((torch.zeros(2, 1, 3),), torch.zeros(1, 3), torch.zeros(1, 4, 3))
+    codes = SparseCodes(torch.tensor([0, 0]), torch.empty(0, dtype=torch.int32), torch.empty(0))
+    with pytest.raises(InvalidArgumentError, match="give x"):
+        reference.decode(codes, weights)
