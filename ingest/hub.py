@@ -28,7 +28,7 @@ def list_files(repo: str, folder: str | None = None, revision: str | None = None
     from huggingface_hub import HfApi
     from huggingface_hub.hf_api import RepoFile
 
-    with _one_line(repo):
+    with _one_line(repo if folder is None else f"{repo}/{folder}"):
         tree = HfApi().list_repo_tree(repo, folder, recursive=True, revision=revision)
         return sorted(
             (HubFile(f.path, int(f.size)) for f in tree if isinstance(f, RepoFile)),

@@ -104,6 +104,16 @@ def test_every_verb_is_documented_and_has_help(capsys):
         main(["--help"])
     assert stop.value.code == 0
     listed = capsys.readouterr().out
-    for verb in ("demo", "create", "add-corpus", "ingest", "top", "features-at", "sql", "info"):
+    for verb in (
+        "demo",
+        "create",
+        "add-corpus",
+        "saes",
+        "ingest",
+        "top",
+        "features-at",
+        "sql",
+        "info",
+    ):
         assert verb in listed
         assert f"scopelake {verb}" in README.read_text() or verb == "demo"

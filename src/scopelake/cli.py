@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import scopelake
+from scopelake import tiny
 from scopelake.errors import InvalidArgumentError, ScopelakeError
 from scopelake.names import SITES, Site
 
@@ -51,8 +52,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=scopelake.__version__)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for add in (_add_demo, _add_create, _add_corpus, _add_ingest, _add_top, _add_at, _add_sql,
-                _add_info):  # fmt: skip
+    for add in (_add_demo, _add_create, _add_corpus, _add_saes, _add_ingest, _add_top, _add_at,
+                _add_sql, _add_info):  # fmt: skip
         add(verbs)
     return parser
 
@@ -124,6 +125,31 @@ def _corpus(arguments: argparse.Namespace) -> None:
         f"corpus {added.corpus}: {added.n_documents:,} documents ({added.n_split:,} longer than a "
         f"context, split), {added.n_contexts:,} contexts, {added.n_tokens:,} tokens"
     )
+
+
+def _add_saes(verbs: Any) -> None:  # noqa: ANN401
+    parser = _verb(verbs, "saes", _saes, "list the SAEs of a folder or hub repository")
+    parser.add_argument("repo", help="folder, or hub id such as google/gemma-scope-2-1b-it")
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+
+
+def _saes(arguments: argparse.Namespace) -> None:
+    from scopelake.ingest.list_coders import list_coders
+    from scopelake.render import print_table
+
+    repo = tiny.coders_path() if arguments.repo == tiny.CODERS_REPO else arguments.repo
+    found = list_coders(repo)
+    if arguments.json:
+        values = {"repo": found.repo, "saes": found.table.to_pylist(), "missing": found.missing,
+                  "incomplete": found.incomplete}  # fmt: skip
+        print(json.dumps(values))
+        return
+    print_table(found.table, max_rows=10_000)
+    print(f"\n{found.table.num_rows:,} SAEs in {found.repo}")
+    for what, names in (("missing from the grid", found.missing),
+                        ("lacking a layer's file", found.incomplete)):  # fmt: skip
+        if names:
+            print(f"{len(names):,} {what}: {', '.join(names)}")
 
 
 def _add_ingest(verbs: Any) -> None:  # noqa: ANN401

@@ -1,0 +1,148 @@
+"""What coders a repository holds, and what is missing from its grid, from names and sizes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path, PurePosixPath
+
+import pyarrow as pa
+
+from scopelake.errors import CoderFileError
+from scopelake.ingest import hub
+from scopelake.ingest.coders import PARAMS
+from scopelake.ingest.families import FolderName, parse_folder
+from scopelake.ingest.find_coders import is_weights
+
+_SCHEMA = pa.schema(
+    [
+        ("sae", pa.string()),
+        ("family", pa.string()),
+        ("layers", pa.string()),
+        ("width", pa.string()),
+        ("l0", pa.string()),
+        ("affine", pa.bool_()),
+        ("seed", pa.int32()),
+        ("n_bytes", pa.int64()),
+        ("config", pa.bool_()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class CoderListing:
+    """The coders of one repository."""
+
+    repo: str
+    table: pa.Table
+    """sae, family, layers, width, l0, affine, seed, n_bytes (of weights), config (whether there is
+    a config.json); by family and layer."""
+    missing: tuple[str, ...]
+    """``<family>/<folder>`` of each combination of a family's layers, widths, L0 labels and affine
+    that is not there; labels with seeds are left out."""
+    incomplete: tuple[str, ...]
+    """``<family>/<folder>`` of coders of several layers that lack some layer's file."""
+
+
+def list_coders(repo: str | Path) -> CoderListing:
+    """List the coders of a local folder, or of a hub repository, without reading weights.
+
+    Raises:
+        CoderFileError: it holds no coder.
+        HubError: the hub did not list it.
+    """
+    path = Path(repo)
+    if path.is_dir():
+        files = [
+            hub.HubFile(file.relative_to(path).as_posix(), file.stat().st_size)
+            for file in path.rglob("*")
+            if file.is_file()
+        ]
+        name = path.resolve().name
+    elif str(repo).count("/") == 1 and not str(repo).startswith((".", "/", "~")):
+        files, name = hub.list_files(str(repo)), str(repo)
+    else:
+        raise CoderFileError(
+            f"the SAEs of {str(repo)!r} were asked for; there is no such folder; name a folder or "
+            "a hub repository such as google/gemma-scope-2-1b-it"
+        )
+    return _listing(name, files)
+
+
+def _listing(repo: str, files: Iterable[hub.HubFile]) -> CoderListing:
+    weights: dict[str, list[hub.HubFile]] = {}
+    configs = set()
+    for file in files:
+        path = PurePosixPath(file.path)
+        folder = "/".join(path.parts[-3:-1])
+        if is_weights(path.name):
+            weights.setdefault(folder, []).append(file)
+        elif path.name == "config.json":
+            configs.add(folder)
+    parsed = {f: p for f in weights if (p := parse_folder(*_split(f))) is not None}
+    if not parsed:
+        raise CoderFileError(
+            f"the SAEs of {repo} were asked for; it holds no <family>/<folder>/{PARAMS} of Gemma "
+            "Scope 2; name a folder or repository laid out like google/gemma-scope-2-1b-it"
+        )
+    order = sorted(parsed, key=lambda f: (f.split("/")[0], parsed[f].layers or (), f))
+    rows = [
+        {
+            "sae": folder,
+            "family": folder.split("/")[0],
+            "layers": _layers_label(parsed[folder]),
+            "width": parsed[folder].width_label,
+            "l0": parsed[folder].l0_label,
+            "affine": parsed[folder].affine,
+            "seed": parsed[folder].seed,
+            "n_bytes": sum(file.n_bytes for file in weights[folder]),
+            "config": folder in configs,
+        }
+        for folder in order
+    ]
+    n_files = {folder: len(found) for folder, found in weights.items()}
+    return CoderListing(
+        repo, pa.Table.from_pylist(rows, schema=_SCHEMA), _missing(parsed),
+        _incomplete(parsed, n_files),
+    )  # fmt: skip
+
+
+def _missing(parsed: dict[str, FolderName]) -> tuple[str, ...]:
+    by_family: dict[str, list[FolderName]] = {}
+    for folder, name in parsed.items():
+        if name.seed is None:
+            by_family.setdefault(folder.split("/")[0], []).append(name)
+    gaps = []
+    for family, names in sorted(by_family.items()):
+        axes = (
+            sorted({n.layers or () for n in names}),
+            sorted({n.width_label for n in names}),
+            sorted({n.l0_label for n in names}),
+            sorted({n.affine for n in names}),
+        )
+        for layers, width, l0, affine in product(*axes):
+            prefix = f"layer_{'_'.join(map(str, layers))}_" if layers else ""
+            end = "_affine" if affine else ""
+            wanted = f"{family}/{prefix}width_{width}_l0_{l0}{end}"
+            gaps += [] if wanted in parsed else [wanted]
+    return tuple(gaps)
+
+
+def _incomplete(parsed: dict[str, FolderName], n_files: dict[str, int]) -> tuple[str, ...]:
+    """A crosscoder has a file for each layer of its name, a CLT as many as the fullest one."""
+    clt = max((n_files[f] for f, p in parsed.items() if p.family.type == "clt"), default=0)
+    return tuple(
+        folder
+        for folder, name in sorted(parsed.items())
+        if name.family.is_multi_layer and n_files[folder] < (len(name.layers or ()) or clt)
+    )
+
+
+def _split(folder: str) -> tuple[str, str]:
+    family, _, inner = folder.partition("/")
+    return family, inner
+
+
+def _layers_label(name: FolderName) -> str:
+    return "all" if name.layers is None else ",".join(map(str, name.layers))

@@ -1,0 +1,151 @@
+"""The hub, over HTTP on loopback: only what is needed is fetched, and refusals are one line."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+from scopelake import tiny
+
+REPO = "google/gemma-scope-2-1b-it"
+FOLDER = "resid_post_all/layer_1_width_1024_l0_small"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the hub's protocol as listing and fetching need."""
+
+    files: dict = {}
+    fetched: list = []
+
+    def do_HEAD(self):
+        self.answer(body=False)
+
+    def do_GET(self):
+        self.answer(body=True)
+
+    def answer(self, *, body):
+        path = unquote(urlsplit(self.path).path)
+        if "gated" in path:
+            return self.send(403, b"", {"X-Error-Code": "GatedRepo"})
+        if REPO not in path:
+            return self.send(404, b"", {"X-Error-Code": "RepoNotFound"})
+        if path.startswith(f"/api/models/{REPO}/tree/main"):
+            inner = path.removeprefix(f"/api/models/{REPO}/tree/main").strip("/")
+            tree = [
+                {"type": "file", "path": name, "size": len(data), "oid": COMMIT}
+                for name, data in self.files.items()
+                if name.startswith(inner)
+            ]
+            if not tree:
+                return self.send(404, b"", {"X-Error-Code": "EntryNotFound"})
+            return self.send(200, json.dumps(tree).encode(), {"Content-Type": "application/json"})
+        name = path.split("/resolve/", 1)[1].split("/", 1)[1]
+        if name not in self.files:
+            return self.send(404, b"", {"X-Error-Code": "EntryNotFound"})
+        if body:
+            self.fetched.append(name)
+        headers = {"ETag": f'"{COMMIT}{len(name)}"', "X-Repo-Commit": COMMIT}
+        return self.send(200, self.files[name], headers, body=body)
+
+    def send(self, status, data, headers, *, body=True):
+        self.send_response(status)
+        for key, value in {**headers, "Content-Length": str(len(data))}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if body:
+            self.wfile.write(data)
+
+    def log_message(self, *_):
+        """Nothing: the tests read what was fetched."""
+
+
+@pytest.fixture
+def hub(tmp_path):
+    """A running hub with one coder, and a function that runs Python against it."""
+    source = tiny.coders_path() / FOLDER
+    Hub.files = {f"{FOLDER}/{f.name}": f.read_bytes() for f in source.iterdir()}
+    Hub.files[f"{FOLDER}/examples.safetensors"] = b"large"
+    Hub.files["README.md"] = b"card"
+    Hub.fetched = []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    environment = os.environ | {
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+        "HF_HOME": str(tmp_path / "hf"),
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
+
+    def run(*arguments):
+        return subprocess.run(
+            [sys.executable, "-P", *arguments], capture_output=True, text=True, check=False,
+            env=environment, cwd=tmp_path,
+        )  # fmt: skip
+
+    yield run
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def test_a_repository_is_listed_without_fetching(hub):
+    done = hub("-m", "scopelake", "saes", REPO, "--json")
+    assert done.returncode == 0, done.stderr
+    listed = json.loads(done.stdout)
+    assert [row["sae"] for row in listed["saes"]] == [FOLDER]
+    assert listed["repo"] == REPO
+    assert Hub.fetched == []
+
+
+@pytest.mark.parametrize("spec", [FOLDER, "resid_post_all/*_width_1024_l0_small"])
+def test_only_what_encoding_needs_is_fetched_and_only_once(hub, spec):
+    code = (
+        "from scopelake.ingest.find_coders import find_coders\n"
+        f"(coder,) = find_coders(['{REPO}/{spec}'])\n"
+        "print(coder.name, coder.width)"
+    )
+    for _ in range(2):
+        done = hub("-c", code)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.split() == [f"gemma-scope-2-1b-it/{FOLDER}", "1024"]
+    assert sorted(Hub.fetched) == [f"{FOLDER}/config.json", f"{FOLDER}/params.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("repo", "says"),
+    [
+        ("google/gated", "accept its licence at https://huggingface.co/google/gated and set HF_"),
+        ("google/nothing", "the hub has no repository google/nothing"),
+    ],
+)
+def test_refusals_are_one_line(hub, repo, says):
+    done = hub("-m", "scopelake", "saes", repo)
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_a_coder_that_is_not_there_is_refused(hub):
+    code = "from scopelake.ingest.find_coders import find_coders; find_coders(['{}'])"
+    done = hub("-c", code.format(f"{REPO}/resid_post/layer_9_width_16k_l0_big"))
+    assert "has no such file or folder" in done.stderr.splitlines()[-1]
+    done = hub("-c", code.format(f"{REPO}/resid_post/*_width_1m_*"))
+    assert "has no weights of that name" in done.stderr.splitlines()[-1]
+
+
+def test_a_hub_that_is_away_is_one_line(hub):
+    code = (
+        "import os; os.environ['HF_HUB_OFFLINE'] = '1'\n"
+        "from scopelake.cli import main; raise SystemExit(main(['saes', 'google/x']))"
+    )
+    done = hub("-c", code)
+    assert done.returncode == 2
+    assert "google/x was asked for; the hub did not give it" in done.stderr
+    assert done.stderr.count("\n") == 1

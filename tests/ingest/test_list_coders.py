@@ -1,0 +1,81 @@
+"""Listing a repository: what is there, and what is missing from its grid."""
+
+import pytest
+
+from scopelake import tiny
+from scopelake.errors import CoderFileError
+from scopelake.ingest.list_coders import list_coders
+
+
+@pytest.fixture
+def make_repo(tmp_path):
+    """Return a function that makes empty files at the paths given, below a repository's folder."""
+
+    def make(*paths):
+        for path in paths:
+            file = tmp_path / "gemma-scope-2-1b-it" / path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(b"12345678")
+        return tmp_path / "gemma-scope-2-1b-it"
+
+    return make
+
+
+def test_a_whole_grid_lacks_nothing():
+    found = list_coders(tiny.coders_path())
+    rows = found.table.to_pylist()
+    assert len(rows) == 14
+    assert all(row["config"] and row["n_bytes"] > 500_000 for row in rows)
+    affine = [row["sae"] for row in rows if row["affine"]]
+    assert affine == ["transcoder_all/layer_3_width_512_l0_small_affine"]
+    # The grid of transcoders has both kinds; the tiny repository has one of each layer.
+    assert set(found.missing) == {
+        f"transcoder_all/layer_{n}_width_512_l0_small{end}"
+        for n in range(6)
+        for end in ("", "_affine")
+        if (n == 3) != (end == "_affine")
+    }
+
+
+def test_gaps_partial_uploads_and_seeds(make_repo):
+    repo = make_repo(
+        "resid_post/layer_7_width_16k_l0_small/params.safetensors",
+        "resid_post/layer_7_width_16k_l0_small/config.json",
+        "resid_post/layer_13_width_65k_l0_small/params.safetensors",
+        "resid_post/layer_13_width_65k_l0_small/examples.safetensors",
+        "resid_post/layer_13_width_65k_l0_small_seed_1/params.safetensors",
+        "crosscoder/layer_7_13_17_22_width_65k_l0_big/params_layer_0.safetensors",
+        "crosscoder/layer_7_13_17_22_width_65k_l0_big/params_layer_3.safetensors",
+        "clt/width_262k_l0_big/params_layer_0.safetensors",
+        "clt/width_262k_l0_big/params_layer_1.safetensors",
+        "clt/width_262k_l0_medium/params_layer_0.safetensors",
+        "resid_post/notes/params.safetensors",
+        "README.md",
+    )
+    found = list_coders(repo)
+    rows = {row["sae"]: row for row in found.table.to_pylist()}
+    assert len(rows) == 6
+    assert rows["resid_post/layer_7_width_16k_l0_small"]["config"]
+    assert rows["resid_post/layer_13_width_65k_l0_small"]["n_bytes"] == 8
+    assert rows["resid_post/layer_13_width_65k_l0_small_seed_1"]["seed"] == 1
+    assert rows["crosscoder/layer_7_13_17_22_width_65k_l0_big"]["layers"] == "7,13,17,22"
+    assert rows["clt/width_262k_l0_big"]["layers"] == "all"
+    assert found.missing == (
+        "resid_post/layer_7_width_65k_l0_small",
+        "resid_post/layer_13_width_16k_l0_small",
+    )
+    assert found.incomplete == (
+        "clt/width_262k_l0_medium",
+        "crosscoder/layer_7_13_17_22_width_65k_l0_big",
+    )
+
+
+@pytest.mark.parametrize("given", ["/nowhere", "nowhere", "a/b/c"])
+def test_what_is_no_folder_or_repository_is_refused(given):
+    with pytest.raises(CoderFileError, match="there is no such folder"):
+        list_coders(given)
+
+
+def test_a_folder_without_coders_is_refused(make_repo):
+    with pytest.raises(CoderFileError, match="holds no <family>"):
+        list_coders(make_repo("README.md"))
