@@ -7,8 +7,10 @@ output of ``pre_feedforward_layernorm`` (``mlp_in``, gain included).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -69,24 +71,29 @@ def capture(
         For each site a tensor [n_tokens, width] in the model's dtype on its device: the tokens of
         the first context, then of the second, and so on.
     """
-    ids, mask = _pad(contexts, padding_side, model.device)
-    positions = (mask.long().cumsum(dim=1) - 1).clamp(min=0)
+    batch = pad(contexts, padding_side, model.device)
     found: dict[SiteLayer, torch.Tensor] = {}
     with torch.inference_mode(), _hooks(model, sites, found):
         with suppress(_StopForwardError):
-            text_model(model.module)(
-                input_ids=ids,
-                attention_mask=None if bool(mask.all()) else mask.long(),
-                position_ids=positions,
-                use_cache=False,
-            )
-        keep = mask.view(-1)
+            run_text(model, batch)
+        keep = batch.mask.view(-1)
         return {site: found[site].flatten(0, 1)[keep] for site in sites}
 
 
-def _pad(
+@dataclass(frozen=True)
+class Batch:
+    """Contexts of several lengths as one rectangle, on the model's device."""
+
+    ids: torch.Tensor
+    """[n_contexts, longest], int64; 0 where there is no token."""
+    mask: torch.Tensor
+    """[n_contexts, longest], bool; whether there is a token."""
+
+
+def pad(
     contexts: Sequence[npt.NDArray[np.int32]], side: PaddingSide, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> Batch:
+    """Return `contexts` padded on one side to the longest."""
     longest = max(len(c) for c in contexts)
     ids = np.zeros((len(contexts), longest), dtype=np.int64)
     mask = np.zeros((len(contexts), longest), dtype=bool)
@@ -94,40 +101,69 @@ def _pad(
         where = slice(0, len(context)) if side == "right" else slice(longest - len(context), None)
         ids[row, where] = context
         mask[row, where] = True
-    return torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
+    return Batch(torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device))
+
+
+def run_text(model: LoadedModel, batch: Batch) -> torch.Tensor:
+    """Run the text decoder; return its last hidden states [n_contexts, longest, d_model]."""
+    positions = (batch.mask.long().cumsum(dim=1) - 1).clamp(min=0)
+    output = text_model(model.module)(
+        input_ids=batch.ids,
+        attention_mask=None if bool(batch.mask.all()) else batch.mask.long(),
+        position_ids=positions,
+        use_cache=False,
+    )
+    hidden: torch.Tensor = output.last_hidden_state
+    return hidden
+
+
+def hook_site(
+    model: LoadedModel, site: SiteLayer, seen: Callable[[torch.Tensor], torch.Tensor | None]
+) -> Any:  # noqa: ANN401
+    """Call `seen` with the site's tensor in each forward; what it returns replaces it, but None.
+
+    Returns:
+        The hook's handle; remove it.
+    """
+    layer = decoder_layers(model.module)[site.layer]
+
+    def on_output(module: Any, args: Any, output: Any) -> Any:  # noqa: ANN401
+        # Decoder layers return a tuple up to transformers 4, a bare tensor from 5.0 on.
+        if not isinstance(output, tuple):
+            return seen(output)
+        new = seen(output[0])
+        return None if new is None else (new, *output[1:])
+
+    def on_input(module: Any, args: Any) -> Any:  # noqa: ANN401
+        new = seen(args[0])
+        return None if new is None else (new, *args[1:])
+
+    if site.site == "attn_out":
+        return layer.self_attn.o_proj.register_forward_pre_hook(on_input)
+    if site.site == "mlp_out":
+        return layer.post_feedforward_layernorm.register_forward_hook(on_output)
+    if site.site == "mlp_in":
+        return layer.pre_feedforward_layernorm.register_forward_hook(on_output)
+    return layer.register_forward_hook(on_output)
 
 
 @contextmanager
 def _hooks(
     model: LoadedModel, sites: Sequence[SiteLayer], found: dict[SiteLayer, torch.Tensor]
 ) -> Iterator[None]:
-    layers = decoder_layers(model.module)
     handles: list[Any] = []
     try:
-        handles.extend(_register(layers[site.layer], site, found) for site in sites)
-        last = max(site.layer for site in sites)
-        handles.append(layers[last].register_forward_hook(_stop))
+        handles.extend(hook_site(model, site, partial(_keep, found, site)) for site in sites)
+        last = decoder_layers(model.module)[max(site.layer for site in sites)]
+        handles.append(last.register_forward_hook(_stop))
         yield
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _register(layer: Any, site: SiteLayer, found: dict[SiteLayer, torch.Tensor]) -> Any:  # noqa: ANN401
-    def keep_output(module: Any, args: Any, output: Any) -> None:  # noqa: ANN401
-        # Decoder layers return a tuple up to transformers 4, a bare tensor from 5.0 on.
-        found[site] = output[0] if isinstance(output, tuple) else output
-
-    def keep_input(module: Any, args: Any) -> None:  # noqa: ANN401
-        found[site] = args[0]
-
-    if site.site == "attn_out":
-        return layer.self_attn.o_proj.register_forward_pre_hook(keep_input)
-    if site.site == "mlp_out":
-        return layer.post_feedforward_layernorm.register_forward_hook(keep_output)
-    if site.site == "mlp_in":
-        return layer.pre_feedforward_layernorm.register_forward_hook(keep_output)
-    return layer.register_forward_hook(keep_output)
+def _keep(found: dict[SiteLayer, torch.Tensor], site: SiteLayer, tensor: torch.Tensor) -> None:
+    found[site] = tensor
 
 
 def _stop(module: Any, args: Any, output: Any) -> None:  # noqa: ANN401

@@ -20,6 +20,7 @@ from scopelake.ingest.coder_weights import load_encoders
 from scopelake.ingest.coders import CoderFiles
 from scopelake.ingest.decoder_rows import decoder_columns
 from scopelake.ingest.encode_shard import ShardResult, ShardTokens, encode_shard
+from scopelake.ingest.evaluation_rows import evaluation_table, unevaluated
 from scopelake.ingest.model import LoadedModel
 from scopelake.ingest.plan import IngestConfig, IngestPlan, Shard, make_plan
 from scopelake.ingest.rows import RunTotals, model_table, run_table, sae_table
@@ -53,6 +54,8 @@ class IngestSummary:
     snapshot: int
     n_shards: int
     """Shards with work, of the corpus's whole number."""
+    n_evaluated: int
+    """Coders whose reconstruction was evaluated."""
     tokens: int
     firings: int
     n_bytes: int
@@ -61,7 +64,7 @@ class IngestSummary:
     @property
     def already_complete(self) -> bool:
         """Whether there was nothing to do."""
-        return self.n_shards == 0
+        return self.n_shards == 0 and self.n_evaluated == 0
 
 
 def ingest(
@@ -104,7 +107,8 @@ class _Job:
 
     def run(self) -> IngestSummary:
         pending = self._coders_without_features()
-        if self.plan.shards or pending:
+        evaluated = self._coders_to_evaluate()
+        if self.plan.shards or pending or evaluated:
             self.weights = {
                 c.name: load_encoders(c, self.model.device)
                 for c in self.plan.coders
@@ -113,12 +117,13 @@ class _Job:
             if self.plan.shards:
                 self._prepare()
                 self._shards()
-            self._finish(self._coders_without_features())
+            self._finish(self._coders_without_features(), evaluated)
         totals = self.totals
         return IngestSummary(
             self.plan.run,
             self.store.snapshot().id,
             len(self.plan.shards),
+            len(evaluated),
             totals.tokens,
             totals.firings,
             totals.n_bytes,
@@ -219,10 +224,16 @@ class _Job:
         self.totals.n_bytes += sum(r.n_bytes for r in receipts)
         self._count(0, 0)
 
-    def _finish(self, coders: list[CoderFiles]) -> None:
-        """Write the statistics of coders that are complete on this corpus."""
+    def _finish(self, coders: list[CoderFiles], evaluated: list[CoderFiles]) -> None:
+        """Write the statistics of coders that are complete on this corpus, and evaluations."""
         receipts = [self._features(coder) for coder in coders]
-        rows: Mapping[str, pa.Table] = {"runs": self._run_row(complete=True)}
+        rows = {}
+        if evaluated:
+            rows["evaluations"] = evaluation_table(
+                self.store, self.store.snapshot(), self.plan.corpus, self.model, evaluated,
+                self.plan.run,
+            )  # fmt: skip
+        rows["runs"] = self._run_row(complete=True)
         self._commit(receipts, "finish", f"finish ingest of {self.config.corpus}", rows)
 
     def _features(self, coder: CoderFiles) -> Receipt:
@@ -254,6 +265,11 @@ class _Job:
                 "features", snapshot, sae=coder.name, corpus=self.config.corpus
             )
         ]
+
+    def _coders_to_evaluate(self) -> list[CoderFiles]:
+        if not self.config.evaluate:
+            return []
+        return unevaluated(self.store, self.store.snapshot(), self.config.corpus, self.plan.coders)
 
     def _commit(
         self, receipts: list[Receipt], step: str, reason: str, rows: Mapping[str, pa.Table]

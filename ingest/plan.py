@@ -21,7 +21,7 @@ from scopelake.store.snapshot import Snapshot
 
 @dataclass(frozen=True)
 class IngestConfig:
-    """How to ingest; every field that changes the result is part of the run's identity."""
+    """How to ingest; every field that changes the firings is part of the run's identity."""
 
     corpus: str
     dense: tuple[SiteLayer, ...] = ()
@@ -30,6 +30,8 @@ class IngestConfig:
     """Mantissa bits kept of a firing's activation; 23 is lossless float32."""
     batch_tokens: int = 16384
     """Most tokens, padding included, in one forward pass."""
+    evaluate: bool = False
+    """Whether the coders' reconstruction is evaluated too, on a sample."""
 
     def __post_init__(self) -> None:
         relative_error(self.activation_bits)

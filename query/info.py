@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from html import escape
 from typing import Any
 
@@ -53,6 +53,25 @@ class DenseInfo:
 
 
 @dataclass(frozen=True)
+class EvaluationInfo:
+    """How well an SAE reconstructs on a corpus, at one of its layers; BOS left out."""
+
+    sae: str
+    corpus: str
+    layer: int
+    n_tokens: int
+    """Evaluated on, a sample of the corpus."""
+    fvu: float
+    l0: float
+    dead: int
+    """Features that fired on none of these tokens."""
+    loss: float
+    """Of the model, nats a token."""
+    loss_spliced: float | None
+    """With the reconstruction in place; None for coders of several layers."""
+
+
+@dataclass(frozen=True)
 class RunInfo:
     """One ingest."""
 
@@ -73,6 +92,7 @@ class LakeInfo:
     models: tuple[str, ...]
     codes: tuple[CodesInfo, ...]
     dense: tuple[DenseInfo, ...]
+    evaluations: tuple[EvaluationInfo, ...]
     runs: tuple[RunInfo, ...]
     total_bytes: int
     """Of all data files in the catalogue."""
@@ -115,6 +135,7 @@ class LakeInfo:
             f"  dense {d.site}/{d.layer} of {d.model} on {d.corpus}: {d.n_bytes / 1e6:,.1f} MB"
             for d in self.dense
         ]
+        lines += [_evaluation_line(e) for e in self.evaluations]
         lines += [
             f"  run {r.run} ({r.model} on {r.corpus}) is {r.state}, not complete; ingest again "
             "to resume it"
@@ -146,9 +167,17 @@ def info(store: LakeStore, snapshot: Snapshot) -> LakeInfo:
         models=tuple(sorted(store.read("models", snapshot, ["model"])["model"].to_pylist())),
         codes=_codes(files),
         dense=_dense(files),
+        evaluations=_evaluations(store, snapshot),
         runs=tuple(RunInfo(**row) for row in runs.to_pylist()),
         total_bytes=sum(f["n_bytes"] for f in files),
     )
+
+
+def _evaluations(store: LakeStore, snapshot: Snapshot) -> tuple[EvaluationInfo, ...]:
+    columns = [field.name for field in fields(EvaluationInfo)]
+    rows = store.read("evaluations", snapshot, columns).to_pylist()
+    found = [EvaluationInfo(**row) for row in rows]
+    return tuple(sorted(found, key=lambda e: (e.sae, e.corpus, e.layer)))
 
 
 def _codes(files: list[dict[str, Any]]) -> tuple[CodesInfo, ...]:
@@ -209,6 +238,14 @@ def _codes_lines(lake: LakeInfo) -> list[str]:
             f"{_weights(c.bytes_a_firing())}{state}"
         )
     return lines
+
+
+def _evaluation_line(e: EvaluationInfo) -> str:
+    loss = "" if e.loss_spliced is None else f", loss {e.loss:.3f} -> {e.loss_spliced:.3f} nat"
+    return (
+        f"  {e.sae} on {e.corpus}, layer {e.layer}: FVU {e.fvu:.3f}, L0 {e.l0:.1f}, "
+        f"{e.dead:,} dead{loss} ({e.n_tokens:,} tokens)"
+    )
 
 
 def _weights(each: dict[str, float | None]) -> str:

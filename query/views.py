@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Final
 
+import duckdb
+
 from scopelake.names import KIND_BOS, KINDS, ROLES
 from scopelake.store.lake_store import LakeStore
 from scopelake.store.layout import TABLES
+from scopelake.store.schema import SCHEMAS
 from scopelake.store.snapshot import Snapshot
 
 PRIVATE: Final = "stored"
@@ -21,16 +24,26 @@ def literal(text: str) -> str:
 def view_statements(store: LakeStore, snapshot: Snapshot) -> list[str]:
     """Return the statements that make every view of `snapshot`, in order."""
     statements = [f"CREATE SCHEMA IF NOT EXISTS {PRIVATE}"]
-    for table in TABLES:
-        scan = f"delta_scan({literal(store.table_uri(table))}, version => "
-        statements.append(
-            f"CREATE OR REPLACE VIEW {PRIVATE}.{table} AS "
-            f"SELECT * FROM {scan}{snapshot.versions[table]})"
-        )
+    statements += [
+        f"CREATE OR REPLACE VIEW {PRIVATE}.{table} AS {_stored(store, snapshot, table)}"
+        for table in TABLES
+    ]
     statements += [
         f"CREATE OR REPLACE VIEW main.{name} AS {_select(name)}" for name in (*TABLES, "tokens")
     ]
     return statements
+
+
+def _stored(store: LakeStore, snapshot: Snapshot, table: str) -> str:
+    """A table at the snapshot's version; one that the lake did not have then is empty."""
+    version = snapshot.versions.get(table)
+    if version is not None:
+        scan = f"delta_scan({literal(store.table_uri(table))}, version => {version})"
+        return f"SELECT * FROM {scan}"
+    empty = duckdb.from_arrow(SCHEMAS[table].empty_table())
+    typed = zip(empty.columns, empty.types, strict=True)
+    columns = ", ".join(f"CAST(NULL AS {type_}) AS {name}" for name, type_ in typed)
+    return f"SELECT {columns} WHERE false"
 
 
 def _select(name: str) -> str:

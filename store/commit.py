@@ -101,6 +101,7 @@ class Writer:
         self._lock = lock
         try:
             self._recover()
+            delta.create_missing_tables(self.store.root)
         except BaseException:
             self._release()
             raise

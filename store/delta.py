@@ -23,7 +23,7 @@ from deltalake.transaction import AddAction
 from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
 from scopelake.errors import LakeError
-from scopelake.store.layout import table_path
+from scopelake.store.layout import TABLES, table_path
 from scopelake.store.receipts import Receipt
 from scopelake.store.schema import PARTITIONS, SCHEMAS
 
@@ -46,6 +46,13 @@ def create_table(root: Path, table: str) -> None:
         partition_by=list(PARTITIONS[table]) or None,
         configuration=_CONFIGURATION,
     )
+
+
+def create_missing_tables(root: Path) -> None:
+    """Create, empty, the tables that a lake of an older version lacks."""
+    for table in TABLES:
+        if not DeltaTable.is_deltatable(table_path(root, table)):
+            create_table(root, table)
 
 
 def open_table(root: Path, table: str, version: int | None = None) -> DeltaTable:

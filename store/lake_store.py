@@ -173,6 +173,8 @@ class LakeStore:
                 f"columns {unknown} of table {table} were asked for; it has "
                 f"{', '.join(schema.names)}; choose among these"
             )
+        if table not in snapshot.versions:
+            return schema.empty_table().select(names)
         opened = delta.open_table(self.root, table, snapshot.versions[table])
         rows = delta.read(opened, names, filters)
         return rows.select(names).cast(pa.schema([schema.field(name) for name in names]))

@@ -18,6 +18,7 @@ TABLES: Final = (
     "postings",
     "peaks",
     "features",
+    "evaluations",
     "labels",
     "saes",
     "models",
@@ -26,7 +27,7 @@ TABLES: Final = (
     "files",
     "snapshots",
 )
-"""Every table of a lake; each is a Delta table."""
+"""Every table of a lake; each is a Delta table. One that an older lake lacks is read as empty."""
 
 DENSE: Final = "dense"
 """The kind that dense shards have in the ``files`` table."""

@@ -165,6 +165,8 @@ def _add_ingest(verbs: Any) -> None:  # noqa: ANN401
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"])
     parser.add_argument("--activation-bits", type=int, default=10, metavar="BITS")
     parser.add_argument("--batch-tokens", type=int, default=16384, metavar="TOKENS")
+    parser.add_argument("--evaluate", action="store_true",
+                        help="measure how well the coders reconstruct, on a sample")  # fmt: skip
     parser.add_argument("--model-name", help="what the coders call the model")
 
 
@@ -182,6 +184,7 @@ def _ingest(arguments: argparse.Namespace) -> None:
             dtype=arguments.dtype,
             activation_bits=arguments.activation_bits,
             batch_tokens=arguments.batch_tokens,
+            evaluate=arguments.evaluate,
             model_name=arguments.model_name,
             progress=progress,
         )

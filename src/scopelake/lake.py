@@ -105,6 +105,7 @@ class Lake:
         dtype: str = "auto",
         activation_bits: int = 10,
         batch_tokens: int = 16384,
+        evaluate: bool = False,
         model_name: str | None = None,
         progress: Callable[[Progress], None] | None = None,
     ) -> IngestSummary:
@@ -121,6 +122,8 @@ class Lake:
             dtype: ``auto`` (float32 on a CPU, bfloat16 on a GPU), ``float32`` or ``bfloat16``.
             activation_bits: mantissa bits kept of each activation; 23 is lossless.
             batch_tokens: most tokens in one forward pass, padding included.
+            evaluate: also measure, on a sample of the corpus, how well each coder reconstructs:
+                FVU, L0, dead features, and the model's loss with the reconstruction spliced in.
             model_name: what the coders call the model, if a local folder has another name.
             progress: called after every batch and commit.
 
@@ -136,7 +139,7 @@ class Lake:
 
         self._check_writable()
         sites = tuple(SiteLayer(site, layer) for site, layer in dense)
-        config = IngestConfig(corpus, sites, activation_bits, batch_tokens)
+        config = IngestConfig(corpus, sites, activation_bits, batch_tokens, evaluate)
         find_corpus(self._store, self._store.snapshot(), corpus)
         coders = find_coders([_bundled_coder(s) for s in saes])
         files = find_model(_bundled_model(model))

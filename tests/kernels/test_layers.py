@@ -5,6 +5,7 @@ import torch
 
 from scopelake.errors import InvalidArgumentError
 from scopelake.kernels import reference
+from scopelake.kernels.decode import decode as gather_decode
 from scopelake.kernels.encode import encode
 from scopelake.kernels.weights import DecoderWeights, EncoderWeights, SparseCodes, join_layers
 
@@ -43,10 +44,12 @@ def test_layers_that_never_fire_leave_no_gap():
     assert joined.indptr[-1] == len(joined.features) > 0
 
 
+@pytest.mark.parametrize("decode", [reference.decode, gather_decode])
 @pytest.mark.parametrize("affine", [False, True])
 @pytest.mark.parametrize("n_layers", [1, 3])
-def test_decode_is_the_written_out_sum(n_layers, affine):
-    width, n_tokens = 6, 30
+@pytest.mark.parametrize("n_tokens", [0, 1, 63, 257])
+def test_decode_is_the_written_out_sum(n_tokens, n_layers, affine, decode):
+    width = 6
     generator = torch.Generator().manual_seed(3)
     w_dec = tuple(torch.randn(width, n_layers, D_OUT, generator=generator) for _ in range(n_layers))
     b_dec = torch.randn(n_layers, D_OUT, generator=generator)
@@ -54,7 +57,7 @@ def test_decode_is_the_written_out_sum(n_layers, affine):
     xs = torch.randn(n_tokens, n_layers, D_IN, generator=generator)
     encoders = [build_encoder(width, seed) for seed in range(n_layers)]
     codes = join_layers([encode(xs[:, i], e) for i, e in enumerate(encoders)], [width] * n_layers)
-    found = reference.decode(codes, DecoderWeights(w_dec, b_dec, skip), xs)
+    found = decode(codes, DecoderWeights(w_dec, b_dec, skip), xs)
     assert found.shape == (n_tokens, n_layers, D_OUT)
     for layer in range(n_layers):
         expected = b_dec[layer].double().repeat(n_tokens, 1)
@@ -68,8 +71,9 @@ def test_decode_is_the_written_out_sum(n_layers, affine):
         torch.testing.assert_close(found[:, layer].double(), expected, rtol=1e-4, atol=1e-3)
 
 
-def test_an_affine_coder_needs_its_input():
+@pytest.mark.parametrize("decode", [reference.decode, gather_decode])
+def test_an_affine_coder_needs_its_input(decode):
     weights = DecoderWeights((torch.zeros(2, 1, 3),), torch.zeros(1, 3), torch.zeros(1, 4, 3))
     codes = SparseCodes(torch.tensor([0, 0]), torch.empty(0, dtype=torch.int32), torch.empty(0))
     with pytest.raises(InvalidArgumentError, match="give x"):
-        reference.decode(codes, weights)
+        decode(codes, weights)
