@@ -1,0 +1,80 @@
+"""Loading a large coder holds its result and about one slice, never a second copy."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+D_IN, WIDTH = 1152, 262_144
+MEASURE = """
+import resource, sys
+from pathlib import Path
+import torch
+from scopelake.ingest import coder_weights
+from scopelake.ingest.coders import read_coder
+
+def peak():
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) * 1024
+
+coder = read_coder(Path(sys.argv[1]))
+device, dtype = torch.device("cpu"), getattr(torch, sys.argv[3])
+before = peak()
+if sys.argv[2] == "rows":
+    held = 0
+    for rows in coder_weights.decoder_rows(coder, device):
+        held = max(held, rows.nbytes)
+else:
+    loaded = getattr(coder_weights, sys.argv[2])(coder, device, dtype)
+    parts = loaded if isinstance(loaded, tuple) else (loaded,)
+    held = sum(
+        t.nbytes
+        for part in parts
+        for value in vars(part).values()
+        for t in (value if isinstance(value, tuple) else (value,))
+        if t is not None
+    )
+print(peak() - before, held, coder_weights.SLICE_BYTES)
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A coder of 2.4 GB: a sparse file of zeros behind a real header, so it takes no disk."""
+    folder = tmp_path_factory.mktemp("large") / "resid_post" / "layer_1_width_262k_l0_big"
+    folder.mkdir(parents=True)
+    shapes = {
+        "b_dec": [D_IN], "w_enc": [D_IN, WIDTH], "b_enc": [WIDTH], "threshold": [WIDTH],
+        "w_dec": [WIDTH, D_IN],
+    }  # fmt: skip
+    header, stop = {}, 0
+    for name, shape in shapes.items():
+        size = 4 * shape[0] * (shape[1] if len(shape) > 1 else 1)
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [stop, stop + size]}
+        stop += size
+    text = json.dumps(header).encode()
+    with (folder / "params.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + stop)
+    assert stop > 2 << 30
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("what", "dtype"),
+    [("load_encoders", "float32"), ("load_encoders", "bfloat16"), ("load_decoder", "float32"),
+     ("rows", "float32")],
+)  # fmt: skip
+def test_the_peak_is_the_result_and_a_slice(folder, what, dtype):
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", MEASURE, str(folder), what, dtype],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    peak, held, slice_bytes = map(int, done.stdout.split())
+    if what != "rows":
+        assert held > WIDTH * D_IN * (2 if dtype == "bfloat16" else 4)
+    # A slice, its pages of the file, its float32 copy while it is checked, and the allocator's.
+    assert peak <= held + 3 * slice_bytes + (64 << 20)
