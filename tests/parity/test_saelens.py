@@ -1,4 +1,4 @@
-"""SAELens, from its own package, fires where scopelake fires: SAEs and transcoders, plain and affine.
+"""SAELens, from its own package, fires where scopelake fires: SAEs, transcoders plain and affine.
 
 `make parity` installs it beside this package's environment and runs these tests.
 """
