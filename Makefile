@@ -4,7 +4,8 @@ BIN := .venv/bin
 STAMP := .venv/.ready
 export PYTHONSAFEPATH := 1
 
-.PHONY: demo test lint parity bench clean setup
+.PHONY: demo test lint parity oldest bench clean setup
+.SECONDARY:
 
 setup: $(STAMP)
 
@@ -25,21 +26,23 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The peers' packages need much of their own: their environment sees ours and adds theirs.
-.venv-parity/.ready: $(STAMP) tests/parity/requirements.txt
-	$(PYTHON) -m venv .venv-parity
+# Environments that see ours and put other packages before it: a peer's, or older versions.
+.venv-%/.ready: tests/environments/%.txt $(STAMP)
+	$(PYTHON) -m venv .venv-$*
 	$(BIN)/python -c "import site; print(f'import site; site.addsitedir({site.getsitepackages()[0]!r})')" \
-		> "$$(.venv-parity/bin/python -c 'import site; print(site.getsitepackages()[0])')/base.pth"
-	.venv-parity/bin/python -m pip install --quiet --disable-pip-version-check \
-		-c constraints.txt -r tests/parity/requirements.txt
-	touch .venv-parity/.ready
+		> "$$(.venv-$*/bin/python -c 'import site; print(site.getsitepackages()[0])')/base.pth"
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	touch $@
 
 parity: .venv-parity/.ready
 	.venv-parity/bin/python -m pytest -m parity tests/parity
+
+oldest: .venv-oldest/.ready
+	.venv-oldest/bin/python -m pytest -m "not slow" tests/ingest
 
 bench: $(STAMP)
 	PYTHONPATH=benchmarks $(BIN)/python benchmarks/tiny.py
 
 clean:
-	rm -rf .venv .venv-parity build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-lake
+	rm -rf .venv .venv-parity .venv-oldest build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-lake
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

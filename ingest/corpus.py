@@ -97,11 +97,7 @@ def add_corpus(
             )
         files = source_files(config.source)
         counts = _Counts()
-        receipts = list(_write(store, config, tokenizer, files, counts, progress))
-        if counts.n_contexts == 0:
-            raise CorpusSourceError(
-                f"corpus {config.name!r} was to be added; its files hold no text; name others"
-            )
+        receipts = _write_all(store, config, tokenizer, files, counts, progress)
         row = _corpus_row(config, tokenizer, files, counts)
         snapshot = writer.commit(
             receipts,
@@ -121,6 +117,29 @@ class _Counts:
     n_split: int = 0
     n_contexts: int = 0
     n_tokens: int = 0
+
+
+def _write_all(
+    store: LakeStore,
+    config: CorpusConfig,
+    tokenizer: Tokenizer,
+    files: list[Path],
+    counts: _Counts,
+    progress: Callable[[int, int], None] | None,
+) -> list[Receipt]:
+    """Write every file of the corpus, or none: what a refusal interrupts is removed again."""
+    receipts: list[Receipt] = []
+    try:
+        receipts.extend(_write(store, config, tokenizer, files, counts, progress))
+        if counts.n_contexts == 0:
+            raise CorpusSourceError(
+                f"corpus {config.name!r} was to be added; its files hold no text; name others"
+            )
+    except BaseException:
+        for receipt in receipts:
+            (store.root / receipt.path).unlink()
+        raise
+    return receipts
 
 
 def _write(

@@ -143,6 +143,18 @@ def test_a_bad_corpus_file_leaves_no_corpus(capsys, lake, tmp_path, name, data, 
     assert capsys.readouterr().out == '{"corpus": "code"}\n'
 
 
+def test_a_bad_file_after_many_good_ones_leaves_no_file(capsys, lake, tmp_path):
+    # More documents than are tokenized at once, and more contexts than one file of the table has.
+    good = json.dumps({"text": "word " * 100}) + "\n"
+    (tmp_path / "a.jsonl").write_text(good * 80)
+    (tmp_path / "b.jsonl").write_text("[]\n")
+    error = refuse(
+        capsys, lake, ["add-corpus", lake, "new", str(tmp_path / "a.jsonl"),
+                       str(tmp_path / "b.jsonl"), "--tokenizer", MODEL, "--context-length", "2"],
+    )  # fmt: skip
+    assert "b.jsonl:1" in error
+
+
 @pytest.mark.parametrize(
     "arguments",
     [["top", "{lake}", "1", "--nope"], ["top", "{lake}", "x"], ["nope"], [], ["top"],
