@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from scopelake.errors import CorpusExistsError, CorpusSourceError, InvalidArgumentError
 from scopelake.ingest.digest import digest_files, digest_text
+from scopelake.ingest.replies import Replier
 from scopelake.ingest.sources import Document, check_unique, read_documents, source_files
 from scopelake.ingest.tokens import TokenizedText, Tokenizer
 from scopelake.ingest.windows import Window, split, to_table
@@ -74,6 +75,7 @@ def add_corpus(
     config: CorpusConfig,
     tokenizer: Tokenizer,
     progress: Callable[[int, int], None] | None = None,
+    replier: Replier | None = None,
 ) -> CorpusSummary:
     """Tokenize `config.source` into contexts and commit them all at once, or nothing.
 
@@ -82,6 +84,7 @@ def add_corpus(
         config: the corpus.
         tokenizer: shared by all models that will read the corpus.
         progress: called with (documents read, tokens made).
+        replier: writes the reply to chats that end with the user.
 
     Raises:
         CorpusExistsError: the lake has a corpus of that name.
@@ -97,8 +100,8 @@ def add_corpus(
             )
         files = source_files(config.source)
         counts = _Counts()
-        receipts = _write_all(store, config, tokenizer, files, counts, progress)
-        row = _corpus_row(config, tokenizer, files, counts)
+        receipts = _write_all(store, config, tokenizer, files, counts, progress, replier)
+        row = _corpus_row(config, tokenizer, files, counts, replier)
         snapshot = writer.commit(
             receipts,
             transaction=f"corpus:{config.name}",
@@ -126,11 +129,12 @@ def _write_all(
     files: list[Path],
     counts: _Counts,
     progress: Callable[[int, int], None] | None,
+    replier: Replier | None,
 ) -> list[Receipt]:
     """Write every file of the corpus, or none: what a refusal interrupts is removed again."""
     receipts: list[Receipt] = []
     try:
-        receipts.extend(_write(store, config, tokenizer, files, counts, progress))
+        receipts.extend(_write(store, config, tokenizer, files, counts, progress, replier))
         if counts.n_contexts == 0:
             raise CorpusSourceError(
                 f"corpus {config.name!r} was to be added; its files hold no text; name others"
@@ -149,8 +153,9 @@ def _write(
     files: list[Path],
     counts: _Counts,
     progress: Callable[[int, int], None] | None,
+    replier: Replier | None,
 ) -> Iterator[Receipt]:
-    windows = _windows(config, tokenizer, files, counts, progress)
+    windows = _windows(config, tokenizer, files, counts, progress, replier)
     while part := list(islice(windows, _CONTEXTS_PER_FILE)):
         table = to_table(part, config.name, counts.n_contexts)
         counts.n_contexts += len(part)
@@ -165,9 +170,10 @@ def _windows(
     files: list[Path],
     counts: _Counts,
     progress: Callable[[int, int], None] | None,
+    replier: Replier | None,
 ) -> Iterator[Window]:
     documents = read_documents(files, chat=config.chat, root=config.root)
-    for document, tokens in _tokenize(documents, tokenizer, seen=set()):
+    for document, tokens in _tokenize(documents, tokenizer, replier, seen=set()):
         windows = list(
             split(document, tokens, context_length=config.context_length, bos_id=tokenizer.bos_id)
         )
@@ -182,26 +188,46 @@ def _windows(
 
 
 def _tokenize(
-    documents: Iterator[Document], tokenizer: Tokenizer, seen: set[str]
+    documents: Iterator[Document],
+    tokenizer: Tokenizer,
+    replier: Replier | None,
+    seen: set[str],
 ) -> Iterator[tuple[Document, TokenizedText]]:
     while batch := list(islice(documents, _BATCH)):
         for document in batch:
             check_unique(seen, document)
-        texts = [d.text for d in batch if d.text is not None]
-        encoded = iter(tokenizer.encode_texts(texts))
-        for document in batch:
-            if document.text is not None:
-                yield document, next(encoded)
-            else:
-                yield document, tokenizer.encode_chat(document)
+        texts = iter(tokenizer.encode_texts([d.text for d in batch if d.text is not None]))
+        tokens = [next(texts) if d.text is not None else tokenizer.encode_chat(d) for d in batch]
+        if replier is not None:
+            _add_replies(batch, tokens, replier)
+        yield from zip(batch, tokens, strict=True)
+
+
+def _add_replies(batch: list[Document], tokens: list[TokenizedText], replier: Replier) -> None:
+    """Replace the tokens of chats that end with the user by those with a reply."""
+    asked = [i for i, d in enumerate(batch) if d.messages and d.messages[-1]["role"] == "user"]
+    turns = [len(batch[i].messages or ()) for i in asked]
+    for index, extended in zip(
+        asked, replier.extend([tokens[i] for i in asked], turns), strict=True
+    ):
+        tokens[index] = extended
 
 
 def _corpus_row(
-    config: CorpusConfig, tokenizer: Tokenizer, files: list[Path], counts: _Counts
+    config: CorpusConfig,
+    tokenizer: Tokenizer,
+    files: list[Path],
+    counts: _Counts,
+    replier: Replier | None,
 ) -> dict[str, object]:
+    source = ", ".join(f.name for f in files[:8]) + (", ..." if len(files) > 8 else "")
+    digest = digest_files(files)
+    if replier is not None:
+        source += f"; {replier.describe()}"
+        digest = digest_text(f"{digest}; {replier.describe()} {replier.model.digest}")
     return {
         "corpus": config.name,
-        "source": ", ".join(f.name for f in files[:8]) + (", ..." if len(files) > 8 else ""),
+        "source": source,
         "chat": config.chat,
         "tokenizer": tokenizer.name,
         "tokenizer_digest": tokenizer.digest,
@@ -213,6 +239,6 @@ def _corpus_row(
         "n_contexts": counts.n_contexts,
         "n_tokens": counts.n_tokens,
         "n_bos": counts.n_contexts,
-        "source_digest": digest_files(files),
+        "source_digest": digest,
         "created_at": datetime.now(UTC),
     }

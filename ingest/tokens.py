@@ -22,10 +22,13 @@ from scopelake.ingest.digest import digest_text
 from scopelake.ingest.sources import Document, Message
 from scopelake.names import KINDS, ROLES
 
-CONTENT, TEMPLATE, BOS = (KINDS.index(k) for k in ("content", "template", "bos"))
+CONTENT, TEMPLATE, BOS, GENERATED = (
+    KINDS.index(k) for k in ("content", "template", "bos", "generated")
+)
 _ROLE_NAMES: Final = {"assistant": "model"}
 _OPEN, _CLOSE = "\ue000", "\ue001"
 _START_OF_TURN: Final = "<start_of_turn>"
+_END_OF_TURN: Final = "<end_of_turn>"
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,38 @@ class Tokenizer:
         """
         messages = document.messages or ()
         text, segments = self._render(messages, document.origin)
+        ids, starts = self._encode_segments(segments)
+        return self._attribute(text, segments, ids, starts)
+
+    @property
+    def end_ids(self) -> list[int]:
+        """Tokens that end a reply: the end of the turn, and of the text."""
+        ends = [self._special[t] for t in (_END_OF_TURN,) if t in self._special]
+        eos = self._tokenizer.eos_token_id
+        return ends if eos is None else [*ends, int(eos)]
+
+    def open_turn(self, chat: TokenizedText, turn: int) -> TokenizedText:
+        """Return `chat`, which ends with the user's turn, with the template's start of a reply."""
+        messages = [{"role": "user", "content": "x"}]
+        closed = self._apply_template(messages, "a chat")
+        opening = self._apply_template(messages, "a chat", reply=True).removeprefix(closed)
+        ids, starts = self._encode_segments(
+            [_Segment(opening, TEMPLATE, ROLES.index("model"), turn)]
+        )
+        return _appended(chat, opening, ids, starts, TEMPLATE, turn)
+
+    def with_reply(self, chat: TokenizedText, reply: list[int], turn: int) -> TokenizedText:
+        """Return `chat` with the tokens that a model wrote behind it."""
+        spelled = [
+            self._core.decode(reply[:i], skip_special_tokens=False) for i in range(len(reply))
+        ]
+        text = self._core.decode(reply, skip_special_tokens=False)
+        # Bytes of an unfinished character spell more than the character that they become.
+        starts = np.minimum.accumulate([*map(len, spelled), len(text)][::-1])[::-1][:-1]
+        return _appended(chat, text, reply, starts.tolist(), GENERATED, turn)
+
+    def _encode_segments(self, segments: list[_Segment]) -> tuple[list[int], list[int]]:
+        """Token ids of the segments' text, and where in it each begins."""
         ids: list[int] = []
         starts: list[int] = []
         for run_start, run in self._runs(segments):
@@ -125,7 +160,7 @@ class Tokenizer:
             encoding = self._core.encode(run, add_special_tokens=False)
             ids.extend(encoding.ids)
             starts.extend((_starts(encoding.offsets) + run_start).tolist())
-        return self._attribute(text, segments, ids, starts)
+        return ids, starts
 
     def _attribute(
         self, text: str, segments: list[_Segment], ids: list[int], starts: list[int]
@@ -160,7 +195,9 @@ class Tokenizer:
             )
         return text, segments
 
-    def _apply_template(self, messages: list[dict[str, str]], origin: str) -> str:
+    def _apply_template(
+        self, messages: list[dict[str, str]], origin: str, *, reply: bool = False
+    ) -> str:
         from jinja2.exceptions import TemplateError
 
         if not self.chat_template:
@@ -169,7 +206,11 @@ class Tokenizer:
                 "instruction-tuned model for chats"
             )
         try:
-            return str(self._tokenizer.apply_chat_template(messages, tokenize=False))
+            return str(
+                self._tokenizer.apply_chat_template(
+                    messages, tokenize=False, add_generation_prompt=reply
+                )
+            )
         except TemplateError as error:
             raise CorpusSourceError(
                 f"{origin} does not fit the chat template: {error}; mend its roles"
@@ -194,6 +235,22 @@ class Tokenizer:
         if pending:
             runs.append((pending_start, pending))
         return runs
+
+
+def _appended(
+    chat: TokenizedText, text: str, ids: list[int], starts: list[int], kind: int, turn: int
+) -> TokenizedText:
+    """Return `chat` with tokens of the model's role behind it."""
+    n, offset = len(ids), len(chat.text)
+    model = ROLES.index("model")
+    return TokenizedText(
+        chat.text + text,
+        np.concatenate([chat.token_ids, np.array(ids, dtype=np.int32)]),
+        np.concatenate([chat.starts, np.array(starts, dtype=np.int64) + offset]),
+        np.concatenate([chat.roles, np.full(n, model, dtype=np.int8)]),
+        np.concatenate([chat.turns, np.full(n, turn, dtype=np.int32)]),
+        np.concatenate([chat.kinds, np.full(n, kind, dtype=np.int8)]),
+    )
 
 
 def _special_ids(backend: Any) -> dict[str, int]:  # noqa: ANN401

@@ -106,6 +106,11 @@ def _add_corpus(verbs: Any) -> None:  # noqa: ANN401
     parser.add_argument("--context-length", type=int, default=1024, metavar="TOKENS")
     parser.add_argument("--shard-contexts", type=int, default=256, metavar="N")
     parser.add_argument("--chat", action="store_true", help="records hold 'messages'")
+    parser.add_argument("--generate", type=int, metavar="TOKENS",
+                        help="let the model answer chats that end with the user")  # fmt: skip
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="auto")
 
 
 def _corpus(arguments: argparse.Namespace) -> None:
@@ -119,6 +124,10 @@ def _corpus(arguments: argparse.Namespace) -> None:
             context_length=arguments.context_length,
             chat=arguments.chat,
             shard_contexts=arguments.shard_contexts,
+            generate=arguments.generate,
+            temperature=arguments.temperature,
+            seed=arguments.seed,
+            device=arguments.device,
             progress=progress,
         )
     print(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,6 +64,10 @@ class Lake:
         chat: bool = False,
         shard_contexts: int = 256,
         root: Path | None = None,
+        generate: int | None = None,
+        temperature: float = 0.0,
+        seed: int = 0,
+        device: str = "auto",
         progress: Callable[[int, int], None] | None = None,
     ) -> CorpusSummary:
         """Tokenize text or chats into contexts, shared by every model of that tokenizer.
@@ -75,22 +80,31 @@ class Lake:
             chat: records hold ``messages`` (role, content) instead of ``text``.
             shard_contexts: contexts in a shard, the unit of commit and retry.
             root: document ids of text files are relative to it.
+            generate: let the model of `tokenizer` answer chats that end with the user, in at most
+                so many tokens; they get the kind ``generated``.
+            temperature: of these answers; 0 is greedy.
+            seed: of sampling them.
+            device: where the model runs.
             progress: called with (documents, tokens) so far.
 
         Raises:
             CorpusExistsError, CorpusSourceError, InvalidArgumentError, ModelError, LakeBusyError.
         """
         from scopelake.ingest.corpus import CorpusConfig, add_corpus
-        from scopelake.ingest.model import find_model
+        from scopelake.ingest.model import find_model, load_model
+        from scopelake.ingest.replies import Replier, ReplyConfig
         from scopelake.ingest.tokens import Tokenizer
 
         self._check_writable()
         config = CorpusConfig(name, source, context_length, chat, shard_contexts, root)
+        replies = None if generate is None else ReplyConfig(generate, temperature, seed)
         files = find_model(_bundled_model(tokenizer))
-        summary = add_corpus(
-            self._store, config, Tokenizer.load(files.path, _model_name(tokenizer, files.name)),
-            progress,
-        )  # fmt: skip
+        files = replace(files, name=_model_name(tokenizer, files.name))
+        backend = Tokenizer.load(files.path, files.name)
+        replier = None
+        if replies is not None:
+            replier = Replier(load_model(files, device=device), backend, replies)
+        summary = add_corpus(self._store, config, backend, progress, replier)
         self.refresh()
         return summary
 
@@ -130,8 +144,6 @@ class Lake:
         Raises:
             CorpusNotFoundError, ModelError, CoderFileError, CoderMismatchError, LakeBusyError.
         """
-        from dataclasses import replace
-
         from scopelake.ingest.find_coders import find_coders
         from scopelake.ingest.model import find_model, load_model
         from scopelake.ingest.pipeline import ingest
