@@ -98,6 +98,11 @@ class Lake:
         self._check_writable()
         config = CorpusConfig(name, source, context_length, chat, shard_contexts, root)
         replies = None if generate is None else ReplyConfig(generate, temperature, seed)
+        if replies is not None and not chat:
+            raise InvalidArgumentError(
+                f"generate={generate} was asked for a corpus of texts; replies belong to chats; give "
+                "chat too, or leave generate out"
+            )
         files = find_model(_bundled_model(tokenizer))
         files = replace(files, name=_model_name(tokenizer, files.name))
         backend = Tokenizer.load(files.path, files.name)
@@ -322,4 +327,4 @@ def _model_name(given: str | Path, found: str) -> str:
 
 def _bundled_coder(spec: str | Path) -> str | Path:
     head, _, rest = str(spec).partition("/")
-    return tiny.coders_path() / rest if head == tiny.CODERS_REPO and rest else spec
+    return tiny.coders_path() / rest if head == tiny.CODERS_REPO else spec

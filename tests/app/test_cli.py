@@ -110,6 +110,10 @@ def _json(capsys, arguments):
         (["add-corpus", "{lake}", "new", "{here}", "--tokenizer", "/nowhere"], "no such folder"),
         (["add-corpus", "{lake}", "new", "{here}", "--tokenizer", MODEL, "--context-length", "1"],
          "give 2 or more"),
+        (["add-corpus", "{lake}", "new", "{here}", "--tokenizer", MODEL, "--generate", "5"],
+         "replies belong to chats"),
+        (["ingest", "{lake}", "code", "--model", MODEL, "--sae", f"{REPO}/nope/*"],
+         "there is no such folder"),
         (["create", "{lake}"], "a lake is there"),
         (["info", "/nowhere"], "/nowhere"),
         (["info", "/etc"], "/etc"),
@@ -128,6 +132,7 @@ def test_bad_input_is_one_line_and_changes_nothing(capsys, lake, arguments, mess
     [
         ("empty.txt", b"", "empty.txt"),
         ("latin.txt", b"caf\xe9", "not valid UTF-8"),
+        ("archive.txt", b"PK\x03\x04\x00", "character 4 is NUL"),
         ("bad.jsonl", b'{"text": "x"}\n{oops', "bad.jsonl:2"),
     ],
 )
