@@ -112,8 +112,8 @@ def _read_text(path: Path, root: Path | None) -> Document:
     text = _decode(_read_bytes(path), str(path))
     if "\0" in text:
         raise CorpusSourceError(
-            f"{path} was asked for; character {text.index(chr(0))} is NUL, so it is no text; leave it "
-            "out"
+            f"{path} was asked for; character {text.index(chr(0))} is NUL, so it is no "
+            "text; leave it out"
         )
     relative = path.relative_to(root) if root and path.is_relative_to(root) else Path(path.name)
     return Document(relative.as_posix(), str(path), text=text)

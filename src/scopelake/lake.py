@@ -100,8 +100,8 @@ class Lake:
         replies = None if generate is None else ReplyConfig(generate, temperature, seed)
         if replies is not None and not chat:
             raise InvalidArgumentError(
-                f"generate={generate} was asked for a corpus of texts; replies belong to chats; give "
-                "chat too, or leave generate out"
+                f"generate={generate} was asked for a corpus of texts; replies belong to chats; "
+                "give chat too, or leave generate out"
             )
         files = find_model(_bundled_model(tokenizer))
         files = replace(files, name=_model_name(tokenizer, files.name))
