@@ -117,6 +117,7 @@ class _Job:
             if self.plan.shards:
                 self._prepare()
                 self._shards()
+            self.weights.clear()  # evaluation loads one coder at a time
             self._finish(self._coders_without_features(), evaluated)
         totals = self.totals
         return IngestSummary(
