@@ -13,7 +13,9 @@ from scopelake.errors import CoderFileError
 from scopelake.ingest import hub
 from scopelake.ingest.coders import LAYER_PARAMS, PARAMS, CoderFiles, read_coder
 
-_HUB_ID: Final = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)/(?P<inner>[^/]+/[^/]+)\Z")
+_HUB_ID: Final = re.compile(
+    r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w.-]+))?/(?P<inner>[^/]+/[^/]+)\Z"
+)
 
 
 def find_coders(specs: Sequence[str | Path]) -> list[CoderFiles]:
@@ -21,7 +23,8 @@ def find_coders(specs: Sequence[str | Path]) -> list[CoderFiles]:
 
     Args:
         specs: folders of a coder, of a family or of a whole repo; shell patterns over such
-            paths; hub ids ``<org>/<repo>/<family>/<folder>``, patterns in the last two.
+            paths; hub ids ``<org>/<repo>[@<revision>]/<family>/<folder>``, the last two of which
+            may be patterns.
 
     Raises:
         CoderFileError: a spec names no coder, or two folders share a name.
@@ -61,7 +64,8 @@ def _folders(spec: str) -> list[tuple[Path, str | None]]:
     hub_id = _HUB_ID.match(spec)
     if hub_id and not matches:
         name = hub_id["repo"].rsplit("/", 1)[-1]
-        return [(path, name) for path in _fetch(hub_id["repo"], hub_id["inner"])]
+        paths = _fetch(hub_id["repo"], hub_id["inner"], hub_id["revision"])
+        return [(path, name) for path in paths]
     found = "the folder holds no coder" if matches else "there is no such folder"
     raise CoderFileError(
         f"SAE {spec!r} was asked for; {found}; name a folder with {PARAMS}, a pattern over such "
@@ -69,10 +73,10 @@ def _folders(spec: str) -> list[tuple[Path, str | None]]:
     )
 
 
-def _fetch(repo: str, pattern: str) -> list[Path]:
+def _fetch(repo: str, pattern: str, revision: str | None) -> list[Path]:
     """Fetch exactly the files that encoding needs; examples.safetensors is far larger."""
     plain = not any(c in pattern for c in "*?[")
-    listed = hub.list_files(repo, pattern if plain else None)
+    listed = hub.list_files(repo, pattern if plain else None, revision)
     wanted = [
         file.path
         for file in listed
@@ -85,5 +89,5 @@ def _fetch(repo: str, pattern: str) -> list[Path]:
             f"SAE {repo}/{pattern} was asked for; {repo} has no weights of that name; "
             f"`scopelake saes {repo}` lists what it has"
         )
-    local = {path: hub.fetch_file(repo, path) for path in wanted}
+    local = {path: hub.fetch_file(repo, path, revision) for path in wanted}
     return sorted({local[path].parent for path in weights})

@@ -48,6 +48,9 @@ class CoderListing:
 def list_coders(repo: str | Path) -> CoderListing:
     """List the coders of a local folder, or of a hub repository, without reading weights.
 
+    Args:
+        repo: a folder, or ``<org>/<repo>[@<revision>]``.
+
     Raises:
         CoderFileError: it holds no coder.
         HubError: the hub did not list it.
@@ -61,7 +64,8 @@ def list_coders(repo: str | Path) -> CoderListing:
         ]
         name = path.resolve().name
     elif str(repo).count("/") == 1 and not str(repo).startswith((".", "/", "~")):
-        files, name = hub.list_files(str(repo)), str(repo)
+        name, _, revision = str(repo).partition("@")
+        files = hub.list_files(name, revision=revision or None)
     else:
         raise CoderFileError(
             f"the SAEs of {str(repo)!r} were asked for; there is no such folder; name a folder or "

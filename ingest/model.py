@@ -18,6 +18,7 @@ from scopelake.ingest.hub import fetch_snapshot
 _ARCHITECTURES = ("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration")
 _TEXT_KEYS = {r"^(?:model\.)?language_model\.(?:model\.)?": "model."}
 """From the text decoder's names in a checkpoint of the multimodal class to those in its own."""
+_FILES = ["*.json", "*.safetensors", "tokenizer.model", "*.jinja"]
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -50,8 +51,11 @@ class LoadedModel:
     device: torch.device
 
 
-def find_model(model: str | Path, revision: str | None = None) -> ModelFiles:
+def find_model(model: str | Path) -> ModelFiles:
     """Return the local files of a model, fetching a hub id if it is not a folder.
+
+    Args:
+        model: a folder, or ``<org>/<name>[@<revision>]``.
 
     Raises:
         ModelError: no such folder.
@@ -59,13 +63,15 @@ def find_model(model: str | Path, revision: str | None = None) -> ModelFiles:
     """
     path = Path(model)
     if path.is_dir():
-        return ModelFiles(path, _name_of_folder(path.resolve()), revision or "local")
-    if path.is_absolute() or str(model).startswith((".", "~")) or str(model).count("/") != 1:
+        return ModelFiles(path, _name_of_folder(path.resolve()), "local")
+    name, _, revision = str(model).partition("@")
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
         raise ModelError(
             f"model {str(model)!r} was asked for; there is no such folder; name a folder or a hub "
             "id such as google/gemma-3-1b-it"
         )
-    return _fetch(str(model), revision)
+    fetched = fetch_snapshot(name, _FILES, revision or None)
+    return ModelFiles(fetched, name, fetched.name)
 
 
 def choose_device(device: str) -> torch.device:
@@ -192,9 +198,3 @@ def _name_of_folder(path: Path) -> str:
         if part.startswith("models--"):
             return part.removeprefix("models--").replace("--", "/", 1)
     return path.name
-
-
-def _fetch(model: str, revision: str | None) -> ModelFiles:
-    patterns = ["*.json", "*.safetensors", "tokenizer.model", "*.jinja"]
-    path = fetch_snapshot(model, patterns, revision)
-    return ModelFiles(path, model, path.name)

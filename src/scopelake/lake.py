@@ -134,8 +134,8 @@ class Lake:
 
         Args:
             corpus: name of a corpus in the lake.
-            model: folder or hub id of a Gemma 3.
-            saes: folders, patterns or hub ids ``<org>/<repo>/<family>/<folder>``.
+            model: folder or hub id of a Gemma 3, ``<org>/<name>[@<revision>]``.
+            saes: folders, patterns or hub ids ``<org>/<repo>[@<revision>]/<family>/<folder>``.
             dense: (site, layer) pairs whose activations are stored, as bfloat16.
             device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``.
             dtype: ``auto`` (float32 on a CPU, bfloat16 on a GPU), ``float32`` or ``bfloat16``.

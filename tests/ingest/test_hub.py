@@ -35,8 +35,10 @@ class Hub(BaseHTTPRequestHandler):
             return self.send(403, b"", {"X-Error-Code": "GatedRepo"})
         if REPO not in path:
             return self.send(404, b"", {"X-Error-Code": "RepoNotFound"})
-        if path.startswith(f"/api/models/{REPO}/tree/main"):
-            inner = path.removeprefix(f"/api/models/{REPO}/tree/main").strip("/")
+        if path.startswith(f"/api/models/{REPO}/tree/"):
+            revision, _, inner = path.removeprefix(f"/api/models/{REPO}/tree/").partition("/")
+            if revision not in ("main", "v2"):
+                return self.send(404, b"", {"X-Error-Code": "RevisionNotFound"})
             tree = [
                 {"type": "file", "path": name, "size": len(data), "oid": COMMIT}
                 for name, data in self.files.items()
@@ -103,11 +105,13 @@ def test_a_repository_is_listed_without_fetching(hub):
     assert Hub.fetched == []
 
 
-@pytest.mark.parametrize("spec", [FOLDER, "resid_post_all/*_width_1024_l0_small"])
+@pytest.mark.parametrize(
+    "spec", [f"/{FOLDER}", "/resid_post_all/*_width_1024_l0_small", f"@v2/{FOLDER}"]
+)
 def test_only_what_encoding_needs_is_fetched_and_only_once(hub, spec):
     code = (
         "from scopelake.ingest.find_coders import find_coders\n"
-        f"(coder,) = find_coders(['{REPO}/{spec}'])\n"
+        f"(coder,) = find_coders(['{REPO}{spec}'])\n"
         "print(coder.name, coder.width)"
     )
     for _ in range(2):
@@ -122,6 +126,7 @@ def test_only_what_encoding_needs_is_fetched_and_only_once(hub, spec):
     [
         ("google/gated", "accept its licence at https://huggingface.co/google/gated and set HF_"),
         ("google/nothing", "the hub has no repository google/nothing"),
+        (f"{REPO}@v9", f"{REPO} was asked for; the hub did not give it"),
     ],
 )
 def test_refusals_are_one_line(hub, repo, says):
