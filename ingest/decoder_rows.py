@@ -9,11 +9,13 @@ is read before W_O, there is none and the token columns are null.
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, Final
 
 import pyarrow as pa
 import torch
 
+from scopelake.errors import CoderWarning
 from scopelake.ingest.capture import text_model
 from scopelake.ingest.coder_weights import decoder_rows
 from scopelake.ingest.coders import CoderFiles
@@ -21,6 +23,7 @@ from scopelake.ingest.model import LoadedModel
 from scopelake.store.schema import SCHEMAS
 
 N_TOKENS: Final = 10
+UNIT_TOLERANCE: Final = 0.01
 _TOKEN_COLUMNS: Final = ("top_tokens", "top_logits", "bottom_tokens", "bottom_logits")
 _TILE: Final = 1024
 
@@ -29,6 +32,9 @@ def decoder_columns(coder: CoderFiles, model: LoadedModel) -> dict[str, pa.Array
     """Return the decoder columns of the features table, each [width].
 
     The decoder is read from its files a slice at a time, once.
+
+    Warns:
+        CoderWarning: the rows of an SAE's decoder are not of unit norm.
 
     Raises:
         CoderFileError: a value is not finite.
@@ -41,12 +47,28 @@ def decoder_columns(coder: CoderFiles, model: LoadedModel) -> dict[str, pa.Array
             norms += rows.flatten(1).norm(dim=1).tolist()
             if readout is not None:
                 _add_tokens(tokens, _direction(coder, rows), readout)
+    _check_norms(coder, norms)
     schema = SCHEMAS["features"]
     columns = {
         name: pa.array(values or [None] * coder.width, schema.field(name).type)
         for name, values in zip(_TOKEN_COLUMNS, tokens, strict=True)
     }
     return {"decoder_norm": pa.array(norms, pa.float32()), **columns}
+
+
+def _check_norms(coder: CoderFiles, norms: list[float]) -> None:
+    """Single-layer SAEs were trained with unit decoder rows; of the other types it is not known."""
+    if coder.type != "sae":
+        return
+    odd = [norm for norm in norms if abs(norm - 1.0) > UNIT_TOLERANCE]
+    if odd:
+        warnings.warn(
+            f"coder {coder.name} has {len(odd)} of {coder.width} decoder rows whose norm is not 1 "
+            f"({min(odd):.4g} to {max(odd):.4g}); Gemma Scope 2's SAEs have unit rows; check that "
+            "its file is whole and not rescaled",
+            CoderWarning,
+            stacklevel=2,
+        )
 
 
 def _direction(coder: CoderFiles, rows: torch.Tensor) -> torch.Tensor:

@@ -8,13 +8,15 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import scopelake
 from scopelake import tiny
-from scopelake.errors import InvalidArgumentError, ScopelakeError
+from scopelake.errors import CoderWarning, InvalidArgumentError, ScopelakeError
 from scopelake.names import SITES, Site
 
 
@@ -22,7 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     arguments = _parser().parse_args(argv)
     try:
-        status: int = arguments.run(arguments) or 0
+        with _one_line_warnings():
+            status: int = arguments.run(arguments) or 0
     except ScopelakeError as error:
         print(f"scopelake: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -36,6 +39,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("scopelake: interrupted; the lake is whole: run it again to go on", file=sys.stderr)
         return 130
     return status
+
+
+@contextmanager
+def _one_line_warnings() -> Iterator[None]:
+    """Show our own warnings as one line; others as Python does."""
+    with warnings.catch_warnings():
+        plain = warnings.showwarning
+
+        def show(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            if issubclass(category, CoderWarning):
+                print(f"scopelake: warning: {message}", file=sys.stderr)
+            else:
+                plain(message, category, filename, lineno, file, line)
+
+        warnings.showwarning = show
+        yield
 
 
 class _Parser(argparse.ArgumentParser):

@@ -130,3 +130,7 @@ class ContextNotFoundError(QueryError, LookupError):
 
 class MissingDependencyError(ScopelakeError, ImportError):
     """An optional package is needed and not installed."""
+
+
+class CoderWarning(UserWarning):
+    """A coder loads but is not what Gemma Scope 2 publishes."""

@@ -4,6 +4,7 @@ import json
 import os
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from scopelake import tiny
 from scopelake.cli import main
@@ -158,6 +159,25 @@ def test_a_bad_file_after_many_good_ones_leaves_no_file(capsys, lake, tmp_path):
                        str(tmp_path / "b.jsonl"), "--tokenizer", MODEL, "--context-length", "2"],
     )  # fmt: skip
     assert "b.jsonl:1" in error
+
+
+def test_a_decoder_that_was_rescaled_is_warned_of_in_one_line(capsys, lake, tmp_path):
+    folder = tmp_path / REPO / "resid_post" / "layer_3_width_1024_l0_small"
+    folder.mkdir(parents=True)
+    tensors = load_file(tiny.coders_path() / SAE / "params.safetensors")
+    tensors["w_dec"][:7] *= 3
+    save_file(tensors, folder / "params.safetensors")
+    assert main(["create", str(tmp_path / "lake")]) == 0
+    (tmp_path / "a.txt").write_text("import os\n" * 9)
+    assert main(["add-corpus", str(tmp_path / "lake"), "c", str(tmp_path / "a.txt"),
+                 "--tokenizer", MODEL]) == 0  # fmt: skip
+    capsys.readouterr()
+    assert main(["ingest", str(tmp_path / "lake"), "c", "--model", MODEL, "--sae",
+                 str(folder)]) == 0  # fmt: skip
+    error = capsys.readouterr().err
+    assert error.startswith("scopelake: warning: coder ")
+    assert "7 of 1024 decoder rows whose norm is not 1 (3 to 3)" in error
+    assert error.count("\n") == 1
 
 
 @pytest.mark.parametrize(
