@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +21,7 @@ import numpy.typing as npt
 from scopelake.errors import CorpusSourceError, ModelError
 from scopelake.ingest.digest import digest_text
 from scopelake.ingest.sources import Document, Message
+from scopelake.ingest.spell import Speller
 from scopelake.names import KINDS, ROLES
 
 CONTENT, TEMPLATE, BOS, GENERATED = (
@@ -67,6 +69,7 @@ class Tokenizer:
         self._core.encode_special_tokens = True
         self._core.no_padding()
         self._core.no_truncation()
+        self._speller = Speller(self._core)
         self._special = _special_ids(backend)
         names = sorted(self._special, key=len, reverse=True)
         self._special_pattern = re.compile("|".join(map(re.escape, names)))
@@ -122,6 +125,33 @@ class Tokenizer:
         return self._attribute(text, segments, ids, starts)
 
     @property
+    def n_tokens(self) -> int:
+        """Number of tokens that it knows, control tokens included."""
+        return int(self._core.get_vocab_size(with_added_tokens=True))
+
+    @property
+    def end_of_turn_id(self) -> int | None:
+        """Token that ends a turn of a chat, if it has one."""
+        return self._special.get(_END_OF_TURN)
+
+    def spell(self, ids: Sequence[int]) -> tuple[str, list[int]]:
+        """Return the text that `ids` spell, and the offset of each in it."""
+        return self._speller.spell(ids)
+
+    def turn_openings(self) -> dict[int, list[int]]:
+        """Return, by role (an index of ROLES), the tokens with which its turns begin."""
+        if _START_OF_TURN not in self._special:
+            return {}
+        start = self._special[_START_OF_TURN]
+        return {
+            ROLES.index(role): [
+                start,
+                *self._core.encode(f"{role}\n", add_special_tokens=False).ids,
+            ]
+            for role in ("user", "model")
+        }
+
+    @property
     def end_ids(self) -> list[int]:
         """Tokens that end a reply: the end of the turn, and of the text."""
         ends = [self._special[t] for t in (_END_OF_TURN,) if t in self._special]
@@ -140,13 +170,8 @@ class Tokenizer:
 
     def with_reply(self, chat: TokenizedText, reply: list[int], turn: int) -> TokenizedText:
         """Return `chat` with the tokens that a model wrote behind it."""
-        spelled = [
-            self._core.decode(reply[:i], skip_special_tokens=False) for i in range(len(reply))
-        ]
-        text = self._core.decode(reply, skip_special_tokens=False)
-        # Bytes of an unfinished character spell more than the character that they become.
-        starts = np.minimum.accumulate([*map(len, spelled), len(text)][::-1])[::-1][:-1]
-        return _appended(chat, text, reply, starts.tolist(), GENERATED, turn)
+        text, starts = self.spell(reply)
+        return _appended(chat, text, reply, starts, GENERATED, turn)
 
     def _encode_segments(self, segments: list[_Segment]) -> tuple[list[int], list[int]]:
         """Token ids of the segments' text, and where in it each begins."""

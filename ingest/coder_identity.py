@@ -1,0 +1,107 @@
+"""What a coder is, from its path and its config.json alone: no file of weights is needed."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from scopelake.errors import CoderFileError
+from scopelake.ingest.families import FolderName, hook_points, parse_folder
+from scopelake.names import SiteLayer
+
+_REPO: Final = re.compile(r"gemma-scope-2-(?P<model>\w+-(?:pt|it))\Z")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoderIdentity:
+    """A coder's name and what it was trained on."""
+
+    name: str
+    """``<repo>/<family>/<folder>``"""
+    repo: str
+    family: str
+    folder: str
+    type: str
+    """``sae``, ``transcoder``, ``crosscoder`` or ``clt``"""
+    sites: tuple[SiteLayer, ...]
+    """What its encoders read, one each, by layer."""
+    targets: tuple[SiteLayer, ...]
+    """What it reconstructs."""
+    l0: float | None
+    affine: bool
+    model_name: str | None
+    """The model it was trained on, as config.json or else the repo's name says."""
+    hook_in: str
+    hook_out: str
+
+
+def check_folder(path: Path) -> FolderName:
+    """Return what the names of a coder's two folders say.
+
+    Raises:
+        CoderFileError: they are not Gemma Scope 2's.
+    """
+    parsed = parse_folder(path.parent.name, path.name)
+    if parsed is None:
+        raise CoderFileError(
+            f"coder {path.parent.name}/{path.name} was asked for; its name is not Gemma Scope 2's "
+            "(<family>/layer_<N>_width_<W>_l0_<label>); keep the published folder names"
+        )
+    return parsed
+
+
+def read_identity(path: Path, repo: str | None, layers: tuple[int, ...]) -> CoderIdentity:
+    """Read what the coder in folder `path` is.
+
+    Args:
+        path: its folder, resolved.
+        repo: the repository's name, if the folder's grandparent is not called so.
+        layers: those that it reads.
+
+    Raises:
+        CoderFileError: the folder's name is not Gemma Scope 2's, or config.json is not JSON.
+    """
+    parsed, config = check_folder(path), _read_config(path)
+    family, folder = path.parent.name, path.name
+    repo = repo or path.parent.parent.name
+    hook_in, hook_out = hook_points(parsed.family, layers)
+    return CoderIdentity(
+        name=f"{repo}/{family}/{folder}",
+        repo=repo,
+        family=family,
+        folder=folder,
+        type=str(config.get("type", parsed.family.type)),
+        sites=tuple(SiteLayer(parsed.family.site, layer) for layer in layers),
+        targets=tuple(SiteLayer(parsed.family.target, layer) for layer in layers),
+        l0=None if config.get("l0") is None else float(config["l0"]),
+        affine=parsed.affine,
+        model_name=config.get("model_name") or _model_of_repo(repo),
+        hook_in=str(config.get("hf_hook_point_in", hook_in)),
+        hook_out=str(config.get("hf_hook_point_out", hook_out)),
+    )
+
+
+def plain_model(name: str) -> str:
+    """Return a model's name without its org, ``-v3`` for ``-3``, and 270m's absent ``-pt``."""
+    plain = name.rsplit("/", 1)[-1].lower().replace("-v3", "-3")
+    return "gemma-3-270m" if plain == "gemma-3-270m-pt" else plain
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """Some published folders lack config.json; its facts then come from the folder's name."""
+    file = path / "config.json"
+    if not file.exists():
+        return {}
+    try:
+        config: dict[str, Any] = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise CoderFileError(f"{file} was read; it is not JSON; fetch it again") from error
+    return config
+
+
+def _model_of_repo(repo: str) -> str | None:
+    match = _REPO.match(repo)
+    return f"gemma-3-{match['model']}" if match else None
