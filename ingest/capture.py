@@ -77,7 +77,11 @@ def capture(
         with suppress(_StopForwardError):
             run_text(model, batch)
         keep = batch.mask.view(-1)
-        return {site: found[site].flatten(0, 1)[keep] for site in sites}
+        return {
+            # A model spread over devices gives each layer's tensor on the layer's own.
+            site: found[site].flatten(0, 1)[keep.to(found[site].device)].to(model.device)
+            for site in sites
+        }
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,6 @@ from scopelake.ingest.coder_identity import (
 from scopelake.ingest.digest import digest_files
 from scopelake.ingest.families import FolderName
 from scopelake.ingest.model import LoadedModel
-from scopelake.names import SiteLayer
 
 PARAMS: Final = "params.safetensors"
 LAYER_PARAMS: Final = re.compile(r"params_layer_(\d+)\.safetensors\Z")

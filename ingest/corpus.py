@@ -21,7 +21,7 @@ from scopelake.store.commit import Writer
 from scopelake.store.lake_store import LakeStore
 from scopelake.store.receipts import Receipt
 from scopelake.store.schema import SCHEMAS
-from scopelake.store.writer import write_contexts
+from scopelake.store.writer import discard, write_contexts
 
 _BATCH = 64
 _CONTEXTS_PER_FILE = 4096
@@ -140,8 +140,7 @@ def _write_all(
                 f"corpus {config.name!r} was to be added; its files hold no text; name others"
             )
     except BaseException:
-        for receipt in receipts:
-            (store.root / receipt.path).unlink()
+        discard(store.root, receipts)
         raise
     return receipts
 

@@ -19,7 +19,7 @@ from scopelake.errors import CoderWarning
 from scopelake.ingest.capture import text_model
 from scopelake.ingest.coder_weights import decoder_rows
 from scopelake.ingest.coders import CoderFiles
-from scopelake.ingest.model import LoadedModel
+from scopelake.ingest.model import LoadedModel, weight_of
 from scopelake.store.schema import SCHEMAS
 
 N_TOKENS: Final = 10
@@ -78,10 +78,8 @@ def _direction(coder: CoderFiles, rows: torch.Tensor) -> torch.Tensor:
 
 def _readout(model: LoadedModel) -> torch.Tensor:
     """From the stream to logits, [d_model, vocab], float32."""
-    unembedding = model.module.get_output_embeddings().weight.float()  # [vocab, d_model]
-    gain = 1.0 + text_model(model.module).norm.weight.float()
-    readout: torch.Tensor = (unembedding * gain).T
-    return readout
+    gain = 1.0 + weight_of(model, text_model(model.module).norm)
+    return (weight_of(model, model.module.get_output_embeddings()) * gain).T
 
 
 def _add_tokens(

@@ -170,10 +170,11 @@ def _spliced_loss(
                 counts: torch.Tensor = counts,
                 read: list[torch.Tensor] = read,
             ) -> torch.Tensor:
-                x = (read.pop() if read else tensor)[counts].float()
+                source = read.pop() if read else tensor
+                x = source[counts.to(source.device)].to(model.device, torch.float32)
                 y = decode(_encode(encoders, [x]), decoder, x[:, None] if coder.affine else None)
                 new = tensor.clone()
-                new[counts] = y[:, 0].to(tensor.dtype)
+                new[counts.to(tensor.device)] = y[:, 0].to(tensor)
                 return new
 
             (site,), (target,) = coder.sites, coder.targets
@@ -196,14 +197,14 @@ def _encode(encoders: tuple[EncoderWeights, ...], xs: Sequence[torch.Tensor]) ->
 
 def _loss(model: LoadedModel, batch: Batch, counts: torch.Tensor) -> tuple[float, int]:
     """Sum of the loss of predicting the next token from counted tokens, and how many there are."""
-    hidden = run_text(model, batch)
+    hidden = run_text(model, batch).to(model.device)
     predicts = counts[:, :-1] & batch.mask[:, 1:]
     rows, targets = hidden[:, :-1][predicts], batch.ids[:, 1:][predicts]
     unembed = model.module.get_output_embeddings()
     total = 0.0
     # A few rows at a time: real logits are a megabyte a token.
     for start in range(0, len(rows), _LOGIT_ROWS):
-        logits = unembed(rows[start : start + _LOGIT_ROWS]).float()
+        logits = unembed(rows[start : start + _LOGIT_ROWS]).to(model.device, torch.float32)
         total += float(cross_entropy(logits, targets[start : start + _LOGIT_ROWS], reduction="sum"))
     return total, len(rows)
 

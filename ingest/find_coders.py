@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from glob import glob
-from pathlib import Path
-from typing import Final
+from pathlib import Path, PurePosixPath
+from typing import Final, Protocol, TypeVar
 
 from scopelake.errors import CoderFileError
 from scopelake.ingest import hub
 from scopelake.ingest.coders import LAYER_PARAMS, PARAMS, CoderFiles, read_coder
+from scopelake.ingest.examples import EXAMPLES, Examples, read_examples
+from scopelake.names import SiteLayer
 
 _HUB_ID: Final = re.compile(
     r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w.-]+))?/(?P<inner>[^/]+/[^/]+)\Z"
@@ -30,12 +32,49 @@ def find_coders(specs: Sequence[str | Path]) -> list[CoderFiles]:
         CoderFileError: a spec names no coder, or two folders share a name.
         HubError: the hub did not give a coder.
     """
+    return _find(specs, is_weights, read_coder)
+
+
+def find_examples(specs: Sequence[str | Path]) -> list[Examples]:
+    """Return the example files that `specs` name, as `find_coders` does; weights are not fetched.
+
+    Raises:
+        CoderFileError: a spec names no file of examples, or two folders share a name.
+        HubError: the hub did not give a file.
+    """
+    return _find(specs, lambda name: name == EXAMPLES, read_examples)
+
+
+def is_weights(name: str) -> bool:
+    """Whether a file of that name holds a coder's weights, or those of one of its layers."""
+    return name == PARAMS or LAYER_PARAMS.match(name) is not None
+
+
+_IsWanted = Callable[[str], bool]
+"""Whether a file of that name makes a folder one that is looked for."""
+
+
+class _Found(Protocol):
+    @property
+    def name(self) -> str: ...
+    @property
+    def path(self) -> Path: ...
+    @property
+    def sites(self) -> tuple[SiteLayer, ...]: ...
+
+
+_T = TypeVar("_T", bound=_Found)
+
+
+def _find(
+    specs: Sequence[str | Path], is_wanted: _IsWanted, read: Callable[[Path, str | None], _T]
+) -> list[_T]:
     if not specs:
         raise CoderFileError("no SAE was asked for; name at least one folder, pattern or hub id")
-    found: dict[str, CoderFiles] = {}
+    found: dict[str, _T] = {}
     for spec in specs:
-        for path, repo in _folders(str(spec)):
-            coder = read_coder(path, repo)
+        for path, repo in _folders(str(spec), is_wanted):
+            coder = read(path, repo)
             earlier = found.setdefault(coder.name, coder)
             if earlier.path != coder.path:
                 raise CoderFileError(
@@ -45,49 +84,40 @@ def find_coders(specs: Sequence[str | Path]) -> list[CoderFiles]:
     return sorted(found.values(), key=lambda c: (c.sites[0].layer, c.name))
 
 
-def is_weights(name: str) -> bool:
-    """Whether a file of that name holds a coder's weights, or those of one of its layers."""
-    return name == PARAMS or LAYER_PARAMS.match(name) is not None
-
-
-def coder_folders(root: Path) -> list[Path]:
-    """Return the folders of coders in `root`, itself or below it, sorted."""
-    files = root.rglob("params*.safetensors")
-    return sorted({file.parent for file in files if is_weights(file.name)})
-
-
-def _folders(spec: str) -> list[tuple[Path, str | None]]:
+def _folders(spec: str, is_wanted: _IsWanted) -> list[tuple[Path, str | None]]:
     matches = sorted(Path(m) for m in glob(spec, recursive=True))
-    folders = sorted({f for m in matches if m.is_dir() for f in coder_folders(m)})
+    files = (f for m in matches if m.is_dir() for f in m.rglob("*.safetensors"))
+    folders = sorted({file.parent for file in files if is_wanted(file.name)})
     if folders:
         return [(folder, None) for folder in folders]
     hub_id = _HUB_ID.match(spec)
+    wanted = EXAMPLES if is_wanted(EXAMPLES) else PARAMS
     if hub_id and not matches:
         name = hub_id["repo"].rsplit("/", 1)[-1]
-        paths = _fetch(hub_id["repo"], hub_id["inner"], hub_id["revision"])
+        paths = _fetch(hub_id["repo"], hub_id["inner"], hub_id["revision"], is_wanted)
+        if not paths:
+            raise CoderFileError(
+                f"SAE {spec} was asked for; {hub_id['repo']} has no {wanted} of that name; "
+                f"`scopelake saes {hub_id['repo']}` lists what it has"
+            )
         return [(path, name) for path in paths]
-    found = "the folder holds no coder" if matches else "there is no such folder"
+    found = f"the folder holds no {wanted}" if matches else "there is no such folder"
     raise CoderFileError(
-        f"SAE {spec!r} was asked for; {found}; name a folder with {PARAMS}, a pattern over such "
+        f"SAE {spec!r} was asked for; {found}; name a folder with {wanted}, a pattern over such "
         "folders, or a hub id <org>/<repo>/<family>/<folder>"
     )
 
 
-def _fetch(repo: str, pattern: str, revision: str | None) -> list[Path]:
-    """Fetch exactly the files that encoding needs; examples.safetensors is far larger."""
+def _fetch(repo: str, pattern: str, revision: str | None, is_wanted: _IsWanted) -> list[Path]:
+    """Fetch exactly the files that are wanted: a folder's others may be far larger."""
     plain = not any(c in pattern for c in "*?[")
-    listed = hub.list_files(repo, pattern if plain else None, revision)
-    wanted = [
-        file.path
-        for file in listed
-        if (is_weights(Path(file.path).name) or Path(file.path).name == "config.json")
-        and fnmatchcase(str(Path(file.path).parent), pattern)
+    listed = [
+        PurePosixPath(file.path)
+        for file in hub.list_files(repo, pattern if plain else None, revision)
+        if fnmatchcase(str(PurePosixPath(file.path).parent), pattern)
     ]
-    weights = [path for path in wanted if is_weights(Path(path).name)]
-    if not weights:
-        raise CoderFileError(
-            f"SAE {repo}/{pattern} was asked for; {repo} has no weights of that name; "
-            f"`scopelake saes {repo}` lists what it has"
-        )
-    local = {path: hub.fetch_file(repo, path, revision) for path in wanted}
-    return sorted({local[path].parent for path in weights})
+    wanted = [path for path in listed if is_wanted(path.name)]
+    folders = {path.parent for path in wanted}
+    configs = [path for path in listed if path.name == "config.json" and path.parent in folders]
+    local = {path: hub.fetch_file(repo, str(path), revision) for path in (*configs, *wanted)}
+    return sorted({local[path].parent for path in wanted})

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
-from scopelake.errors import ModelError
+from scopelake.errors import InvalidArgumentError, MissingDependencyError, ModelError
 from scopelake.ingest.digest import digest_files
 from scopelake.ingest.hub import fetch_snapshot
 
@@ -49,6 +50,7 @@ class LoadedModel:
     vocab_size: int
     dtype: str
     device: torch.device
+    """Where token ids go in and activations come out; its modules may lie elsewhere."""
 
 
 def find_model(model: str | Path) -> ModelFiles:
@@ -92,17 +94,31 @@ def choose_device(device: str) -> torch.device:
     return chosen
 
 
-def load_model(files: ModelFiles, *, device: str = "auto", dtype: str = "auto") -> LoadedModel:
+DeviceMap = str | Mapping[str, int | str] | None
+
+
+def load_model(
+    files: ModelFiles,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    device_map: DeviceMap = None,
+) -> LoadedModel:
     """Load a Gemma 3 for capture.
 
     Args:
         files: from `find_model`.
         device: ``auto`` takes a GPU where there is one.
         dtype: ``float32``, ``bfloat16``, or ``auto``: float32 on a CPU, bfloat16 on a GPU.
+        device_map: for a model larger than a device, as transformers takes it: ``auto``, or a
+            device (``cpu``, ``disk``, a GPU's number) by module, such as ``model.layers.0``.
 
     Raises:
         ModelError: not a Gemma 3, unusable files, or float16.
+        InvalidArgumentError: both a device and a device map.
+        MissingDependencyError: a device map without accelerate.
     """
+    _check_device_map(device_map, device)
     target = choose_device(device)
     name = ("float32" if target.type == "cpu" else "bfloat16") if dtype == "auto" else dtype
     if name not in _DTYPES:
@@ -111,8 +127,10 @@ def load_model(files: ModelFiles, *, device: str = "auto", dtype: str = "auto") 
             "cannot hold; choose 'bfloat16' or 'float32'"
         )
     config = _read_config(files)
-    module = _load_text_model(files, _DTYPES[name])
-    module.to(target).eval().requires_grad_(False)
+    module = _load_text_model(files, _DTYPES[name], device_map)
+    if device_map is None:
+        module.to(target)
+    module.eval().requires_grad_(False)
     text = module.config.get_text_config()
     return LoadedModel(
         module=module,
@@ -129,7 +147,32 @@ def load_model(files: ModelFiles, *, device: str = "auto", dtype: str = "auto") 
     )
 
 
-def _load_text_model(files: ModelFiles, dtype: torch.dtype) -> Any:  # noqa: ANN401
+def weight_of(model: LoadedModel, module: Any) -> torch.Tensor:  # noqa: ANN401
+    """Return a module's weight, float32, on the model's device, wherever it is kept."""
+    if not module.weight.is_meta:
+        return cast("torch.Tensor", module.weight.to(model.device, torch.float32))
+    from accelerate.utils import align_module_device
+
+    with align_module_device(module, model.device):
+        return cast("torch.Tensor", module.weight.float().clone())
+
+
+def _check_device_map(device_map: DeviceMap, device: str) -> None:
+    if device_map is None:
+        return
+    if device != "auto":
+        raise InvalidArgumentError(
+            f"device {device!r} and a device map were asked for; the map says where each module "
+            "goes; give one of them"
+        )
+    if find_spec("accelerate") is None:
+        raise MissingDependencyError(
+            "a device map was asked for; the package accelerate, which places the modules, is not "
+            "installed; run pip install 'scopelake[device-map]'"
+        )
+
+
+def _load_text_model(files: ModelFiles, dtype: torch.dtype, device_map: DeviceMap) -> Any:  # noqa: ANN401
     """Load the text decoder of either class; a vision tower's weights are never read."""
     from transformers import AutoConfig, Gemma3ForCausalLM  # heavy: only when a model is loaded
 
@@ -144,6 +187,7 @@ def _load_text_model(files: ModelFiles, dtype: torch.dtype) -> Any:  # noqa: ANN
                 use_safetensors=True,
                 local_files_only=True,
                 output_loading_info=True,
+                device_map=device_map,
             )
     except (OSError, ValueError) as error:
         raise ModelError(

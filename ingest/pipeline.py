@@ -26,7 +26,7 @@ from scopelake.ingest.plan import IngestConfig, IngestPlan, Shard, make_plan
 from scopelake.ingest.rows import RunTotals, model_table, run_table, sae_table
 from scopelake.kernels.weights import EncoderWeights
 from scopelake.store.catalog import committed_shards
-from scopelake.store.commit import Writer
+from scopelake.store.commit import Writer, equals
 from scopelake.store.dense import ensure_array, write_shard
 from scopelake.store.lake_store import LakeStore
 from scopelake.store.receipts import Receipt
@@ -135,11 +135,15 @@ class _Job:
     def _prepare(self) -> None:
         """Write the catalogue rows and empty arrays that the shards will refer to."""
         snapshot = self.store.snapshot()
-        known = set(self.store.read("saes", snapshot, columns=["sae"])["sae"].to_pylist())
+        saes = self.store.read("saes", snapshot, columns=["sae", "digest"])
+        # A coder of which only examples were imported has no digest yet.
+        known = {r["sae"] for r in saes.to_pylist() if r["digest"] is not None}
         models = self.store.read("models", snapshot, columns=["model"])["model"].to_pylist()
         rows = {"runs": self._run_row(complete=False)}
+        replace = {}
         if new := [c for c in self.plan.coders if c.name not in known]:
             rows["saes"] = sae_table(new, self.model)
+            replace["saes"] = equals("sae", *(c.name for c in new))
         if self.model.name not in models:
             rows["models"] = model_table(self.model)
         corpus = self.plan.corpus
@@ -149,7 +153,7 @@ class _Job:
                 self.store.root, corpus["corpus"], self.model.name, site.site, site.layer,
                 corpus["n_contexts"], corpus["context_length"], width, corpus["shard_contexts"],
             )  # fmt: skip
-        self._commit([], "start", f"start ingest of {self.config.corpus}", rows)
+        self._commit([], "start", f"start ingest of {self.config.corpus}", rows, replace)
 
     def _shards(self) -> None:
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="scopelake-write") as pool:
@@ -273,9 +277,16 @@ class _Job:
         return unevaluated(self.store, self.store.snapshot(), self.config.corpus, self.plan.coders)
 
     def _commit(
-        self, receipts: list[Receipt], step: str, reason: str, rows: Mapping[str, pa.Table]
+        self,
+        receipts: list[Receipt],
+        step: str,
+        reason: str,
+        rows: Mapping[str, pa.Table],
+        replace: Mapping[str, str] | None = None,
     ) -> None:
-        replace = {"runs": f"run = '{self.plan.run}'"} if "runs" in rows else None
+        replaced = {**(replace or {})}
+        if "runs" in rows:
+            replaced["runs"] = equals("run", self.plan.run)
         # A run that was finished and is asked for again has work only if shards were lost since;
         # the snapshot number keeps its catalogue steps apart from those of the first time.
         suffix = f"@{self.store.snapshot().id}" if step in ("start", "finish") else ""
@@ -285,7 +296,7 @@ class _Job:
             reason=reason,
             run=self.plan.run,
             rows=rows,
-            replace=replace,
+            replace=replaced,
         )
 
     def _run_row(self, *, complete: bool) -> pa.Table:

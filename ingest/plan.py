@@ -11,9 +11,14 @@ import xxhash
 from scopelake.errors import CoderMismatchError, CorpusNotFoundError, InvalidArgumentError
 from scopelake.ingest.capture import site_width
 from scopelake.ingest.coders import CoderFiles, check_fits
-from scopelake.ingest.model import LoadedModel
+from scopelake.ingest.model import LoadedModel, ModelFiles
+from scopelake.ingest.tokens import Tokenizer
 from scopelake.names import SiteLayer
-from scopelake.store.catalog import committed_dense_shards, committed_shards
+from scopelake.store.catalog import (
+    committed_dense_shards,
+    committed_shards,
+    published_examples,
+)
 from scopelake.store.lake_store import LakeStore
 from scopelake.store.precision import relative_error
 from scopelake.store.snapshot import Snapshot
@@ -84,6 +89,23 @@ def find_corpus(store: LakeStore, snapshot: Snapshot, name: str) -> dict[str, An
     )
 
 
+def check_tokenizer(corpus: dict[str, Any], model: ModelFiles) -> None:
+    """Refuse a model with a tokenizer that is not the corpus's.
+
+    Raises:
+        CoderMismatchError: the tokens would not mean the same to the model.
+    """
+    if not (model.path / "tokenizer.json").is_file():
+        return
+    digest = Tokenizer.load(model.path, model.name).digest
+    if digest != corpus["tokenizer_digest"]:
+        raise CoderMismatchError(
+            f"corpus {corpus['corpus']!r} was tokenized with {corpus['tokenizer']} "
+            f"({corpus['tokenizer_digest']}); {model.name} has another tokenizer ({digest}); add "
+            "the corpus again with this model's tokenizer"
+        )
+
+
 def make_plan(
     store: LakeStore,
     snapshot: Snapshot,
@@ -104,6 +126,7 @@ def make_plan(
     for site in config.dense:
         site_width(model, site)
     _check_catalogue(store, snapshot, model, coders)
+    _check_examples(store, snapshot, config.corpus, coders)
     done = committed_shards(store, snapshot, config.corpus)
     done_dense = committed_dense_shards(store, snapshot, config.corpus, model.name)
     n_shards = -(-int(corpus["n_contexts"]) // int(corpus["shard_contexts"]))
@@ -139,6 +162,20 @@ def _run_id(
     return xxhash.xxh3_64_hexdigest(json.dumps(identity, sort_keys=True).encode())
 
 
+def _check_examples(
+    store: LakeStore, snapshot: Snapshot, corpus: str, coders: list[CoderFiles]
+) -> None:
+    """Refuse to put a coder's firings beside published examples of it on the same corpus."""
+    published = published_examples(store, snapshot)
+    for coder in coders:
+        if (coder.name, corpus) in published:
+            raise CoderMismatchError(
+                f"ingest of {coder.name} into corpus {corpus!r} was asked for; the lake has "
+                "published examples of it there, which must not be mixed with its own firings; "
+                "use another corpus, or another lake"
+            )
+
+
 def _check_catalogue(
     store: LakeStore, snapshot: Snapshot, model: LoadedModel, coders: list[CoderFiles]
 ) -> None:
@@ -149,7 +186,7 @@ def _check_catalogue(
     given = {("SAE", c.name): c.digest for c in coders}
     given[("model", model.name)] = model.digest
     for (what, name), digest in given.items():
-        if known.get((what, name), digest) != digest:
+        if known.get((what, name)) not in (None, digest):
             raise CoderMismatchError(
                 f"{what} {name} was given with digest {digest}; the lake's {name} has "
                 f"{known[what, name]}; they must not be mixed: rename one or use another lake"

@@ -12,7 +12,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from scopelake.ingest.coder_identity import CoderIdentity
 from scopelake.ingest.coders import CoderFiles
+from scopelake.ingest.examples import Examples
 from scopelake.ingest.model import LoadedModel
 from scopelake.ingest.plan import IngestConfig, IngestPlan
 from scopelake.store.precision import relative_error
@@ -33,31 +35,52 @@ class RunTotals:
 
 def sae_table(coders: Sequence[CoderFiles], model: LoadedModel) -> pa.Table:
     """Return the rows of the saes table for `coders`."""
-    rows = [
-        {
-            "sae": c.name,
-            "repo": c.repo,
-            "family": c.family,
-            "folder": c.folder,
-            "type": c.type,
-            "site": c.sites[0].site,
-            "layer": c.sites[0].layer,
-            "layers": [s.layer for s in c.sites],
-            "features_per_layer": c.features_per_layer,
-            "width": c.width,
-            "d_in": c.d_in,
-            "d_out": c.d_out,
-            "l0": c.l0,
-            "affine": c.affine,
-            "model": model.name,
-            "hook_in": c.hook_in,
-            "hook_out": c.hook_out,
-            "digest": c.digest,
-            "n_bytes": c.n_bytes,
-        }
-        for c in coders
-    ]
+    rows = [{**_sae_row(c), **_weights_row(c), "model": model.name} for c in coders]
     return pa.Table.from_pylist(rows, schema=SCHEMAS["saes"])
+
+
+def published_sae_table(examples: Examples) -> pa.Table:
+    """Return the row of the saes table of a coder of which examples are known.
+
+    Without its weights their sizes and digest are null.
+    """
+    row = {
+        **_sae_row(examples.identity),
+        "features_per_layer": examples.n_features,
+        "width": examples.n_features,
+    }
+    if examples.weights is not None:
+        row |= _weights_row(examples.weights)
+    return pa.Table.from_pylist([row], schema=SCHEMAS["saes"])
+
+
+def _sae_row(coder: CoderIdentity) -> dict[str, Any]:
+    return {
+        "sae": coder.name,
+        "repo": coder.repo,
+        "family": coder.family,
+        "folder": coder.folder,
+        "type": coder.type,
+        "site": coder.sites[0].site,
+        "layer": coder.sites[0].layer,
+        "layers": [s.layer for s in coder.sites],
+        "l0": coder.l0,
+        "affine": coder.affine,
+        "model": coder.model_name,
+        "hook_in": coder.hook_in,
+        "hook_out": coder.hook_out,
+    }
+
+
+def _weights_row(coder: CoderFiles) -> dict[str, Any]:
+    return {
+        "features_per_layer": coder.features_per_layer,
+        "width": coder.width,
+        "d_in": coder.d_in,
+        "d_out": coder.d_out,
+        "digest": coder.digest,
+        "n_bytes": coder.n_bytes,
+    }
 
 
 def model_table(model: LoadedModel) -> pa.Table:

@@ -53,9 +53,9 @@ class TokenIdReader:
 
     def _turns(self, ids: npt.NDArray[np.int32]) -> list[tuple[int, int]]:
         """Return where turns begin, and their roles."""
-        found = []
-        for role, opening in self._openings.items():
-            for start in np.flatnonzero(ids == opening[0]).tolist():
-                if ids[start : start + len(opening)].tolist() == opening:
-                    found.append((start, role))
-        return sorted(found)
+        return sorted(
+            (start, role)
+            for role, opening in self._openings.items()
+            for start in np.flatnonzero(ids == opening[0]).tolist()
+            if ids[start : start + len(opening)].tolist() == opening
+        )

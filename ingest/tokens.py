@@ -62,6 +62,8 @@ class Tokenizer:
     def __init__(self, backend: Any, name: str) -> None:  # noqa: ANN401
         self.name = name
         self.bos_id = int(backend.bos_token_id)
+        pad_id = backend.pad_token_id
+        self.pad_id = None if pad_id is None else int(pad_id)
         self.bos_token = str(backend.bos_token)
         self.chat_template = str(backend.chat_template or "")
         self._tokenizer = backend

@@ -42,6 +42,12 @@ def split(
         start, part = stop, part + 1
 
 
+def whole(document: Document, tokens: TokenizedText) -> Window:
+    """Return all tokens of a document as its one window, as they are: no BOS is added."""
+    columns = _columns(tokens, 0, len(tokens.token_ids), 0)
+    return _as_window(document, columns, 0, 0, len(tokens.text), tokens.text)
+
+
 def to_table(windows: list[Window], corpus: str, first_context: int) -> pa.Table:
     """Return contexts numbered from `first_context`, in the schema of the contexts table."""
     rows = [
@@ -57,13 +63,7 @@ def _window(
     n_all = len(tokens.token_ids)
     char_start = int(tokens.starts[start]) if start else 0
     char_end = int(tokens.starts[stop]) if stop < n_all else len(tokens.text)
-    columns: dict[str, npt.NDArray[Any]] = {
-        "token_ids": tokens.token_ids[start:stop],
-        "token_starts": (tokens.starts[start:stop] - char_start).astype(np.int32),
-        "roles": tokens.roles[start:stop],
-        "turns": tokens.turns[start:stop],
-        "kinds": tokens.kinds[start:stop],
-    }
+    columns = _columns(tokens, start, stop, char_start)
     if int(tokens.token_ids[start]) != bos_id or start:
         added: dict[str, int] = {
             "token_ids": bos_id,
@@ -73,13 +73,36 @@ def _window(
             "kinds": BOS,
         }
         columns = {k: np.concatenate([[added[k]], v]).astype(v.dtype) for k, v in columns.items()}
+    return _as_window(document, columns, part, char_start, char_end, tokens.text)
+
+
+def _columns(
+    tokens: TokenizedText, start: int, stop: int, char_start: int
+) -> dict[str, npt.NDArray[Any]]:
+    return {
+        "token_ids": tokens.token_ids[start:stop],
+        "token_starts": (tokens.starts[start:stop] - char_start).astype(np.int32),
+        "roles": tokens.roles[start:stop],
+        "turns": tokens.turns[start:stop],
+        "kinds": tokens.kinds[start:stop],
+    }
+
+
+def _as_window(
+    document: Document,
+    columns: dict[str, npt.NDArray[Any]],
+    part: int,
+    char_start: int,
+    char_end: int,
+    text: str,
+) -> Window:
     n_tokens = len(columns["token_ids"])
     row = {
         "document": document.id,
         "part": part,
         "char_start": char_start,
         "char_end": char_end,
-        "text": tokens.text[char_start:char_end],
+        "text": text[char_start:char_end],
         "n_tokens": n_tokens,
         "metadata": json.dumps(dict(document.metadata), sort_keys=True, default=str),
         **columns,

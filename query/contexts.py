@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from scopelake.errors import InvalidArgumentError
 from scopelake.names import KIND_BOS
+from scopelake.query.published import check_answerable, note, published
 from scopelake.query.resolve import SaeInfo
 from scopelake.query.sql import check_predicate, run
 from scopelake.query.views import PRIVATE, literal, token_columns
@@ -36,7 +37,10 @@ class TopContexts:
     feature: int
     table: pa.Table
     """rank, corpus, context, position (of the peak), activation (of the peak), document, start,
-    stop (window, positions [start, stop)), tokens and activations (of the window), text."""
+    stop (window, positions [start, stop)), tokens and activations (of the window; null where it is
+    not known), text."""
+    note: str = ""
+    """What the answer is short of: corpora of which only published examples are known."""
 
     def to_pandas(self) -> pd.DataFrame:
         """Return the rows as a pandas frame."""
@@ -51,6 +55,7 @@ class TopContexts:
             where = f"{row['corpus']} {row['document']} #{row['context']}:{row['position']}"
             lines.append(f"{row['activation']:10.4g}  {where}")
             lines.append("    " + to_terminal(row["tokens"], row["activations"], color=color))
+        lines += [f"({self.note})"] if self.note else []
         return "\n".join(lines)
 
     def __str__(self) -> str:
@@ -60,7 +65,7 @@ class TopContexts:
         rows = self.table.to_pylist()
         if not rows:
             return f"<p>{escape(self._never())}</p>"
-        highest = max(max(r["activations"]) for r in rows)
+        highest = max(r["activation"] for r in rows)
         body = "".join(
             f"<tr><td>{r['activation']:.4g}</td>"
             f"<td>{escape(r['corpus'])} {escape(r['document'])} #{r['context']}:{r['position']}"
@@ -71,9 +76,12 @@ class TopContexts:
         return (
             f"<b>feature {self.feature}</b> of {escape(self.sae)}"
             f"<table><tr><th>activation</th><th>where</th><th>context</th></tr>{body}</table>"
+            f"{escape(self.note)}"
         )
 
     def _never(self) -> str:
+        if self.note:
+            return f"feature {self.feature} of {self.sae} is in none of the examples ({self.note})"
         return f"feature {self.feature} of {self.sae} never fires in what was asked for"
 
 
@@ -107,7 +115,8 @@ def top_contexts(
     Raises:
         InvalidArgumentError: `k` or `window` is too small.
         CorpusNotFoundError: the lake has no such corpus.
-        QueryError: `where` is not one predicate, or fails.
+        QueryError: `where` is not one predicate, or fails; or it, `bos` or `k` asks for more than
+            the published examples of a corpus can tell.
     """
     if window < 0:
         raise InvalidArgumentError(
@@ -118,7 +127,7 @@ def top_contexts(
     if not rows and corpus is not None:
         check_corpus(connection, corpus)
     _add_windows(connection, sae, feature, rows, window, bos)
-    return TopContexts(sae.name, feature, _table(rows))
+    return TopContexts(sae.name, feature, _table(rows), note(sae, corpus))
 
 
 def explain_top_contexts(
@@ -158,6 +167,7 @@ def _ranking(
         raise InvalidArgumentError(
             f"k={k} was asked for; k is a number of contexts; give 1 or more"
         )
+    check_answerable(sae, corpus, k=k, where=where, bos=bos)
     params: list[Any] = []
 
     def value(given: str | int) -> str:
@@ -171,23 +181,34 @@ def _ranking(
         chosen += f" AND corpus = {value(corpus)}"
     columns = "corpus, context, position, activation"
     order = "ORDER BY activation DESC, corpus, context LIMIT"
+    # Published examples may have several firings of a context; so do all of postings.
+    strongest = (
+        "QUALIFY row_number() OVER "
+        "(PARTITION BY corpus, context ORDER BY activation DESC, position) = 1\n"
+    )
+    examples = published(sae, corpus)
     if where is None and not bos and k <= PEAKS_DEPTH:
         # A file's contexts from rank k on cannot be among the k strongest of all files.
         return (
             f"SELECT {columns} FROM {PRIVATE}.peaks\nWHERE {chosen} AND rank < {value(int(k))}\n"
-            f"{order} {value(int(k))}",
+            f"{strongest if examples else ''}{order} {value(int(k))}",
             params,
         )
     firings = f"SELECT {columns} FROM {PRIVATE}.postings WHERE {chosen}"
+    if examples:
+        again = f"sae = {value(sae.name)} AND feature = {value(int(feature))}"
+        listed = ", ".join(value(name) for name in examples)
+        firings += (
+            f" UNION ALL SELECT {columns} FROM {PRIVATE}.peaks WHERE {again} "
+            f"AND corpus IN ({listed})"
+        )
     if not bos:
         firings += f" AND kind <> {KIND_BOS}"
     if where is not None:
         check_predicate(where)
         firings = f"SELECT {columns} FROM ({token_columns(firings)})\nWHERE (\n{where}\n)"
     return (
-        f"SELECT {columns} FROM ({firings})\nQUALIFY row_number() OVER "
-        f"(PARTITION BY corpus, context ORDER BY activation DESC, position) = 1\n"
-        f"{order} {value(int(k))}",
+        f"SELECT {columns} FROM ({firings})\n{strongest}{order} {value(int(k))}",
         params,
     )
 
@@ -203,7 +224,7 @@ def _add_windows(
     """Add rank, document and what is in the window to the ranked `rows`."""
     keys = [(row["corpus"], row["context"]) for row in rows]
     texts = context_texts(connection, keys)
-    fired = activations_in(connection, sae.name, feature, keys, bos=bos)
+    fired = activations_in(connection, sae, feature, keys, bos=bos)
     for rank, (row, key) in enumerate(zip(rows, keys, strict=True)):
         text = texts[key]
         start = max(row["position"] - window, 0)
@@ -214,7 +235,10 @@ def _add_windows(
             "start": start,
             "stop": stop,
             "tokens": text.pieces[start:stop],
-            "activations": [fired[key].get(p, 0.0) for p in range(start, stop)],
+            "activations": [
+                fired[key].get(p, None if key[0] in sae.examples else 0.0)
+                for p in range(start, stop)
+            ],
             "text": "".join(text.pieces[start:stop]),
         }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -13,8 +14,9 @@ from scopelake.errors import (
     ContextNotFoundError,
     CorpusNotFoundError,
     InvalidArgumentError,
+    QueryError,
 )
-from scopelake.query.resolve import resolve_sae
+from scopelake.query.resolve import SaeInfo, resolve_sae
 from scopelake.query.sql import run
 from scopelake.query.windows import context_texts, visible
 from scopelake.store.lake_store import LakeStore
@@ -33,6 +35,8 @@ class FeaturesAt:
     table: pa.Table
     """sae, layer, site, position, token, feature, activation; by position, then activation
     (highest first), SAE and feature."""
+    note: str = ""
+    """What the answer is short of: SAEs of which only published examples are known here."""
 
     def to_pandas(self) -> pd.DataFrame:
         """Return the rows as a pandas frame."""
@@ -50,6 +54,7 @@ class FeaturesAt:
             lines.append(f"        {row['activation']:10.4g}  {row['feature']:7d}  {row['sae']}")
         if position is None:
             lines.append("        nothing fires in what was asked for")
+        lines += [f"({self.note})"] if self.note else []
         return "\n".join(lines)
 
     def __str__(self) -> str:
@@ -66,7 +71,7 @@ class FeaturesAt:
         )
         return (
             f"<b>context {self.context}</b> of {escape(self.corpus)}"
-            f"<table><tr>{head}</tr>{body}</table>"
+            f"<table><tr>{head}</tr>{body}</table>{escape(self.note)}"
         )
 
 
@@ -74,6 +79,7 @@ def features_at(
     connection: duckdb.DuckDBPyConnection,
     store: LakeStore,
     snapshot: Snapshot,
+    saes: Sequence[SaeInfo],
     context: int,
     position: int | None = None,
     *,
@@ -87,6 +93,7 @@ def features_at(
         connection: from `connect`.
         store: the lake.
         snapshot: what of it is read.
+        saes: from `list_saes`.
         context: number of the context.
         position: only this token.
         corpus: may be left out when the lake has one.
@@ -98,6 +105,7 @@ def features_at(
         CorpusNotFoundError: the lake has no such corpus.
         SaeNotFoundError, AmbiguousSaeError: `sae` does not name one.
         InvalidArgumentError: `k` is below 1, or no corpus is named and the lake has several.
+        QueryError: of `sae` only published examples are known on this corpus.
     """
     if k is not None and k < 1:
         raise InvalidArgumentError(f"k={k} was asked for; k is a number of firings; give 1 or more")
@@ -114,11 +122,29 @@ def features_at(
             f"position {position} of context {context} of {name!r} was asked for; it has positions "
             f"0 to {len(pieces) - 1}; choose one of them"
         )
-    only = None if sae is None else resolve_sae(store, snapshot, sae=sae).name
+    only = None if sae is None else _with_codes(resolve_sae(saes, sae=sae), name)
     query, params = statement(name, context, position, k=k, sae=only)
     rows = run(connection, query, params)
     tokens = pa.array([pieces[p] for p in rows["position"].to_pylist()], pa.string())
-    return FeaturesAt(name, context, rows.add_column(4, "token", tokens))
+    n_published = 0 if only else sum(name in s.examples for s in saes)
+    return FeaturesAt(
+        name,
+        context,
+        rows.add_column(4, "token", tokens),
+        f"without {n_published} SAEs of which only published examples are known here"
+        if n_published
+        else "",
+    )
+
+
+def _with_codes(sae: SaeInfo, corpus: str) -> str:
+    if corpus in sae.examples:
+        raise QueryError(
+            f"what fires of {sae.name} was asked for; on corpus {corpus!r} only its published "
+            "examples are known, not all firings; ingest it into another corpus, or ask for top "
+            "contexts"
+        )
+    return sae.name
 
 
 def statement(

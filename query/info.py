@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from html import escape
 from typing import Any
 
+from scopelake.store.catalog import published_examples
 from scopelake.store.lake_store import LakeStore
 from scopelake.store.layout import DENSE
 from scopelake.store.snapshot import Snapshot
@@ -39,6 +40,16 @@ class CodesInfo:
     def bytes_a_firing(self) -> dict[str, float | None]:
         """Return stored bytes for each firing: by order, both orders, peaks; None without any."""
         return _bytes_a_firing([self])
+
+
+@dataclass(frozen=True)
+class ExamplesInfo:
+    """Published examples of one SAE on one corpus; its other firings are not known."""
+
+    sae: str
+    corpus: str
+    firings: int
+    n_bytes: int
 
 
 @dataclass(frozen=True)
@@ -79,7 +90,7 @@ class RunInfo:
     corpus: str
     model: str
     state: str
-    """``running`` (or killed and not yet resumed) or ``complete``."""
+    """``running`` (or killed and not yet resumed), ``complete``, or ``imported``."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +102,7 @@ class LakeInfo:
     corpora: tuple[CorpusInfo, ...]
     models: tuple[str, ...]
     codes: tuple[CodesInfo, ...]
+    examples: tuple[ExamplesInfo, ...]
     dense: tuple[DenseInfo, ...]
     evaluations: tuple[EvaluationInfo, ...]
     runs: tuple[RunInfo, ...]
@@ -132,6 +144,10 @@ class LakeInfo:
         lines += [f"  model {m}" for m in self.models]
         lines += _codes_lines(self)
         lines += [
+            f"  examples of {e.sae} on {e.corpus}: {e.firings:,} firings, {e.n_bytes / 1e6:,.1f} MB"
+            for e in self.examples
+        ]
+        lines += [
             f"  dense {d.site}/{d.layer} of {d.model} on {d.corpus}: {d.n_bytes / 1e6:,.1f} MB"
             for d in self.dense
         ]
@@ -140,7 +156,7 @@ class LakeInfo:
             f"  run {r.run} ({r.model} on {r.corpus}) is {r.state}, not complete; ingest again "
             "to resume it"
             for r in self.runs
-            if r.state != "complete"
+            if r.state == "running"
         ]
         return "\n".join(lines)
 
@@ -157,6 +173,7 @@ def info(store: LakeStore, snapshot: Snapshot) -> LakeInfo:
     runs = store.read("runs", snapshot, ["run", "corpus", "model", "state"]).sort_by("run")
     columns = ["kind", "corpus", "sae", "model", "site", "layer", "n_rows", "n_bytes"]
     files = store.read("files", snapshot, columns).to_pylist()
+    published = published_examples(store, snapshot)
     return LakeInfo(
         path=str(store.root),
         snapshot=snapshot.id,
@@ -165,7 +182,8 @@ def info(store: LakeStore, snapshot: Snapshot) -> LakeInfo:
             for r in corpora
         ),
         models=tuple(sorted(store.read("models", snapshot, ["model"])["model"].to_pylist())),
-        codes=_codes(files),
+        codes=_codes([f for f in files if (f["sae"], f["corpus"]) not in published]),
+        examples=_examples([f for f in files if (f["sae"], f["corpus"]) in published]),
         dense=_dense(files),
         evaluations=_evaluations(store, snapshot),
         runs=tuple(RunInfo(**row) for row in runs.to_pylist()),
@@ -178,6 +196,15 @@ def _evaluations(store: LakeStore, snapshot: Snapshot) -> tuple[EvaluationInfo, 
     rows = store.read("evaluations", snapshot, columns).to_pylist()
     found = [EvaluationInfo(**row) for row in rows]
     return tuple(sorted(found, key=lambda e: (e.sae, e.corpus, e.layer)))
+
+
+def _examples(files: list[dict[str, Any]]) -> tuple[ExamplesInfo, ...]:
+    sums: dict[tuple[str, str], list[int]] = {}
+    for file in files:
+        entry = sums.setdefault((file["sae"], file["corpus"]), [0, 0])
+        entry[0] += file["n_rows"] if file["kind"] == "peaks" else 0
+        entry[1] += file["n_bytes"]
+    return tuple(ExamplesInfo(*key, *entry) for key, entry in sorted(sums.items()))
 
 
 def _codes(files: list[dict[str, Any]]) -> tuple[CodesInfo, ...]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 from scopelake.errors import (
@@ -11,6 +12,7 @@ from scopelake.errors import (
     LayerNotFoundError,
     SaeNotFoundError,
 )
+from scopelake.store.catalog import published_examples
 from scopelake.store.lake_store import LakeStore
 from scopelake.store.snapshot import Snapshot
 
@@ -27,18 +29,26 @@ class SaeInfo:
     """Those that its encoders read: one in all but crosscoders and CLTs."""
     width: int
     """Number of features."""
+    examples: Mapping[str, int] = field(default_factory=dict)
+    """Corpora on which only published examples of it are known, and how many firings of a feature
+    those are at most."""
 
 
 def list_saes(store: LakeStore, snapshot: Snapshot) -> list[SaeInfo]:
     """Return every SAE of the lake, by layer and name."""
     rows = store.read("saes", snapshot, ["sae", "site", "layers", "width"]).to_pylist()
-    found = [SaeInfo(r["sae"], r["site"], tuple(r["layers"]), r["width"]) for r in rows]
+    examples: dict[str, dict[str, int]] = {}
+    for (sae, corpus), depth in published_examples(store, snapshot).items():
+        examples.setdefault(sae, {})[corpus] = depth
+    found = [
+        SaeInfo(r["sae"], r["site"], tuple(r["layers"]), r["width"], examples.get(r["sae"], {}))
+        for r in rows
+    ]
     return sorted(found, key=lambda s: (s.layers, s.name))
 
 
 def resolve_sae(
-    store: LakeStore,
-    snapshot: Snapshot,
+    there: Sequence[SaeInfo],
     sae: str | None = None,
     layer: int | None = None,
     site: str | None = None,
@@ -47,8 +57,7 @@ def resolve_sae(
     """Return the one SAE that fits, and check that it has `feature`.
 
     Args:
-        store: the lake.
-        snapshot: what of it is read.
+        there: from `list_saes`.
         sae: full name, or any ending that only one name has.
         layer: only SAEs that read this layer.
         site: only SAEs of this site.
@@ -60,7 +69,6 @@ def resolve_sae(
         AmbiguousSaeError: several fit; it lists them.
         FeatureNotFoundError: the SAE has no such feature.
     """
-    there = list_saes(store, snapshot)
     asked = _asked(sae, layer, site)
     fitting = [s for s in _named(there, sae) if site in (None, s.site)]
     if not fitting:
@@ -87,10 +95,10 @@ def resolve_sae(
     return found
 
 
-def _named(saes: list[SaeInfo], name: str | None) -> list[SaeInfo]:
+def _named(saes: Sequence[SaeInfo], name: str | None) -> list[SaeInfo]:
     """A full name means that SAE alone, also where other names end in it."""
     if name is None:
-        return saes
+        return list(saes)
     return [s for s in saes if s.name == name] or [s for s in saes if s.name.endswith(name)]
 
 
@@ -102,7 +110,7 @@ def _asked(sae: str | None, layer: int | None, site: str | None) -> str:
     return " ".join(parts)
 
 
-def _listed(saes: list[SaeInfo]) -> str:
+def _listed(saes: Sequence[SaeInfo]) -> str:
     if not saes:
         return "none (ingest a corpus first)"
     names = [s.name for s in saes[:_MOST_LISTED]]

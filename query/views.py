@@ -7,6 +7,7 @@ from typing import Final
 import duckdb
 
 from scopelake.names import KIND_BOS, KINDS, ROLES
+from scopelake.store.catalog import IMPORTED
 from scopelake.store.lake_store import LakeStore
 from scopelake.store.layout import TABLES
 from scopelake.store.schema import SCHEMAS
@@ -14,6 +15,13 @@ from scopelake.store.snapshot import Snapshot
 
 PRIVATE: Final = "stored"
 """Schema of the tables as they are stored; the views in ``main`` are what users see."""
+
+
+_SOURCE: Final = (
+    "CASE WHEN (sae, corpus) IN (SELECT (unnest(saes), corpus) FROM "
+    f"{PRIVATE}.runs WHERE state = '{IMPORTED}') THEN 'examples.safetensors' ELSE 'ingest' END"
+)
+"""Who says so: the firings of an ingest, or a file of published examples."""
 
 
 def literal(text: str) -> str:
@@ -57,6 +65,8 @@ def _select(name: str) -> str:
         return f"SELECT * REPLACE ({_name_of('kind', KINDS)} AS kind) FROM {PRIVATE}.{name}"
     if name == "tokens":
         return _tokens()
+    if name in ("peaks", "features"):
+        return f"SELECT *, {_SOURCE} AS source FROM {PRIVATE}.{name}"
     return f"SELECT * FROM {PRIVATE}.{name}"
 
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from scopelake.errors import CorpusNotFoundError
 from scopelake.names import KIND_BOS
+from scopelake.query.resolve import SaeInfo
 from scopelake.query.sql import run
 from scopelake.query.views import PRIVATE
 
@@ -50,17 +51,24 @@ def context_texts(connection: duckdb.DuckDBPyConnection, keys: list[Key]) -> dic
 
 
 def activations_in(
-    connection: duckdb.DuckDBPyConnection, sae: str, feature: int, keys: list[Key], *, bos: bool
+    connection: duckdb.DuckDBPyConnection,
+    sae: SaeInfo,
+    feature: int,
+    keys: list[Key],
+    *,
+    bos: bool,
 ) -> dict[Key, dict[int, float]]:
-    """Return activation by position of a feature in the contexts named."""
+    """Return activation by position of a feature in the contexts named, as far as it is known."""
     found: dict[Key, dict[int, float]] = {key: {} for key in keys}
     for corpus, numbers in _by_corpus(keys).items():
+        is_published = corpus in sae.examples
         rows = run(
             connection,
-            f"SELECT context, position, activation FROM {PRIVATE}.postings "
+            f"SELECT context, position, activation FROM {PRIVATE}."
+            f"{'peaks' if is_published else 'postings'} "
             f"WHERE sae = ? AND corpus = ? AND feature = ? AND context IN ({numbers})"
-            + ("" if bos else f" AND kind <> {KIND_BOS}"),
-            [sae, corpus, feature],
+            + ("" if bos or is_published else f" AND kind <> {KIND_BOS}"),
+            [sae.name, corpus, feature],
         )
         columns = (rows[n].to_pylist() for n in ("context", "position", "activation"))
         for context, position, activation in zip(*columns, strict=True):
@@ -68,11 +76,12 @@ def activations_in(
     return found
 
 
-def to_terminal(tokens: list[str], activations: list[float], *, color: bool) -> str:
+def to_terminal(tokens: list[str], activations: list[float | None], *, color: bool) -> str:
     """Return tokens on one line, those that fire marked: shaded, or as [[token]]."""
-    highest = max(activations, default=0.0)
+    known = [a or 0.0 for a in activations]
+    highest = max(known, default=0.0)
     parts = []
-    for token, activation in zip(tokens, activations, strict=True):
+    for token, activation in zip(tokens, known, strict=True):
         shown = visible(token)
         if activation <= 0:
             parts.append(shown)
@@ -85,12 +94,12 @@ def to_terminal(tokens: list[str], activations: list[float], *, color: bool) -> 
     return "".join(parts)
 
 
-def to_html(tokens: list[str], activations: list[float], highest: float) -> str:
+def to_html(tokens: list[str], activations: list[float | None], highest: float) -> str:
     """Return tokens as HTML spans, shaded by activation over `highest`, with it as the title."""
     spans = []
     for token, activation in zip(tokens, activations, strict=True):
         shown = escape(visible(token))
-        if activation > 0:
+        if activation:
             alpha = 0.15 + 0.85 * min(activation / highest, 1.0)
             spans.append(
                 f'<span style="background:rgba(255,140,0,{alpha:.2f})" '

@@ -2,8 +2,28 @@
 
 from __future__ import annotations
 
+import json
+from typing import Final
+
 from scopelake.store.lake_store import LakeStore
 from scopelake.store.snapshot import Snapshot
+
+IMPORTED: Final = "imported"
+"""State of a run that brought published examples in; its config has their ``depth``."""
+
+
+def published_examples(store: LakeStore, snapshot: Snapshot) -> dict[tuple[str, str], int]:
+    """Return, by (sae, corpus) of which only published examples are known, their depth.
+
+    The depth is the most firings of a feature that the publisher gives.
+    """
+    columns = ["saes", "corpus", "config"]
+    rows = store.read("runs", snapshot, columns, [("state", "=", IMPORTED)]).to_pylist()
+    return {
+        (sae, row["corpus"]): int(json.loads(row["config"])["depth"])
+        for row in rows
+        for sae in row["saes"]
+    }
 
 
 def committed_shards(store: LakeStore, snapshot: Snapshot, corpus: str) -> set[tuple[str, int]]:

@@ -71,6 +71,12 @@ class _Pending:
         )
 
 
+def equals(column: str, *values: str) -> str:
+    """Return the predicate that a column has one of `values`, for `Writer.commit`."""
+    listed = ", ".join("'" + value.replace("'", "''") + "'" for value in values)
+    return f"{column} IN ({listed})"
+
+
 class Writer:
     """The lake's only writer while it is entered; finishes what a killed writer began.
 

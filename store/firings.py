@@ -140,6 +140,38 @@ def peaks(firings: Firings, k: int) -> pa.Table:
     )
 
 
+def ranked(firings: Firings) -> pa.Table:
+    """Return all firings but those on BOS, each with the rank of its context.
+
+    Contexts of a feature rank as in `peaks`; a context's further firings share its rank.
+
+    Args:
+        firings: in any order, each address once.
+
+    Returns:
+        The columns of `peaks`, sorted by feature, rank, activation (highest first), position.
+    """
+    ordered = firings.feature_major()
+    ordered = ordered.take(ordered.kind != KIND_BOS)
+    best = _strongest_per_context(ordered)
+    order = _sort_order(best.feature, _descending(best.activation))
+    rank_of_context = np.empty(len(best), dtype=np.int64)
+    rank_of_context[order] = _rank_in_group(best.feature[order])
+    starts = _group_starts((ordered.feature, ordered.context))
+    rank = np.repeat(rank_of_context, np.diff(starts, append=len(ordered)))
+    order = _sort_order(ordered.feature, rank, _descending(ordered.activation))
+    sorted_firings = ordered.take(order)
+    return pa.table(
+        {
+            "feature": sorted_firings.feature,
+            "rank": rank[order].astype(np.int32),
+            "context": sorted_firings.context,
+            "position": sorted_firings.position,
+            "activation": sorted_firings.activation,
+        }
+    )
+
+
 def _strongest_per_context(ordered: Firings) -> Firings:
     """Keep of feature-major firings the first strongest of each feature and context."""
     n = len(ordered)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
@@ -12,7 +13,7 @@ import pyarrow.compute as pc
 
 from scopelake.errors import InvalidArgumentError
 from scopelake.names import check_name
-from scopelake.store.firings import Firings, peaks
+from scopelake.store.firings import Firings, peaks, ranked
 from scopelake.store.parquet import write_parquet
 from scopelake.store.precision import round_mantissa
 from scopelake.store.receipts import Receipt
@@ -76,6 +77,25 @@ def write_firings(
         postings = write("postings", _table("postings", by_feature))
         strongest = write("peaks", peaks(by_feature, k_peaks))
         return [codes.result(), postings, strongest]
+
+
+def write_examples(root: Path, firings: Firings, *, sae: str, corpus: str, run: str) -> Receipt:
+    """Write published firings of a range of features as peaks, all of them, lossless.
+
+    Raises:
+        InvalidArgumentError: a value is NaN, infinite or negative where it must not be, or an
+            address occurs twice.
+    """
+    firings.check()
+    _check_unique(firings.token_major())
+    partition = {"sae": sae, "corpus": check_name("corpus", corpus)}
+    return write_parquet(root, "peaks", ranked(firings), partition, run=run)
+
+
+def discard(root: Path, receipts: Iterable[Receipt]) -> None:
+    """Remove files that will not be committed."""
+    for receipt in receipts:
+        (root / receipt.path).unlink()
 
 
 def write_contexts(root: Path, table: pa.Table, corpus: str, run: str) -> list[Receipt]:

@@ -57,7 +57,11 @@ def test_no_file_is_longer_than_400_lines():
 
 def test_the_package_list_names_every_room():
     config = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
-    assert set(config["packages"]) == {"scopelake", *(f"scopelake.{r}" for r in ROOMS)}
+    assert set(config["packages"]) == {
+        "scopelake",
+        "scopelake.cli",
+        *(f"scopelake.{r}" for r in ROOMS),
+    }
     for room in ROOMS:
         assert config["package-dir"][f"scopelake.{room}"] == room
         assert (ROOT / "src" / "scopelake" / room).resolve() == ROOT / room

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scopelake import tiny
-from scopelake.errors import CoderMismatchError, InvalidArgumentError
+from scopelake.errors import InvalidArgumentError
+from scopelake.named import coder_specs, load_tokenizer, model_files
 from scopelake.names import Site, SiteLayer
 from scopelake.store.lake_store import LakeStore
 from scopelake.store.snapshot import Snapshot
@@ -19,11 +18,14 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import zarr
 
+    from scopelake.ingest.check_sae import SaeCheck
     from scopelake.ingest.corpus import CorpusSummary
+    from scopelake.ingest.import_examples import ImportedExamples
     from scopelake.ingest.pipeline import IngestSummary, Progress
     from scopelake.query.contexts import TopContexts
     from scopelake.query.firing import FeaturesAt
     from scopelake.query.info import LakeInfo
+    from scopelake.query.resolve import SaeInfo
 
 
 class Lake:
@@ -91,9 +93,8 @@ class Lake:
             CorpusExistsError, CorpusSourceError, InvalidArgumentError, ModelError, LakeBusyError.
         """
         from scopelake.ingest.corpus import CorpusConfig, add_corpus
-        from scopelake.ingest.model import find_model, load_model
+        from scopelake.ingest.model import load_model
         from scopelake.ingest.replies import Replier, ReplyConfig
-        from scopelake.ingest.tokens import Tokenizer
 
         self._check_writable()
         config = CorpusConfig(name, source, context_length, chat, shard_contexts, root)
@@ -103,12 +104,10 @@ class Lake:
                 f"generate={generate} was asked for a corpus of texts; replies belong to chats; "
                 "give chat too, or leave generate out"
             )
-        files = find_model(_bundled_model(tokenizer))
-        files = replace(files, name=_model_name(tokenizer, files.name))
-        backend = Tokenizer.load(files.path, files.name)
+        backend = load_tokenizer(tokenizer)
         replier = None
         if replies is not None:
-            replier = Replier(load_model(files, device=device), backend, replies)
+            replier = Replier(load_model(model_files(tokenizer), device=device), backend, replies)
         summary = add_corpus(self._store, config, backend, progress, replier)
         self.refresh()
         return summary
@@ -122,6 +121,7 @@ class Lake:
         dense: Sequence[tuple[Site, int]] = (),
         device: str = "auto",
         dtype: str = "auto",
+        device_map: str | Mapping[str, int | str] | None = None,
         activation_bits: int = 10,
         batch_tokens: int = 16384,
         evaluate: bool = False,
@@ -139,6 +139,8 @@ class Lake:
             dense: (site, layer) pairs whose activations are stored, as bfloat16.
             device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``.
             dtype: ``auto`` (float32 on a CPU, bfloat16 on a GPU), ``float32`` or ``bfloat16``.
+            device_map: for a model larger than a device: ``auto``, or a device by module, as
+                transformers takes it; needs accelerate.
             activation_bits: mantissa bits kept of each activation; 23 is lossless.
             batch_tokens: most tokens in one forward pass, padding included.
             evaluate: also measure, on a sample of the corpus, how well each coder reconstructs:
@@ -150,22 +152,96 @@ class Lake:
             CorpusNotFoundError, ModelError, CoderFileError, CoderMismatchError, LakeBusyError.
         """
         from scopelake.ingest.find_coders import find_coders
-        from scopelake.ingest.model import find_model, load_model
+        from scopelake.ingest.model import load_model
         from scopelake.ingest.pipeline import ingest
-        from scopelake.ingest.plan import IngestConfig, find_corpus
+        from scopelake.ingest.plan import IngestConfig, check_tokenizer, find_corpus
 
         self._check_writable()
         sites = tuple(SiteLayer(site, layer) for site, layer in dense)
         config = IngestConfig(corpus, sites, activation_bits, batch_tokens, evaluate)
-        find_corpus(self._store, self._store.snapshot(), corpus)
-        coders = find_coders([_bundled_coder(s) for s in saes])
-        files = find_model(_bundled_model(model))
-        files = replace(files, name=model_name or _model_name(model, files.name))
-        loaded = load_model(files, device=device, dtype=dtype)
-        self._check_tokenizer(corpus, files.path)
+        row = find_corpus(self._store, self._store.snapshot(), corpus)
+        coders = find_coders(coder_specs(saes))
+        files = model_files(model, model_name)
+        check_tokenizer(row, files)
+        loaded = load_model(files, device=device, dtype=dtype, device_map=device_map)
         summary = ingest(self._store, config, loaded, coders, progress)
         self.refresh()
         return summary
+
+    def import_examples(
+        self,
+        saes: Sequence[str | Path],
+        *,
+        tokenizer: str | Path,
+        corpus: str | None = None,
+        progress: Callable[[str, int, int], None] | None = None,
+    ) -> list[ImportedExamples]:
+        """Import the examples that Google published beside its coders; no model runs.
+
+        The lake gets their corpus, the strongest firings of each feature as peaks, and how often
+        each fires and the tokens that it promotes as features.
+
+        Args:
+            saes: as in `ingest`; only ``examples.safetensors`` and ``config.json`` are fetched.
+            tokenizer: folder or hub id of a Gemma 3 model.
+            corpus: name for the examples' corpus; by default the one that has its tokens
+                already, or ``<repo>-examples``.
+            progress: called with (corpus or coder, contexts or features done, of how many).
+
+        Raises:
+            CoderFileError, CoderMismatchError, CorpusExistsError, ModelError, HubError,
+            LakeBusyError.
+        """
+        from scopelake.ingest.find_coders import find_examples
+        from scopelake.ingest.import_examples import import_examples
+
+        self._check_writable()
+        found = find_examples(coder_specs(saes))
+        done = import_examples(self._store, found, load_tokenizer(tokenizer), corpus, progress)
+        self.refresh()
+        return done
+
+    def check_saes(
+        self,
+        saes: Sequence[str | Path],
+        *,
+        model: str | Path,
+        corpus: str | None = None,
+        n_contexts: int = 32,
+        seed: int = 0,
+        device: str = "auto",
+        dtype: str = "auto",
+        device_map: str | Mapping[str, int | str] | None = None,
+        model_name: str | None = None,
+        progress: Callable[[str, int, int], None] | None = None,
+    ) -> list[SaeCheck]:
+        """Encode a sample of imported examples again and say how well they agree.
+
+        Args:
+            saes: as in `ingest`, with their weights; their examples were imported.
+            model: as in `ingest`; so are device, dtype, device_map and model_name.
+            corpus: which corpus of examples, if there are several.
+            n_contexts: size of the sample.
+            seed: of the sample.
+            progress: called with (coder, contexts done, of how many).
+
+        Raises:
+            CoderFileError, CoderMismatchError, CorpusNotFoundError, ModelError, HubError.
+        """
+        from scopelake.ingest.check_sae import check_sae
+        from scopelake.ingest.find_coders import find_coders
+        from scopelake.ingest.model import load_model
+
+        coders = find_coders(coder_specs(saes))
+        files = model_files(model, model_name)
+        loaded = load_model(files, device=device, dtype=dtype, device_map=device_map)
+        return [
+            check_sae(
+                self._store, self._snapshot, coder, loaded,
+                corpus=corpus, n_contexts=n_contexts, seed=seed, progress=progress,
+            )
+            for coder in coders
+        ]  # fmt: skip
 
     def top_contexts(
         self,
@@ -200,9 +276,7 @@ class Lake:
         from scopelake.query.contexts import top_contexts
         from scopelake.query.resolve import resolve_sae
 
-        info = resolve_sae(
-            self._store, self._snapshot, sae=sae, layer=layer, site=site, feature=feature
-        )
+        info = resolve_sae(self._saes, sae=sae, layer=layer, site=site, feature=feature)
         return top_contexts(
             self._connection, info, feature,
             k=k, window=window, corpus=corpus, where=where, bos=bos,
@@ -232,7 +306,7 @@ class Lake:
         from scopelake.query.firing import features_at
 
         return features_at(
-            self._connection, self._store, self._snapshot, context, position,
+            self._connection, self._store, self._snapshot, self._saes, context, position,
             corpus=corpus, sae=sae, k=k,
         )  # fmt: skip
 
@@ -277,7 +351,8 @@ class Lake:
 
     def refresh(self) -> None:
         """Move to the lake's latest snapshot."""
-        self.__dict__.pop("_connection", None)
+        for cached in ("_connection", "_saes"):
+            self.__dict__.pop(cached, None)
         self._snapshot = self._store.snapshot()
 
     def __repr__(self) -> str:
@@ -292,39 +367,15 @@ class Lake:
 
         return connect(self._store, self._snapshot)
 
+    @cached_property
+    def _saes(self) -> list[SaeInfo]:
+        from scopelake.query.resolve import list_saes
+
+        return list_saes(self._store, self._snapshot)
+
     def _check_writable(self) -> None:
         if self._pinned:
             raise InvalidArgumentError(
                 f"a write was asked of snapshot {self.snapshot}; a pinned snapshot is read-only; "
                 "open the lake without a snapshot"
             )
-
-    def _check_tokenizer(self, corpus: str, model_path: Path) -> None:
-        """A corpus's tokens must mean the same to the model, if it carries a tokenizer."""
-        from scopelake.ingest.plan import find_corpus
-        from scopelake.ingest.tokens import Tokenizer
-
-        if not (model_path / "tokenizer.json").is_file():
-            return
-        row = find_corpus(self._store, self._store.snapshot(), corpus)
-        digest = Tokenizer.load(model_path, model_path.name).digest
-        if digest != row["tokenizer_digest"]:
-            raise CoderMismatchError(
-                f"corpus {corpus!r} was tokenized with {row['tokenizer']} "
-                f"({row['tokenizer_digest']}); {model_path.name} has another tokenizer ({digest}); "
-                "add the corpus again with this model's tokenizer"
-            )
-
-
-def _bundled_model(model: str | Path) -> str | Path:
-    """The tiny model that ships with the package goes by its name."""
-    return tiny.model_path() if str(model) == tiny.MODEL_NAME else model
-
-
-def _model_name(given: str | Path, found: str) -> str:
-    return tiny.MODEL_NAME if str(given) == tiny.MODEL_NAME else found
-
-
-def _bundled_coder(spec: str | Path) -> str | Path:
-    head, _, rest = str(spec).partition("/")
-    return tiny.coders_path() / rest if head == tiny.CODERS_REPO else spec

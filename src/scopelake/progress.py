@@ -58,6 +58,19 @@ def ingest_progress(corpus: str) -> Iterator[Callable[[Progress], None]]:
         yield show
 
 
+@contextmanager
+def step_progress() -> Iterator[Callable[[str, int, int], None]]:
+    """Yield a callback that shows of several things, one after the other, how much is done."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda what, done, of: None
+        return
+    with console.status("") as status:
+        yield lambda what, done, of: status.update(f"{what}: {done:,} of {of:,}")
+
+
 def _log_lines(corpus: str) -> Callable[[Progress], None]:
     started = time.monotonic()
     last = [started]

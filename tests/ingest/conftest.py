@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -49,6 +50,64 @@ def write_coder():
         if config is not False:
             (target / "config.json").write_text(json.dumps(config))
         return target
+
+    return write
+
+
+def _top_firings(codes, is_shown, depth):
+    """The strongest `depth` firings of each feature in dense codes [context, position, feature].
+
+    Written out: sorted by activation, padded with zeros, as the publisher's files are.
+    """
+    n_contexts, length, width = codes.shape
+    found = {
+        "activations": np.zeros((width, depth), dtype=np.float32),
+        "seq_ids": np.zeros((width, depth), dtype=np.int64),
+        "positions": np.zeros((width, depth), dtype=np.int32),
+    }
+    for feature in range(width):
+        rows = sorted(
+            (-codes[c, p, feature], c, p)
+            for c in range(n_contexts)
+            for p in range(length)
+            if is_shown[c, p] and codes[c, p, feature] > 0
+        )[:depth]
+        for i, (minus, context, position) in enumerate(rows):
+            found["activations"][feature, i] = -minus
+            found["seq_ids"][feature, i] = context
+            found["positions"][feature, i] = position
+    return found
+
+
+@pytest.fixture
+def top_firings():
+    """Return the function that finds each feature's strongest firings."""
+    return _top_firings
+
+
+@pytest.fixture
+def write_examples():
+    """Return a function that writes examples.safetensors beside a coder."""
+
+    def write(folder, tokens, firings, *, drop=(), changed=None):
+        from safetensors.numpy import save_file as save
+
+        width, depth = firings["activations"].shape
+        generator = np.random.default_rng(1)
+        tensors = {
+            "tokens": tokens.astype(np.int32),
+            **firings,
+            "logit_effects": np.zeros((width, depth), dtype=np.float32),
+            "feature_frequencies": generator.random(width),
+            "top_tokens": generator.integers(0, 4096, (width, 10), dtype=np.int32),
+            "bottom_tokens": generator.integers(0, 4096, (width, 10), dtype=np.int32),
+            "top_logits": generator.random((width, 10), dtype=np.float32),
+            "bottom_logits": -generator.random((width, 10), dtype=np.float32),
+        } | (changed or {})
+        folder.mkdir(parents=True, exist_ok=True)
+        kept = {k: np.ascontiguousarray(v) for k, v in tensors.items() if k not in drop}
+        save(kept, folder / "examples.safetensors")
+        return tensors
 
     return write
 

@@ -100,7 +100,7 @@ def test_specs_name_a_coder_a_family_a_repo_or_a_pattern():
 def test_specs_that_name_nothing_or_a_name_twice_are_refused(tmp_path, write_coder):
     with pytest.raises(CoderFileError, match="no such folder"):
         find_coders([tmp_path / "absent"])
-    with pytest.raises(CoderFileError, match="the folder holds no coder"):
+    with pytest.raises(CoderFileError, match="the folder holds no params.safetensors"):
         find_coders([tmp_path])
     with pytest.raises(CoderFileError, match="no SAE was asked for"):
         find_coders([])

@@ -142,7 +142,7 @@ def test_a_coder_that_is_not_there_is_refused(hub):
     done = hub("-c", code.format(f"{REPO}/resid_post/layer_9_width_16k_l0_big"))
     assert "has no such file or folder" in done.stderr.splitlines()[-1]
     done = hub("-c", code.format(f"{REPO}/resid_post/*_width_1m_*"))
-    assert "has no weights of that name" in done.stderr.splitlines()[-1]
+    assert "has no params.safetensors of that name" in done.stderr.splitlines()[-1]
 
 
 def test_a_hub_that_is_away_is_one_line(hub):

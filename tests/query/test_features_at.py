@@ -14,12 +14,14 @@ from scopelake.errors import (
     SaeNotFoundError,
 )
 from scopelake.query.firing import FeaturesAt, features_at
+from scopelake.query.resolve import list_saes
 
 FULL = "gs-2/resid_post/layer_2_width_12"
 
 
 def ask(built, *args, **asked) -> FeaturesAt:
-    return features_at(built.connection, built.store, built.snapshot, *args, **asked)
+    saes = list_saes(built.store, built.snapshot)
+    return features_at(built.connection, built.store, built.snapshot, saes, *args, **asked)
 
 
 def oracle(built, context, position, corpus, sae, k) -> list[dict[str, Any]]:

@@ -10,8 +10,7 @@ from scopelake.errors import (
     LayerNotFoundError,
     SaeNotFoundError,
 )
-from scopelake.query import resolve
-from scopelake.query.resolve import SaeInfo, resolve_sae
+from scopelake.query.resolve import SaeInfo, list_saes, resolve_sae
 from scopelake.store.lake_store import LakeStore
 
 ONE = "gs-2/resid_post/layer_1_width_12"
@@ -31,7 +30,7 @@ MLP = "gs-2/mlp_out/layer_2_width_12"
     ],
 )
 def test_a_unique_fit_is_found(built, asked, name):
-    found = resolve_sae(built.store, built.snapshot, **asked)
+    found = resolve_sae(list_saes(built.store, built.snapshot), **asked)
     assert found.name == name
     assert found.width == 12
 
@@ -53,18 +52,17 @@ def test_a_unique_fit_is_found(built, asked, name):
 )
 def test_anything_else_is_refused_and_lists_what_there_is(built, asked, error, says):
     with pytest.raises(error) as caught:
-        resolve_sae(built.store, built.snapshot, **asked)
+        resolve_sae(list_saes(built.store, built.snapshot), **asked)
     assert all(text in str(caught.value) for text in says)
     assert "\n" not in str(caught.value)
 
 
-def test_a_full_name_wins_over_names_that_end_in_it(monkeypatch, built):
+def test_a_full_name_wins_over_names_that_end_in_it():
     both = [SaeInfo("a/b", "resid_post", (1,), 4), SaeInfo("x/a/b", "resid_post", (1,), 4)]
-    monkeypatch.setattr(resolve, "list_saes", lambda store, snapshot: both)
-    assert resolve_sae(built.store, built.snapshot, sae="a/b").name == "a/b"
+    assert resolve_sae(both, sae="a/b").name == "a/b"
 
 
 def test_an_empty_lake_has_none(tmp_path):
     store = LakeStore.create(tmp_path / "lake")
     with pytest.raises(SaeNotFoundError, match="ingest a corpus first"):
-        resolve_sae(store, store.snapshot(), layer=1)
+        resolve_sae(list_saes(store, store.snapshot()), layer=1)

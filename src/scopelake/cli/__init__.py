@@ -1,0 +1,81 @@
+"""The command line: parsing and printing only; every verb calls the library.
+
+Exit status: 0 done, 1 a check that failed, 2 refused or failed with one line on stderr, 130
+interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NoReturn, TextIO
+
+import scopelake
+from scopelake.cli import ask, build
+from scopelake.errors import CoderWarning, ScopelakeError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    arguments = _parser().parse_args(argv)
+    try:
+        with _one_line_warnings():
+            status: int = arguments.run(arguments) or 0
+    except ScopelakeError as error:
+        print(f"scopelake: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+    except OSError as error:
+        print(f"scopelake: {arguments.verb} failed: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("scopelake: interrupted; the lake is whole: run it again to go on", file=sys.stderr)
+        return 130
+    return status
+
+
+@contextmanager
+def _one_line_warnings() -> Iterator[None]:
+    """Show our own warnings as one line; others as Python does."""
+    with warnings.catch_warnings():
+        plain = warnings.showwarning
+
+        def show(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            if issubclass(category, CoderWarning):
+                print(f"scopelake: warning: {message}", file=sys.stderr)
+            else:
+                plain(message, category, filename, lineno, file, line)
+
+        warnings.showwarning = show
+        yield
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose refusals are one line, like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="scopelake",
+        description="The activation store and query layer for Gemma 3 and Gemma Scope 2.",
+    )
+    parser.add_argument("--version", action="version", version=scopelake.__version__)
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for add in (*build.VERBS, *ask.VERBS):
+        add(verbs)
+    return parser

@@ -1,0 +1,98 @@
+"""Verbs that ask: top, features-at, sql, info."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any, Final
+
+import scopelake
+from scopelake.cli.parsing import add_lake, add_verb, show
+from scopelake.errors import InvalidArgumentError
+from scopelake.names import SITES
+
+
+def _add_top(verbs: Any) -> None:  # noqa: ANN401
+    parser = add_verb(verbs, "top", _top, "show the strongest contexts of a feature")
+    add_lake(parser)
+    parser.add_argument("feature", type=int)
+    parser.add_argument("--layer", type=int)
+    parser.add_argument("--site", choices=SITES)
+    parser.add_argument("--sae", help="name of the SAE, or a unique ending of it")
+    parser.add_argument("-k", type=int, default=20, help="number of contexts")
+    parser.add_argument("--window", type=int, default=16, help="tokens on either side")
+    parser.add_argument("--corpus")
+    parser.add_argument("--where", help="SQL predicate, e.g. \"role = 'user'\"")
+    parser.add_argument("--bos", action="store_true", help="count firings on BOS too")
+    parser.add_argument("--json", action="store_true")
+
+
+def _top(arguments: argparse.Namespace) -> None:
+    found = scopelake.open(arguments.lake, arguments.snapshot).top_contexts(
+        arguments.feature, layer=arguments.layer, site=arguments.site, sae=arguments.sae,
+        k=arguments.k, window=arguments.window, corpus=arguments.corpus, where=arguments.where,
+        bos=arguments.bos,
+    )  # fmt: skip
+    show(found, arguments.json)
+
+
+def _add_at(verbs: Any) -> None:  # noqa: ANN401
+    parser = add_verb(verbs, "features-at", _at, "show what fired in a context or at a token")
+    add_lake(parser)
+    parser.add_argument("context", type=int)
+    parser.add_argument("position", type=int, nargs="?")
+    parser.add_argument("--corpus")
+    parser.add_argument("--sae")
+    parser.add_argument("-k", type=int, help="at most so many for each SAE and token")
+    parser.add_argument("--json", action="store_true")
+
+
+def _at(arguments: argparse.Namespace) -> None:
+    found = scopelake.open(arguments.lake, arguments.snapshot).features_at(
+        arguments.context, arguments.position, corpus=arguments.corpus, sae=arguments.sae,
+        k=arguments.k,
+    )  # fmt: skip
+    show(found, arguments.json)
+
+
+def _add_sql(verbs: Any) -> None:  # noqa: ANN401
+    parser = add_verb(verbs, "sql", _sql, "run one SQL query over the lake's views")
+    add_lake(parser)
+    parser.add_argument("query", nargs="?")
+    parser.add_argument("--json", action="store_true", help="one JSON object a row")
+    parser.add_argument("--init", action="store_true",
+                        help="print SQL that makes the views in any DuckDB client")  # fmt: skip
+
+
+def _sql(arguments: argparse.Namespace) -> None:
+    from scopelake.render import print_table
+
+    lake = scopelake.open(arguments.lake, arguments.snapshot)
+    if arguments.init:
+        print(lake.sql_init())
+        return
+    if arguments.query is None:
+        raise InvalidArgumentError("sql was asked for no query; give one, or --init")
+    table = lake.sql(arguments.query)
+    if arguments.json:
+        for row in table.to_pylist():
+            print(json.dumps(row, default=str))
+        return
+    print_table(table)
+
+
+def _add_info(verbs: Any) -> None:  # noqa: ANN401
+    parser = add_verb(verbs, "info", _info, "show what a lake holds")
+    add_lake(parser)
+    parser.add_argument("--json", action="store_true")
+
+
+def _info(arguments: argparse.Namespace) -> None:
+    found = scopelake.open(arguments.lake, arguments.snapshot).info()
+    if arguments.json:
+        print(json.dumps(found.to_dict(), default=str))
+    else:
+        print(found.to_text())
+
+
+VERBS: Final = (_add_top, _add_at, _add_sql, _add_info)

@@ -1,0 +1,246 @@
+"""Verbs that build a lake, and those about SAEs: demo, create, add-corpus, ingest, ..."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+import scopelake
+from scopelake import tiny
+from scopelake.cli.parsing import add_lake, add_verb
+from scopelake.errors import InvalidArgumentError
+from scopelake.names import SITES, Site
+
+
+def _add_demo(verbs: Any) -> None:  # noqa: ANN401
+    parser = add_verb(verbs, "demo", _demo, "build a lake from real text with the tiny model")
+    parser.add_argument("lake", type=Path, nargs="?", default=Path("demo-lake"))
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    from scopelake.demo import run_demo
+
+    run_demo(arguments.lake)
+
+
+def _add_create(verbs: Any) -> None:  # noqa: ANN401
+    add_lake(add_verb(verbs, "create", _create, "create an empty lake"), snapshot=False)
+
+
+def _create(arguments: argparse.Namespace) -> None:
+    lake = scopelake.create(arguments.lake)
+    print(f"created an empty lake in {lake.path}")
+
+
+def _add_corpus(verbs: Any) -> None:  # noqa: ANN401
+    parser = add_verb(verbs, "add-corpus", _corpus, "tokenize text or chats into a corpus")
+    add_lake(parser, snapshot=False)
+    parser.add_argument("corpus", help="name of the new corpus")
+    parser.add_argument("source", nargs="+", type=Path, help="files or folders")
+    parser.add_argument("--tokenizer", required=True, help="folder or hub id of a Gemma 3")
+    parser.add_argument("--context-length", type=int, default=1024, metavar="TOKENS")
+    parser.add_argument("--shard-contexts", type=int, default=256, metavar="N")
+    parser.add_argument("--chat", action="store_true", help="records hold 'messages'")
+    parser.add_argument("--generate", type=int, metavar="TOKENS",
+                        help="let the model answer chats that end with the user")  # fmt: skip
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="auto")
+
+
+def _corpus(arguments: argparse.Namespace) -> None:
+    from scopelake.progress import corpus_progress
+
+    with corpus_progress(arguments.corpus) as progress:
+        added = scopelake.open(arguments.lake).add_corpus(
+            arguments.corpus,
+            arguments.source,
+            tokenizer=arguments.tokenizer,
+            context_length=arguments.context_length,
+            chat=arguments.chat,
+            shard_contexts=arguments.shard_contexts,
+            generate=arguments.generate,
+            temperature=arguments.temperature,
+            seed=arguments.seed,
+            device=arguments.device,
+            progress=progress,
+        )
+    print(
+        f"corpus {added.corpus}: {added.n_documents:,} documents ({added.n_split:,} longer than a "
+        f"context, split), {added.n_contexts:,} contexts, {added.n_tokens:,} tokens"
+    )
+
+
+def _add_saes(verbs: Any) -> None:  # noqa: ANN401
+    parser = add_verb(verbs, "saes", _saes, "list the SAEs of a folder or hub repository")
+    parser.add_argument("repo", help="folder, or hub id such as google/gemma-scope-2-1b-it")
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+
+
+def _saes(arguments: argparse.Namespace) -> None:
+    from scopelake.ingest.list_coders import list_coders
+    from scopelake.render import print_table
+
+    repo = tiny.coders_path() if arguments.repo == tiny.CODERS_REPO else arguments.repo
+    found = list_coders(repo)
+    if arguments.json:
+        values = {"repo": found.repo, "saes": found.table.to_pylist(), "missing": found.missing,
+                  "incomplete": found.incomplete}  # fmt: skip
+        print(json.dumps(values))
+        return
+    print_table(found.table, max_rows=10_000)
+    print(f"\n{found.table.num_rows:,} SAEs in {found.repo}")
+    for what, names in (("missing from the grid", found.missing),
+                        ("lacking a layer's file", found.incomplete)):  # fmt: skip
+        if names:
+            print(f"{len(names):,} {what}: {', '.join(names)}")
+
+
+def _add_ingest(verbs: Any) -> None:  # noqa: ANN401
+    parser = add_verb(verbs, "ingest", _ingest, "run a model over a corpus and store its firings")
+    add_lake(parser, snapshot=False)
+    parser.add_argument("corpus", help="name of the corpus")
+    parser.add_argument("--model", required=True, help="folder or hub id of a Gemma 3")
+    _add_coders(parser)
+    parser.add_argument("--dense", action="append", default=[], metavar="SITE/LAYER",
+                        help="store dense activations of this site too")  # fmt: skip
+    parser.add_argument("--activation-bits", type=int, default=10, metavar="BITS")
+    parser.add_argument("--batch-tokens", type=int, default=16384, metavar="TOKENS")
+    parser.add_argument("--evaluate", action="store_true",
+                        help="measure how well the coders reconstruct, on a sample")  # fmt: skip
+    _add_placement(parser)
+
+
+def _ingest(arguments: argparse.Namespace) -> None:
+    from scopelake.progress import ingest_progress
+
+    lake = scopelake.open(arguments.lake)
+    with ingest_progress(arguments.corpus) as progress:
+        done = lake.ingest(
+            arguments.corpus,
+            model=arguments.model,
+            saes=arguments.saes,
+            dense=[_site(text) for text in arguments.dense],
+            activation_bits=arguments.activation_bits,
+            batch_tokens=arguments.batch_tokens,
+            evaluate=arguments.evaluate,
+            progress=progress,
+            **_placement(arguments),
+        )
+    if done.already_complete:
+        print(f"{arguments.corpus}: complete already, nothing to do (snapshot {done.snapshot})")
+        return
+    print(
+        f"{arguments.corpus}: {done.tokens:,} tokens, {done.firings:,} firings, "
+        f"{done.n_bytes / 1e6:,.1f} MB in {done.seconds:,.1f} s (snapshot {done.snapshot})"
+    )
+
+
+def _add_import(verbs: Any) -> None:  # noqa: ANN401
+    parser = add_verb(verbs, "import-examples", _import,
+                      "import the examples published beside SAEs, without a model")  # fmt: skip
+    add_lake(parser, snapshot=False)
+    _add_coders(parser)
+    parser.add_argument("--tokenizer", required=True, help="folder or hub id of a Gemma 3")
+    parser.add_argument("--corpus", help="name for the examples' corpus")
+    parser.add_argument("--json", action="store_true", help="one JSON object an SAE")
+
+
+def _import(arguments: argparse.Namespace) -> None:
+    from scopelake.progress import step_progress
+
+    with step_progress() as progress:
+        done = scopelake.open(arguments.lake).import_examples(
+            arguments.saes,
+            tokenizer=arguments.tokenizer,
+            corpus=arguments.corpus,
+            progress=progress,
+        )
+    for one in done:
+        if arguments.json:
+            print(json.dumps(asdict(one)))
+            continue
+        print(
+            f"{one.sae} on {one.corpus}: {'there already, ' if one.already else ''}"
+            f"{one.n_firings:,} examples of {one.n_features:,} features ({one.n_on_bos:,} on BOS "
+            f"and {one.n_on_padding:,} on padding left out)"
+        )
+
+
+def _add_check(verbs: Any) -> None:  # noqa: ANN401
+    parser = add_verb(verbs, "check-sae", _check,
+                      "encode imported examples again and compare; exit status 1 if they disagree",
+                      )  # fmt: skip
+    add_lake(parser)
+    _add_coders(parser)
+    parser.add_argument("--model", required=True, help="folder or hub id of a Gemma 3")
+    parser.add_argument("--corpus", help="the examples' corpus, if there are several")
+    parser.add_argument("--contexts", type=int, default=32, metavar="N", help="sample size")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample")
+    _add_placement(parser)
+    parser.add_argument("--json", action="store_true", help="one JSON object an SAE")
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from scopelake.progress import step_progress
+
+    with step_progress() as progress:
+        checks = scopelake.open(arguments.lake, arguments.snapshot).check_saes(
+            arguments.saes,
+            model=arguments.model,
+            corpus=arguments.corpus,
+            n_contexts=arguments.contexts,
+            seed=arguments.seed,
+            progress=progress,
+            **_placement(arguments),
+        )
+    for check in checks:
+        print(json.dumps({**asdict(check), "agrees": check.agrees}) if arguments.json else check)
+    return 0 if all(check.agrees for check in checks) else 1
+
+
+def _add_coders(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--sae", dest="saes", required=True, action="append", metavar="SAE",
+                        help="folder, pattern or hub id of coders; may be given again")  # fmt: skip
+
+
+def _add_placement(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"])
+    parser.add_argument("--device-map", metavar="MAP",
+                        help="'auto' spreads a model over several devices")  # fmt: skip
+    parser.add_argument("--model-name", help="what the coders call the model")
+
+
+def _placement(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "device": arguments.device,
+        "dtype": arguments.dtype,
+        "device_map": arguments.device_map,
+        "model_name": arguments.model_name,
+    }
+
+
+def _site(text: str) -> tuple[Site, int]:
+    name, _, layer = text.partition("/")
+    for site in SITES:
+        if name == site and layer.isdigit():
+            return site, int(layer)
+    raise InvalidArgumentError(
+        f"dense site {text!r} was asked for; a site is <name>/<layer> with {', '.join(SITES)}; "
+        "give for example resid_post/3"
+    )
+
+
+VERBS: Final = (
+    _add_demo,
+    _add_create,
+    _add_corpus,
+    _add_saes,
+    _add_ingest,
+    _add_import,
+    _add_check,
+)

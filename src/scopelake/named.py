@@ -1,0 +1,48 @@
+"""From what a user names to files; the bundled model and coders go by their names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from scopelake import tiny
+
+if TYPE_CHECKING:
+    from scopelake.ingest.model import ModelFiles
+    from scopelake.ingest.tokens import Tokenizer
+
+
+def model_files(model: str | Path, name: str | None = None) -> ModelFiles:
+    """Return the files of a model, known as `name` if that is given.
+
+    Raises:
+        ModelError, HubError: it cannot be found.
+    """
+    from scopelake.ingest.model import find_model
+
+    is_tiny = str(model) == tiny.MODEL_NAME
+    files = find_model(tiny.model_path() if is_tiny else model)
+    return replace(files, name=name or (tiny.MODEL_NAME if is_tiny else files.name))
+
+
+def load_tokenizer(tokenizer: str | Path) -> Tokenizer:
+    """Return the tokenizer of a model.
+
+    Raises:
+        ModelError, HubError: it cannot be found or used.
+    """
+    from scopelake.ingest.tokens import Tokenizer
+
+    files = model_files(tokenizer)
+    return Tokenizer.load(files.path, files.name)
+
+
+def coder_specs(saes: Sequence[str | Path]) -> list[str | Path]:
+    """Return `saes` with the bundled repository's name replaced by its folder."""
+    heads = [str(spec).partition("/") for spec in saes]
+    return [
+        tiny.coders_path() / rest if head == tiny.CODERS_REPO else spec
+        for spec, (head, _, rest) in zip(saes, heads, strict=True)
+    ]
