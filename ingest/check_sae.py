@@ -255,8 +255,9 @@ def _compare(
     again = _look_up(listed, found)
     fires = again > 0
     error = np.abs(again[fires] - listed.activation[fires]) / listed.activation[fires]
-    # An example that close to its threshold may fall below it.
-    near = listed.activation <= threshold[listed.feature] * (1 + TOLERANCE)
+    # An example that close above its threshold may fall below it.
+    ratio = listed.activation / np.maximum(threshold[listed.feature], np.finfo(np.float32).tiny)
+    near = np.abs(ratio - 1) <= TOLERANCE
     strong = found.activation > weakest[found.feature] * (1 + TOLERANCE)
     return SaeCheck(
         sae=coder.name,

@@ -1,13 +1,15 @@
 """Builders for corpora, models and coders in their real formats, small and random."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from scopelake import tiny
+from scopelake.ingest.sources import Document
 
 
 @pytest.fixture(scope="session")
@@ -54,6 +56,10 @@ def write_coder():
     return write
 
 
+EXAMPLES_DEPTH, EXAMPLES_LENGTH = 30, 40
+CHAT = ({"role": "user", "content": "What is a 🦜?"}, {"role": "assistant", "content": "A bird."})
+
+
 def _top_firings(codes, is_shown, depth):
     """The strongest `depth` firings of each feature in dense codes [context, position, feature].
 
@@ -79,10 +85,57 @@ def _top_firings(codes, is_shown, depth):
     return found
 
 
+def _make_rows(tokenizer):
+    """Rows of ids without padding, of many lengths, one a chat."""
+    texts = [f"import os\n\nclass Lake{i}:\n    depth = {i}  # naïve 漢字\n" for i in range(12)]
+    rows = [[2, *t.token_ids.tolist()][: EXAMPLES_LENGTH - i] for i, t in
+            enumerate(tokenizer.encode_texts(texts))]  # fmt: skip
+    rows.append(tokenizer.encode_chat(Document("d", "here", messages=CHAT)).token_ids.tolist())
+    return [row[:EXAMPLES_LENGTH] for row in rows]
+
+
+def _padded(rows):
+    """A rectangle: the third row is padded on the left, the others on the right."""
+    tokens = np.zeros((len(rows), EXAMPLES_LENGTH), dtype=np.int32)
+    columns = []
+    for i, row in enumerate(rows):
+        start = EXAMPLES_LENGTH - len(row) if i == 2 else 0
+        tokens[i, start : start + len(row)] = row
+        columns.append(range(start, start + len(row)))
+    return tokens, columns
+
+
+def _dense_codes(rows, columns, weights):
+    """Codes of every row by plain transformers and the written-out maths [row, column, feature]."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(str(tiny.model_path()), dtype=torch.float32)
+    seen = {}
+    model.model.layers[1].register_forward_hook(
+        lambda m, args, out: seen.__setitem__("x", out[0] if isinstance(out, tuple) else out)
+    )
+    codes = np.zeros((len(rows), EXAMPLES_LENGTH, weights["w_enc"].shape[1]), dtype=np.float32)
+    for i, row in enumerate(rows):
+        with torch.no_grad():
+            model(input_ids=torch.tensor([row]))
+        pre = seen["x"].view(len(row), -1) @ weights["w_enc"] + weights["b_enc"]
+        codes[i, list(columns[i])] = torch.where(pre > weights["threshold"], pre.relu(), 0.0)
+    return codes
+
+
 @pytest.fixture
-def top_firings():
-    """Return the function that finds each feature's strongest firings."""
-    return _top_firings
+def published(tmp_path, tokenizer, write_coder, write_examples):
+    """A coder with its examples, made by an oracle."""
+    folder = write_coder(tmp_path)
+    rows = _make_rows(tokenizer)
+    tokens, columns = _padded(rows)
+    codes = _dense_codes(rows, columns, load_file(folder / "params.safetensors"))
+    firings = _top_firings(codes, tokens >= 0, EXAMPLES_DEPTH)
+    tensors = write_examples(folder, tokens, firings)
+    return SimpleNamespace(
+        folder=folder, rows=rows, columns=columns, codes=codes, tokens=tokens, firings=firings,
+        tensors=tensors,
+    )  # fmt: skip
 
 
 @pytest.fixture

@@ -1,11 +1,7 @@
 """Published examples: what is in the file is in the lake, and what is not known is not claimed."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
-import torch
-from safetensors.torch import load_file
 
 import scopelake
 from scopelake import tiny
@@ -16,67 +12,11 @@ from scopelake.errors import (
     InvalidArgumentError,
     QueryError,
 )
-from scopelake.ingest.sources import Document
 
 DEPTH = 30
 LENGTH = 40
 WIDTH = 64
-FOLDER = "layer_1_width_64_l0_small"
-SAE = f"gemma-scope-2-test/resid_post_all/{FOLDER}"
-CHAT = ({"role": "user", "content": "What is a 🦜?"}, {"role": "assistant", "content": "A bird."})
-
-
-def make_rows(tokenizer):
-    """Rows of ids without padding, of many lengths, one a chat."""
-    texts = [f"import os\n\nclass Lake{i}:\n    depth = {i}  # naïve 漢字\n" for i in range(12)]
-    rows = [[2, *t.token_ids.tolist()][: LENGTH - i] for i, t in
-            enumerate(tokenizer.encode_texts(texts))]  # fmt: skip
-    rows.append(tokenizer.encode_chat(Document("d", "here", messages=CHAT)).token_ids.tolist())
-    return [row[:LENGTH] for row in rows]
-
-
-def padded(rows):
-    """A rectangle: the third row is padded on the left, the others on the right."""
-    tokens = np.zeros((len(rows), LENGTH), dtype=np.int32)
-    columns = []
-    for i, row in enumerate(rows):
-        start = LENGTH - len(row) if i == 2 else 0
-        tokens[i, start : start + len(row)] = row
-        columns.append(range(start, start + len(row)))
-    return tokens, columns
-
-
-def dense_codes(rows, columns, weights):
-    """Codes of every row by plain transformers and the written-out maths [row, column, feature]."""
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(str(tiny.model_path()), dtype=torch.float32)
-    seen = {}
-    model.model.layers[1].register_forward_hook(
-        lambda m, args, out: seen.__setitem__("x", out[0] if isinstance(out, tuple) else out)
-    )
-    codes = np.zeros((len(rows), LENGTH, weights["w_enc"].shape[1]), dtype=np.float32)
-    for i, row in enumerate(rows):
-        with torch.no_grad():
-            model(input_ids=torch.tensor([row]))
-        pre = seen["x"].view(len(row), -1) @ weights["w_enc"] + weights["b_enc"]
-        codes[i, list(columns[i])] = torch.where(pre > weights["threshold"], pre.relu(), 0.0)
-    return codes
-
-
-@pytest.fixture
-def published(tmp_path, tokenizer, write_coder, write_examples, top_firings):
-    """A coder with its examples, made by an oracle."""
-    folder = write_coder(tmp_path)
-    rows = make_rows(tokenizer)
-    tokens, columns = padded(rows)
-    codes = dense_codes(rows, columns, load_file(folder / "params.safetensors"))
-    firings = top_firings(codes, tokens >= 0, DEPTH)
-    tensors = write_examples(folder, tokens, firings)
-    return SimpleNamespace(
-        folder=folder, rows=rows, columns=columns, codes=codes, tokens=tokens, firings=firings,
-        tensors=tensors,
-    )  # fmt: skip
+SAE = "gemma-scope-2-test/resid_post_all/layer_1_width_64_l0_small"
 
 
 @pytest.fixture

@@ -96,6 +96,15 @@ def hub(tmp_path):
     thread.join()
 
 
+def test_examples_are_fetched_without_weights(hub):
+    code = (
+        f"from scopelake.ingest import find_coders\nfind_coders.find_examples(['{REPO}/{FOLDER}'])"
+    )
+    done = hub("-c", code)
+    assert "is no whole safetensors file" in done.stderr.splitlines()[-1]
+    assert sorted(Hub.fetched) == [f"{FOLDER}/config.json", f"{FOLDER}/examples.safetensors"]
+
+
 def test_a_repository_is_listed_without_fetching(hub):
     done = hub("-m", "scopelake", "saes", REPO, "--json")
     assert done.returncode == 0, done.stderr

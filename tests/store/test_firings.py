@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from scopelake.errors import InvalidArgumentError
-from scopelake.store.firings import Firings, peaks
+from scopelake.store.firings import Firings, peaks, ranked
 
 SIZES = [0, 1, 63, 1023]
 
@@ -28,6 +28,20 @@ def brute_peaks(firings: Firings, k: int) -> list[tuple]:
         ranked = sorted(best[f].items(), key=lambda item: (-item[1][0], item[0]))
         found += [(f, rank, c, p, a) for rank, (c, (a, p)) in enumerate(ranked[:k])]
     return found
+
+
+@pytest.mark.parametrize("n", SIZES)
+def test_ranked_firings_are_all_of_them_with_the_rank_that_peaks_give(make_firings, n):
+    firings = make_firings(n, seed=n)
+    rank = {(f, c): r for f, r, c, _, _ in brute_peaks(firings, n + 1)}
+    columns = ("feature", "context", "position", "activation", "kind")
+    expected = sorted(
+        (f, rank[f, c], -a, p, c) for f, c, p, a, kind in rows(firings, *columns) if kind != 2
+    )
+    found = ranked(firings).to_pylist()
+    assert expected == [
+        (r["feature"], r["rank"], -r["activation"], r["position"], r["context"]) for r in found
+    ]
 
 
 @pytest.mark.parametrize("n", SIZES)
