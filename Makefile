@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.ready
 export PYTHONSAFEPATH := 1
 
-.PHONY: demo test lint parity oldest bench clean setup
+.PHONY: demo test lint parity oldest bench bench-examples clean setup
 .SECONDARY:
 
 setup: $(STAMP)
@@ -42,6 +42,9 @@ oldest: .venv-oldest/.ready
 
 bench: $(STAMP)
 	PYTHONPATH=benchmarks $(BIN)/python benchmarks/tiny.py
+
+bench-examples: $(STAMP)
+	PYTHONPATH=benchmarks $(BIN)/python benchmarks/examples.py
 
 clean:
 	rm -rf .venv .venv-parity .venv-oldest build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-lake
