@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
-from pathlib import Path
 
 import pyarrow as pa
 
 from scopelake.errors import CorpusExistsError, CorpusSourceError, InvalidArgumentError
-from scopelake.ingest.digest import digest_files, digest_text
+from scopelake.ingest.digest import digest_text
 from scopelake.ingest.replies import Replier
-from scopelake.ingest.sources import Document, check_unique, read_documents, source_files
+from scopelake.ingest.sources import Document, Source, check_unique
 from scopelake.ingest.tokens import TokenizedText, Tokenizer
 from scopelake.ingest.windows import Window, split, to_table
 from scopelake.names import check_name
@@ -29,19 +28,13 @@ _CONTEXTS_PER_FILE = 4096
 
 @dataclass(frozen=True)
 class CorpusConfig:
-    """What a corpus is made of."""
+    """How a corpus is cut."""
 
     name: str
-    source: str | Path | Sequence[str | Path]
-    """A file, a folder, or several of them."""
     context_length: int = 1024
     """Most tokens in a context, BOS included."""
-    chat: bool = False
-    """Whether the source holds chats (``messages``) rather than texts."""
     shard_contexts: int = 256
     """Contexts in a shard, the unit of retry and commit."""
-    root: Path | None = None
-    """Document ids of text files are relative to it."""
 
     def __post_init__(self) -> None:
         check_name("corpus", self.name)
@@ -73,15 +66,17 @@ class CorpusSummary:
 def add_corpus(
     store: LakeStore,
     config: CorpusConfig,
+    source: Source,
     tokenizer: Tokenizer,
     progress: Callable[[int, int], None] | None = None,
     replier: Replier | None = None,
 ) -> CorpusSummary:
-    """Tokenize `config.source` into contexts and commit them all at once, or nothing.
+    """Tokenize `source` into contexts and commit them all at once, or nothing.
 
     Args:
         store: the lake.
         config: the corpus.
+        source: its documents.
         tokenizer: shared by all models that will read the corpus.
         progress: called with (documents read, tokens made).
         replier: writes the reply to chats that end with the user.
@@ -98,108 +93,102 @@ def add_corpus(
                 f"corpus {config.name!r} was to be added; the lake has one of that name; choose "
                 "another name"
             )
-        files = source_files(config.source)
-        counts = _Counts()
-        receipts = _write_all(store, config, tokenizer, files, counts, progress, replier)
-        row = _corpus_row(config, tokenizer, files, counts, replier)
+        making = _Making(config, source, tokenizer, replier, progress)
+        receipts = making.write(store)
         snapshot = writer.commit(
             receipts,
             transaction=f"corpus:{config.name}",
             reason=f"add corpus {config.name}",
-            rows={"corpora": pa.Table.from_pylist([row], schema=SCHEMAS["corpora"])},
+            rows={"corpora": pa.Table.from_pylist([making.row()], schema=SCHEMAS["corpora"])},
         )
     return CorpusSummary(
-        config.name, counts.n_documents, counts.n_split, counts.n_contexts, counts.n_tokens,
+        config.name, making.n_documents, making.n_split, making.n_contexts, making.n_tokens,
         snapshot.id,
     )  # fmt: skip
 
 
 @dataclass
-class _Counts:
+class _Making:
+    """One corpus while it is made, and what it holds so far."""
+
+    config: CorpusConfig
+    source: Source
+    tokenizer: Tokenizer
+    replier: Replier | None
+    progress: Callable[[int, int], None] | None
     n_documents: int = 0
     n_split: int = 0
     n_contexts: int = 0
     n_tokens: int = 0
+    ids: set[str] = field(default_factory=set)
 
+    def write(self, store: LakeStore) -> list[Receipt]:
+        """Write every file of the corpus, or none: what a refusal interrupts is removed again."""
+        receipts: list[Receipt] = []
+        name = self.config.name
+        try:
+            windows = self._windows()
+            while part := list(islice(windows, _CONTEXTS_PER_FILE)):
+                table = to_table(part, name, self.n_contexts)
+                self.n_contexts += len(part)
+                receipts += write_contexts(store.root, table, corpus=name, run=f"corpus:{name}")
+            if self.n_contexts == 0:
+                raise CorpusSourceError(
+                    f"corpus {name!r} was to be added; its files hold no text; name others"
+                )
+        except BaseException:
+            discard(store.root, receipts)
+            raise
+        return receipts
 
-def _write_all(
-    store: LakeStore,
-    config: CorpusConfig,
-    tokenizer: Tokenizer,
-    files: list[Path],
-    counts: _Counts,
-    progress: Callable[[int, int], None] | None,
-    replier: Replier | None,
-) -> list[Receipt]:
-    """Write every file of the corpus, or none: what a refusal interrupts is removed again."""
-    receipts: list[Receipt] = []
-    try:
-        receipts.extend(_write(store, config, tokenizer, files, counts, progress, replier))
-        if counts.n_contexts == 0:
-            raise CorpusSourceError(
-                f"corpus {config.name!r} was to be added; its files hold no text; name others"
-            )
-    except BaseException:
-        discard(store.root, receipts)
-        raise
-    return receipts
+    def row(self) -> dict[str, object]:
+        """Return its row of the corpora table."""
+        source, digest = self.source.describe(), self.source.digest()
+        if self.replier is not None:
+            replies = self.replier.describe()
+            source += f"; {replies}"
+            digest = digest_text(f"{digest}; {replies} {self.replier.model.digest}")
+        return {
+            "corpus": self.config.name,
+            "source": source,
+            "chat": self.source.chat,
+            "tokenizer": self.tokenizer.name,
+            "tokenizer_digest": self.tokenizer.digest,
+            "chat_template_digest": digest_text(self.tokenizer.chat_template),
+            "context_length": self.config.context_length,
+            "shard_contexts": self.config.shard_contexts,
+            "n_documents": self.n_documents,
+            "n_split": self.n_split,
+            "n_contexts": self.n_contexts,
+            "n_tokens": self.n_tokens,
+            "n_bos": self.n_contexts,
+            "source_digest": digest,
+            "created_at": datetime.now(UTC),
+        }
 
+    def _windows(self) -> Iterator[Window]:
+        length, bos_id = self.config.context_length, self.tokenizer.bos_id
+        for document, tokens in self._tokenize(self.source.documents()):
+            windows = list(split(document, tokens, context_length=length, bos_id=bos_id))
+            for window in windows:
+                window.row["document_index"] = self.n_documents
+            self.n_documents += 1
+            self.n_split += len(windows) > 1
+            self.n_tokens += sum(w.n_tokens for w in windows)
+            if self.progress is not None:
+                self.progress(self.n_documents, self.n_tokens)
+            yield from windows
 
-def _write(
-    store: LakeStore,
-    config: CorpusConfig,
-    tokenizer: Tokenizer,
-    files: list[Path],
-    counts: _Counts,
-    progress: Callable[[int, int], None] | None,
-    replier: Replier | None,
-) -> Iterator[Receipt]:
-    windows = _windows(config, tokenizer, files, counts, progress, replier)
-    while part := list(islice(windows, _CONTEXTS_PER_FILE)):
-        table = to_table(part, config.name, counts.n_contexts)
-        counts.n_contexts += len(part)
-        yield from write_contexts(
-            store.root, table, corpus=config.name, run=f"corpus:{config.name}"
-        )
-
-
-def _windows(
-    config: CorpusConfig,
-    tokenizer: Tokenizer,
-    files: list[Path],
-    counts: _Counts,
-    progress: Callable[[int, int], None] | None,
-    replier: Replier | None,
-) -> Iterator[Window]:
-    documents = read_documents(files, chat=config.chat, root=config.root)
-    for document, tokens in _tokenize(documents, tokenizer, replier, seen=set()):
-        windows = list(
-            split(document, tokens, context_length=config.context_length, bos_id=tokenizer.bos_id)
-        )
-        for window in windows:
-            window.row["document_index"] = counts.n_documents
-        counts.n_documents += 1
-        counts.n_split += len(windows) > 1
-        counts.n_tokens += sum(w.n_tokens for w in windows)
-        if progress is not None:
-            progress(counts.n_documents, counts.n_tokens)
-        yield from windows
-
-
-def _tokenize(
-    documents: Iterator[Document],
-    tokenizer: Tokenizer,
-    replier: Replier | None,
-    seen: set[str],
-) -> Iterator[tuple[Document, TokenizedText]]:
-    while batch := list(islice(documents, _BATCH)):
-        for document in batch:
-            check_unique(seen, document)
-        texts = iter(tokenizer.encode_texts([d.text for d in batch if d.text is not None]))
-        tokens = [next(texts) if d.text is not None else tokenizer.encode_chat(d) for d in batch]
-        if replier is not None:
-            _add_replies(batch, tokens, replier)
-        yield from zip(batch, tokens, strict=True)
+    def _tokenize(self, documents: Iterator[Document]) -> Iterator[tuple[Document, TokenizedText]]:
+        encode = self.tokenizer
+        while batch := list(islice(documents, _BATCH)):
+            for document in batch:
+                check_unique(self.ids, document)
+            texts = iter(encode.encode_texts([d.text for d in batch if d.text is not None]))
+            tokens = [next(texts) if d.text is not None else encode.encode_chat(d) for d in batch]
+            if self.replier is not None:
+                _add_replies(batch, tokens, self.replier)
+            yield from zip(batch, tokens, strict=True)
 
 
 def _add_replies(batch: list[Document], tokens: list[TokenizedText], replier: Replier) -> None:
@@ -210,34 +199,3 @@ def _add_replies(batch: list[Document], tokens: list[TokenizedText], replier: Re
         asked, replier.extend([tokens[i] for i in asked], turns), strict=True
     ):
         tokens[index] = extended
-
-
-def _corpus_row(
-    config: CorpusConfig,
-    tokenizer: Tokenizer,
-    files: list[Path],
-    counts: _Counts,
-    replier: Replier | None,
-) -> dict[str, object]:
-    source = ", ".join(f.name for f in files[:8]) + (", ..." if len(files) > 8 else "")
-    digest = digest_files(files)
-    if replier is not None:
-        source += f"; {replier.describe()}"
-        digest = digest_text(f"{digest}; {replier.describe()} {replier.model.digest}")
-    return {
-        "corpus": config.name,
-        "source": source,
-        "chat": config.chat,
-        "tokenizer": tokenizer.name,
-        "tokenizer_digest": tokenizer.digest,
-        "chat_template_digest": digest_text(tokenizer.chat_template),
-        "context_length": config.context_length,
-        "shard_contexts": config.shard_contexts,
-        "n_documents": counts.n_documents,
-        "n_split": counts.n_split,
-        "n_contexts": counts.n_contexts,
-        "n_tokens": counts.n_tokens,
-        "n_bos": counts.n_contexts,
-        "source_digest": digest,
-        "created_at": datetime.now(UTC),
-    }

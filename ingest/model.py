@@ -48,6 +48,8 @@ class LoadedModel:
     attention_width: int
     """Heads times head_dim: the input width of ``o_proj``."""
     vocab_size: int
+    max_positions: int
+    """Most tokens in a context."""
     dtype: str
     device: torch.device
     """Where token ids go in and activations come out; its modules may lie elsewhere."""
@@ -142,6 +144,7 @@ def load_model(
         d_model=int(text.hidden_size),
         attention_width=int(text.num_attention_heads * text.head_dim),
         vocab_size=int(text.vocab_size),
+        max_positions=int(text.max_position_embeddings),
         dtype=name,
         device=target,
     )

@@ -9,11 +9,12 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import pyarrow.parquet as pq
 
 from scopelake.errors import CorpusSourceError, InvalidArgumentError
+from scopelake.ingest.digest import digest_files, digest_text
 
 Message = Mapping[str, str]
 """One message of a chat: ``role`` and ``content``."""
@@ -32,6 +33,101 @@ class Document:
     text: str | None = None
     messages: tuple[Message, ...] | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Source(Protocol):
+    """Where the documents of a corpus come from."""
+
+    @property
+    def chat(self) -> bool:
+        """Whether they are chats."""
+        ...
+
+    def describe(self) -> str:
+        """Return in words what it is."""
+        ...
+
+    def digest(self) -> str:
+        """Return the digest of its content."""
+        ...
+
+    def documents(self) -> Iterator[Document]:
+        """Yield the documents, in order."""
+        ...
+
+
+@dataclass(frozen=True)
+class FileSource:
+    """Corpus files, told apart by suffix."""
+
+    files: tuple[Path, ...]
+    chat: bool = False
+    """Whether records hold ``messages`` rather than ``text``."""
+    root: Path | None = None
+    """Document ids of text files are relative to it where possible."""
+
+    @classmethod
+    def find(
+        cls, source: str | Path | Sequence[str | Path], *, chat: bool = False,
+        root: Path | None = None,
+    ) -> FileSource:  # fmt: skip
+        """Return the source of the files that `source` names.
+
+        Raises:
+            CorpusSourceError: a path is missing, or a folder holds no file of a known kind.
+        """
+        return cls(tuple(source_files(source)), chat, root)
+
+    def describe(self) -> str:
+        """Return the names of the first files."""
+        names = [file.name for file in self.files[:8]]
+        return ", ".join([*names, "..."] if len(self.files) > 8 else names)
+
+    def digest(self) -> str:
+        """Return the digest of the files."""
+        return digest_files(self.files)
+
+    def documents(self) -> Iterator[Document]:
+        """Yield every document, in the order of the files.
+
+        Raises:
+            CorpusSourceError: a file is unreadable, not UTF-8, malformed, or empty.
+        """
+        return read_documents(self.files, chat=self.chat, root=self.root)
+
+
+@dataclass(frozen=True)
+class PromptSource:
+    """One prompt: a text, or the messages of a chat."""
+
+    prompt: str | Sequence[Message]
+
+    @property
+    def chat(self) -> bool:
+        """Whether it is a chat."""
+        return not isinstance(self.prompt, str)
+
+    def describe(self) -> str:
+        """Return what it is."""
+        return "prompt"
+
+    def digest(self) -> str:
+        """Return the digest of the prompt."""
+        return digest_text(self.prompt if isinstance(self.prompt, str) else json.dumps(self.prompt))
+
+    def documents(self) -> Iterator[Document]:
+        """Yield the one document.
+
+        Raises:
+            CorpusSourceError: it is empty, or a message lacks its role or content.
+        """
+        if isinstance(self.prompt, str):
+            if not self.prompt.strip():
+                raise CorpusSourceError("an empty prompt was given; give some text")
+            yield Document("prompt", "the prompt", text=self.prompt)
+        else:
+            messages = _messages(list(self.prompt), "the prompt")
+            yield Document("prompt", "the prompt", messages=messages)
 
 
 def source_files(source: str | Path | Sequence[str | Path]) -> list[Path]:

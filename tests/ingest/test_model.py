@@ -73,7 +73,7 @@ def test_every_site_of_every_size_resolves_with_its_width(name):
     module = build_on_meta(size)
     model = LoadedModel(
         module, name, "", "", "", size.n_layers, size.d_model, size.n_heads * size.head_dim,
-        size.vocabulary, "float32", torch.device("meta"),
+        size.vocabulary, 32768, "float32", torch.device("meta"),
     )  # fmt: skip
     layers = decoder_layers(module)
     assert len(layers) == size.n_layers

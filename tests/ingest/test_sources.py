@@ -31,6 +31,12 @@ def test_jsonl_keeps_ids_and_metadata(tmp_path):
     assert (second.id, second.text) == ("c:2", "y\u2028z")
 
 
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+def test_a_last_line_without_newline_is_a_record_too(tmp_path, end):
+    (tmp_path / "c.jsonl").write_bytes(b'{"text": "x"}\n{"text": "y"}' + end.encode())
+    assert [d.text for d in read(tmp_path / "c.jsonl")] == ["x", "y"]
+
+
 def test_parquet_chats(tmp_path):
     path = tmp_path / "chats.parquet"
     messages = [[{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]]

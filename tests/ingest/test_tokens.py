@@ -5,6 +5,7 @@ import pytest
 from scopelake import tiny
 from scopelake.errors import CorpusSourceError
 from scopelake.ingest.sources import Document
+from scopelake.ingest.tokens import Tokenizer
 from scopelake.names import KINDS, ROLES
 
 CHAT = (
@@ -66,6 +67,25 @@ def test_chat_tokens_carry_role_turn_and_kind(tokenizer):
     assert found["model", 2, "content"] == "A list holds items.\n\nIn order."
     assert found["model", 2, "template"] == "<start_of_turn>model\n<end_of_turn>\n"
     assert found["user", 3, "content"] == "Thanks"
+
+
+def test_a_template_without_a_final_newline_gives_its_own_ids(plain):
+    import copy
+
+    other = copy.deepcopy(plain)
+    other.chat_template = plain.chat_template.replace(
+        "{{- '<end_of_turn>\\n' -}}",
+        "{{- '<end_of_turn>' -}}{%- if not loop.last -%}{{- '\\n' -}}{%- endif -%}",
+    )
+    assert other.chat_template != plain.chat_template
+    expected = other.apply_chat_template([dict(m) for m in CHAT], tokenize=True)
+    expected = expected["input_ids"] if hasattr(expected, "keys") else expected
+    found = chat(Tokenizer(other, "without"), CHAT)
+    assert found.text.endswith("<end_of_turn>")
+    assert found.token_ids.tolist() == list(expected)
+    whole = chat(Tokenizer(plain, "with"), CHAT)
+    for name in ("roles", "turns", "kinds"):
+        assert getattr(found, name).tolist() == getattr(whole, name)[:-1].tolist()
 
 
 def test_control_text_inside_content_stays_text(tokenizer):

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import scopelake
 from scopelake import tiny
-from scopelake.cli.parsing import add_lake, add_verb
+from scopelake.cli.parsing import add_lake, add_verb, show
 from scopelake.errors import InvalidArgumentError
 from scopelake.names import SITES, Site
 
@@ -44,10 +44,7 @@ def _add_corpus(verbs: Any) -> None:  # noqa: ANN401
     parser.add_argument("--context-length", type=int, default=1024, metavar="TOKENS")
     parser.add_argument("--shard-contexts", type=int, default=256, metavar="N")
     parser.add_argument("--chat", action="store_true", help="records hold 'messages'")
-    parser.add_argument("--generate", type=int, metavar="TOKENS",
-                        help="let the model answer chats that end with the user")  # fmt: skip
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
-    parser.add_argument("--seed", type=int, default=0)
+    _add_replies(parser)
     parser.add_argument("--device", default="auto")
 
 
@@ -139,6 +136,34 @@ def _ingest(arguments: argparse.Namespace) -> None:
     )
 
 
+def _add_inspect(verbs: Any) -> None:  # noqa: ANN401
+    parser = add_verb(verbs, "inspect", _inspect, "ingest one prompt and show what fires in it")
+    add_lake(parser, snapshot=False)
+    parser.add_argument("prompt", help="the text, or with --chat what the user says")
+    parser.add_argument("--chat", action="store_true", help="wrap it in the chat template")
+    parser.add_argument("--model", required=True, help="folder or hub id of a Gemma 3")
+    _add_coders(parser)
+    _add_replies(parser)
+    parser.add_argument("-k", type=int, default=10, help="at most so many for each SAE and token")
+    _add_placement(parser)
+    parser.add_argument("--json", action="store_true", help="one JSON object a firing")
+
+
+def _inspect(arguments: argparse.Namespace) -> None:
+    prompt = arguments.prompt
+    found = scopelake.open(arguments.lake).inspect(
+        [{"role": "user", "content": prompt}] if arguments.chat else prompt,
+        model=arguments.model,
+        saes=arguments.saes,
+        generate=arguments.generate,
+        temperature=arguments.temperature,
+        seed=arguments.seed,
+        k=arguments.k,
+        **_placement(arguments),
+    )
+    show(found, arguments.json)
+
+
 def _add_import(verbs: Any) -> None:  # noqa: ANN401
     parser = add_verb(verbs, "import-examples", _import,
                       "import the examples published beside SAEs, without a model")  # fmt: skip
@@ -207,6 +232,13 @@ def _add_coders(parser: argparse.ArgumentParser) -> None:
                         help="folder, pattern or hub id of coders; may be given again")  # fmt: skip
 
 
+def _add_replies(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--generate", type=int, metavar="TOKENS",
+                        help="let the model answer chats that end with the user")  # fmt: skip
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
+    parser.add_argument("--seed", type=int, default=0, help="of sampling the answer")
+
+
 def _add_placement(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"])
@@ -241,6 +273,7 @@ VERBS: Final = (
     _add_corpus,
     _add_saes,
     _add_ingest,
+    _add_inspect,
     _add_import,
     _add_check,
 )

@@ -1,0 +1,123 @@
+"""The verbs that ask a lake something."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from scopelake.handle import LakeHandle
+from scopelake.names import Site
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import zarr
+
+    from scopelake.query.contexts import TopContexts
+    from scopelake.query.firing import FeaturesAt
+    from scopelake.query.info import LakeInfo
+
+
+class Asking(LakeHandle):
+    """Top contexts, what fired here, SQL, dense activations, what there is."""
+
+    def top_contexts(
+        self,
+        feature: int,
+        *,
+        layer: int | None = None,
+        site: Site | None = None,
+        sae: str | None = None,
+        k: int = 20,
+        window: int = 16,
+        corpus: str | None = None,
+        where: str | None = None,
+        bos: bool = False,
+    ) -> TopContexts:
+        """Return the contexts in which a feature is strongest, with the tokens around its peak.
+
+        Args:
+            feature: index in the SAE, from 0.
+            layer: with `site`, an alternative to naming the `sae`.
+            site: ``resid_post``, ``attn_out``, ``mlp_out`` or ``mlp_in`` (transcoders).
+            sae: full name, or any ending of it that is unique.
+            k: number of contexts.
+            window: tokens shown on either side of the peak.
+            corpus: only this corpus.
+            where: SQL predicate over the peak's token and its context, e.g. ``role = 'user'``.
+            bos: whether firings on BOS count.
+
+        Raises:
+            SaeNotFoundError, AmbiguousSaeError, LayerNotFoundError, FeatureNotFoundError,
+            InvalidArgumentError, QueryError.
+        """
+        from scopelake.query.contexts import top_contexts
+        from scopelake.query.resolve import resolve_sae
+
+        info = resolve_sae(self._saes, sae=sae, layer=layer, site=site, feature=feature)
+        return top_contexts(
+            self._connection, info, feature,
+            k=k, window=window, corpus=corpus, where=where, bos=bos,
+        )  # fmt: skip
+
+    def features_at(
+        self,
+        context: int,
+        position: int | None = None,
+        *,
+        corpus: str | None = None,
+        sae: str | None = None,
+        k: int | None = None,
+    ) -> FeaturesAt:
+        """Return what fired in a context, or at one position of it, strongest first.
+
+        Args:
+            context: number of the context in its corpus.
+            position: number of the token in the context; all of them if None.
+            corpus: which corpus, if the lake has several.
+            sae: only this one.
+            k: at most so many firings for each SAE and token.
+
+        Raises:
+            ContextNotFoundError, CorpusNotFoundError, SaeNotFoundError, InvalidArgumentError.
+        """
+        from scopelake.query.firing import features_at
+
+        return features_at(
+            self._connection, self._store, self._snapshot, self._saes, context, position,
+            corpus=corpus, sae=sae, k=k,
+        )  # fmt: skip
+
+    def sql(self, query: str, params: Sequence[Any] | None = None) -> pa.Table:
+        """Run one SELECT over the snapshot's views and return its rows.
+
+        Raises:
+            QueryError: the statement fails, or is not a single query.
+        """
+        from scopelake.query.sql import sql
+
+        return sql(self._connection, query, params)
+
+    def sql_init(self) -> str:
+        """Return SQL with which any DuckDB client makes this snapshot's views."""
+        from scopelake.query.connect import init_sql
+
+        return init_sql(self._store, self._snapshot)
+
+    def activations(
+        self, layer: int, site: Site = "resid_post", *, model: str | None = None,
+        corpus: str | None = None,
+    ) -> zarr.Array[Any]:  # fmt: skip
+        """Return stored dense activations, bfloat16 [context, position, width].
+
+        Raises:
+            LayerNotFoundError: no such array is stored; the message lists those that are.
+        """
+        from scopelake.store.dense import open_dense
+
+        return open_dense(self._store, self._snapshot, layer, site, model=model, corpus=corpus)
+
+    def info(self) -> LakeInfo:
+        """Return what the lake holds and how many bytes it takes."""
+        from scopelake.query.info import info
+
+        return info(self._store, self._snapshot)

@@ -1,0 +1,263 @@
+"""The verbs that put something into a lake, and that check what came out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from scopelake.errors import InvalidArgumentError
+from scopelake.handle import LakeHandle
+from scopelake.named import coder_specs, load_tokenizer, model_files
+from scopelake.names import Site, SiteLayer
+
+if TYPE_CHECKING:
+    from scopelake.ingest.check_sae import SaeCheck
+    from scopelake.ingest.corpus import CorpusSummary
+    from scopelake.ingest.import_examples import ImportedExamples
+    from scopelake.ingest.pipeline import IngestSummary, Progress
+    from scopelake.query.firing import FeaturesAt
+
+
+class Building(LakeHandle):
+    """Corpora, ingest, inspected prompts, published examples."""
+
+    def add_corpus(
+        self,
+        name: str,
+        source: str | Path | Sequence[str | Path],
+        *,
+        tokenizer: str | Path,
+        context_length: int = 1024,
+        chat: bool = False,
+        shard_contexts: int = 256,
+        root: Path | None = None,
+        generate: int | None = None,
+        temperature: float = 0.0,
+        seed: int = 0,
+        device: str = "auto",
+        progress: Callable[[int, int], None] | None = None,
+    ) -> CorpusSummary:
+        """Tokenize text or chats into contexts, shared by every model of that tokenizer.
+
+        Args:
+            name: letters, digits, ``._-``.
+            source: .txt/.md/.rst/.py, .jsonl or .parquet files, or folders of them.
+            tokenizer: folder or hub id of a Gemma 3 model.
+            context_length: most tokens in a context, BOS included; longer documents are split.
+            chat: records hold ``messages`` (role, content) instead of ``text``.
+            shard_contexts: contexts in a shard, the unit of commit and retry.
+            root: document ids of text files are relative to it.
+            generate: let the model of `tokenizer` answer chats that end with the user, in at most
+                so many tokens; they get the kind ``generated``.
+            temperature: of these answers; 0 is greedy.
+            seed: of sampling them.
+            device: where the model runs.
+            progress: called with (documents, tokens) so far.
+
+        Raises:
+            CorpusExistsError, CorpusSourceError, InvalidArgumentError, ModelError, LakeBusyError.
+        """
+        from scopelake.ingest.corpus import CorpusConfig, add_corpus
+        from scopelake.ingest.model import load_model
+        from scopelake.ingest.replies import Replier, ReplyConfig
+        from scopelake.ingest.sources import FileSource
+
+        self._check_writable()
+        config = CorpusConfig(name, context_length, shard_contexts)
+        replies = None if generate is None else ReplyConfig(generate, temperature, seed)
+        if replies is not None and not chat:
+            raise InvalidArgumentError(
+                f"generate={generate} was asked for a corpus of texts; replies belong to chats; "
+                "give chat too, or leave generate out"
+            )
+        backend = load_tokenizer(tokenizer)
+        replier = None
+        if replies is not None:
+            replier = Replier(load_model(model_files(tokenizer), device=device), backend, replies)
+        files = FileSource.find(source, chat=chat, root=root)
+        summary = add_corpus(self._store, config, files, backend, progress, replier)
+        self.refresh()
+        return summary
+
+    def ingest(
+        self,
+        corpus: str,
+        *,
+        model: str | Path,
+        saes: Sequence[str | Path],
+        dense: Sequence[tuple[Site, int]] = (),
+        device: str = "auto",
+        dtype: str = "auto",
+        device_map: str | Mapping[str, int | str] | None = None,
+        activation_bits: int = 10,
+        batch_tokens: int = 16384,
+        evaluate: bool = False,
+        model_name: str | None = None,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> IngestSummary:
+        """Run a model over a corpus once and store the firings of every coder named.
+
+        What the lake holds already is not made again; after a crash, asking again resumes.
+
+        Args:
+            corpus: name of a corpus in the lake.
+            model: folder or hub id of a Gemma 3, ``<org>/<name>[@<revision>]``.
+            saes: folders, patterns or hub ids ``<org>/<repo>[@<revision>]/<family>/<folder>``.
+            dense: (site, layer) pairs whose activations are stored, as bfloat16.
+            device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``.
+            dtype: ``auto`` (float32 on a CPU, bfloat16 on a GPU), ``float32`` or ``bfloat16``.
+            device_map: for a model larger than a device: ``auto``, or a device by module, as
+                transformers takes it; needs accelerate.
+            activation_bits: mantissa bits kept of each activation; 23 is lossless.
+            batch_tokens: most tokens in one forward pass, padding included.
+            evaluate: also measure, on a sample of the corpus, how well each coder reconstructs:
+                FVU, L0, dead features, and the model's loss with the reconstruction spliced in.
+            model_name: what the coders call the model, if a local folder has another name.
+            progress: called after every batch and commit.
+
+        Raises:
+            CorpusNotFoundError, ModelError, CoderFileError, CoderMismatchError, LakeBusyError.
+        """
+        from scopelake.ingest.find_coders import find_coders
+        from scopelake.ingest.model import load_model
+        from scopelake.ingest.pipeline import ingest
+        from scopelake.ingest.plan import IngestConfig, check_tokenizer, find_corpus
+
+        self._check_writable()
+        sites = tuple(SiteLayer(site, layer) for site, layer in dense)
+        config = IngestConfig(corpus, sites, activation_bits, batch_tokens, evaluate)
+        row = find_corpus(self._store, self._store.snapshot(), corpus)
+        coders = find_coders(coder_specs(saes))
+        files = model_files(model, model_name)
+        check_tokenizer(row, files)
+        loaded = load_model(files, device=device, dtype=dtype, device_map=device_map)
+        summary = ingest(self._store, config, loaded, coders, progress)
+        self.refresh()
+        return summary
+
+    def inspect(
+        self,
+        prompt: str | Sequence[Mapping[str, str]],
+        *,
+        model: str | Path,
+        saes: Sequence[str | Path],
+        generate: int | None = None,
+        temperature: float = 0.0,
+        seed: int = 0,
+        k: int | None = 10,
+        device: str = "auto",
+        dtype: str = "auto",
+        device_map: str | Mapping[str, int | str] | None = None,
+        model_name: str | None = None,
+    ) -> FeaturesAt:
+        """Ingest one prompt, as a corpus ``inspection-<n>`` of its own, and return what fired.
+
+        Args:
+            prompt: a text, or the messages (role, content) of a chat.
+            model: as in `ingest`; so are saes, device, dtype, device_map and model_name.
+            saes: the coders.
+            generate: let the model answer a chat that ends with the user, in at most so many
+                tokens; they get the kind ``generated``.
+            temperature: of the answer; 0 is greedy.
+            seed: of sampling it.
+            k: at most so many firings for each SAE and token.
+
+        Raises:
+            ModelError, CoderFileError, CoderMismatchError, CorpusSourceError, HubError,
+            InvalidArgumentError, LakeBusyError.
+        """
+        from scopelake.ingest.find_coders import find_coders
+        from scopelake.ingest.inspect_prompt import inspect_prompt
+        from scopelake.ingest.model import load_model
+        from scopelake.ingest.replies import ReplyConfig
+        from scopelake.ingest.sources import PromptSource
+        from scopelake.query.firing import features_at
+
+        self._check_writable()
+        replies = None if generate is None else ReplyConfig(generate, temperature, seed)
+        coders, files = find_coders(coder_specs(saes)), model_files(model, model_name)
+        name = inspect_prompt(
+            self._store, PromptSource(prompt),
+            load_model(files, device=device, dtype=dtype, device_map=device_map),
+            load_tokenizer(model), coders, replies,
+        )  # fmt: skip
+        self.refresh()
+        return features_at(
+            self._connection, self._store, self._snapshot, self._saes, 0, corpus=name, k=k
+        )
+
+    def import_examples(
+        self,
+        saes: Sequence[str | Path],
+        *,
+        tokenizer: str | Path,
+        corpus: str | None = None,
+        progress: Callable[[str, int, int], None] | None = None,
+    ) -> list[ImportedExamples]:
+        """Import the examples that Google published beside its coders; no model runs.
+
+        The lake gets their corpus, the strongest firings of each feature as peaks, and how often
+        each fires and the tokens that it promotes as features.
+
+        Args:
+            saes: as in `ingest`; only ``examples.safetensors`` and ``config.json`` are fetched.
+            tokenizer: folder or hub id of a Gemma 3 model.
+            corpus: name for the examples' corpus; by default the one that has its tokens
+                already, or ``<repo>-examples``.
+            progress: called with (corpus or coder, contexts or features done, of how many).
+
+        Raises:
+            CoderFileError, CoderMismatchError, CorpusExistsError, ModelError, HubError,
+            LakeBusyError.
+        """
+        from scopelake.ingest.find_coders import find_examples
+        from scopelake.ingest.import_examples import import_examples
+
+        self._check_writable()
+        found = find_examples(coder_specs(saes))
+        done = import_examples(self._store, found, load_tokenizer(tokenizer), corpus, progress)
+        self.refresh()
+        return done
+
+    def check_saes(
+        self,
+        saes: Sequence[str | Path],
+        *,
+        model: str | Path,
+        corpus: str | None = None,
+        n_contexts: int = 32,
+        seed: int = 0,
+        device: str = "auto",
+        dtype: str = "auto",
+        device_map: str | Mapping[str, int | str] | None = None,
+        model_name: str | None = None,
+        progress: Callable[[str, int, int], None] | None = None,
+    ) -> list[SaeCheck]:
+        """Encode a sample of imported examples again and say how well they agree.
+
+        Args:
+            saes: as in `ingest`, with their weights; their examples were imported.
+            model: as in `ingest`; so are device, dtype, device_map and model_name.
+            corpus: which corpus of examples, if there are several.
+            n_contexts: size of the sample.
+            seed: of the sample.
+            progress: called with (coder, contexts done, of how many).
+
+        Raises:
+            CoderFileError, CoderMismatchError, CorpusNotFoundError, ModelError, HubError.
+        """
+        from scopelake.ingest.check_sae import check_sae
+        from scopelake.ingest.find_coders import find_coders
+        from scopelake.ingest.model import load_model
+
+        coders = find_coders(coder_specs(saes))
+        files = model_files(model, model_name)
+        loaded = load_model(files, device=device, dtype=dtype, device_map=device_map)
+        return [
+            check_sae(
+                self._store, self._snapshot, coder, loaded,
+                corpus=corpus, n_contexts=n_contexts, seed=seed, progress=progress,
+            )
+            for coder in coders
+        ]  # fmt: skip

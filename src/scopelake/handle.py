@@ -1,0 +1,58 @@
+"""What every verb of a lake works on: its store and the snapshot that is read."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from scopelake.errors import InvalidArgumentError
+from scopelake.store.lake_store import LakeStore
+from scopelake.store.snapshot import Snapshot
+
+if TYPE_CHECKING:
+    import duckdb
+
+    from scopelake.query.resolve import SaeInfo
+
+
+class LakeHandle:
+    """A store at one snapshot; writing moves it to the snapshot it made."""
+
+    def __init__(self, store: LakeStore, snapshot: Snapshot, *, pinned: bool) -> None:
+        self._store, self._snapshot, self._pinned = store, snapshot, pinned
+
+    @property
+    def path(self) -> Path:
+        """The lake's folder."""
+        return self._store.root
+
+    @property
+    def snapshot(self) -> int:
+        """Number of the snapshot that this handle reads."""
+        return self._snapshot.id
+
+    def refresh(self) -> None:
+        """Move to the lake's latest snapshot."""
+        for cached in ("_connection", "_saes"):
+            self.__dict__.pop(cached, None)
+        self._snapshot = self._store.snapshot()
+
+    @cached_property
+    def _connection(self) -> duckdb.DuckDBPyConnection:
+        from scopelake.query.connect import connect
+
+        return connect(self._store, self._snapshot)
+
+    @cached_property
+    def _saes(self) -> list[SaeInfo]:
+        from scopelake.query.resolve import list_saes
+
+        return list_saes(self._store, self._snapshot)
+
+    def _check_writable(self) -> None:
+        if self._pinned:
+            raise InvalidArgumentError(
+                f"a write was asked of snapshot {self.snapshot}; a pinned snapshot is read-only; "
+                "open the lake without a snapshot"
+            )
