@@ -61,7 +61,13 @@ def test_the_readme_example_runs_as_printed(shown):
 def test_a_plain_duckdb_client_answers(shell, shown):
     (init,) = (b for b in blocks(README, "sh") if "--init" in b)
     shell("bash", "-ec", init)
-    assert "strongest" in shell(sys.executable, "-P", "-c", blocks(README, "python")[1])
+    (block,) = (b for b in blocks(README, "python") if "import duckdb" in b)
+    assert "strongest" in shell(sys.executable, "-P", "-c", block)
+
+
+def test_a_prompt_is_inspected(shell, shown):
+    (block,) = (b for b in blocks(README, "python") if ".inspect(" in b)
+    assert "context 0 of inspection-1" in shell(sys.executable, "-P", "-c", block)
 
 
 @pytest.mark.slow
@@ -110,6 +116,9 @@ def test_every_verb_is_documented_and_has_help(capsys):
         "add-corpus",
         "saes",
         "ingest",
+        "inspect",
+        "import-examples",
+        "check-sae",
         "top",
         "features-at",
         "sql",
