@@ -20,7 +20,9 @@ WHOLE = {"model.embed_tokens": "cpu", "model.rotary_emb": "cpu", "model.norm": "
          "lm_head": "cpu"}  # fmt: skip
 PLACES = {
     "layers on disk": WHOLE | {f"model.layers.{n}": "disk" if n % 2 else "cpu" for n in range(6)},
-    "all on disk": dict.fromkeys(WHOLE, "disk") | {f"model.layers.{n}": "disk" for n in range(6)},
+    "all but the embeddings on disk": WHOLE
+    | {"model.norm": "disk"}
+    | {f"model.layers.{n}": "disk" for n in range(6)},
     "auto": "auto",
 }
 
