@@ -48,7 +48,7 @@ def inspect_prompt(
     if replies is not None and not source.chat:
         raise InvalidArgumentError(
             f"generate={replies.max_tokens} was asked for a text; replies belong to chats; give "
-            "messages, or leave generate out"
+            "messages (--chat), or leave generate out"
         )
     _check_length(source, model, tokenizer, 0 if replies is None else replies.max_tokens)
     name = _free_name(store)

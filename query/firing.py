@@ -107,8 +107,7 @@ def features_at(
         InvalidArgumentError: `k` is below 1, or no corpus is named and the lake has several.
         QueryError: of `sae` only published examples are known on this corpus.
     """
-    if k is not None and k < 1:
-        raise InvalidArgumentError(f"k={k} was asked for; k is a number of firings; give 1 or more")
+    check_k(k)
     name = _corpus(store, snapshot, corpus)
     texts = context_texts(connection, [(name, context)])
     if (name, context) not in texts:
@@ -145,6 +144,16 @@ def _with_codes(sae: SaeInfo, corpus: str) -> str:
             "contexts"
         )
     return sae.name
+
+
+def check_k(k: int | None) -> None:
+    """Refuse a number of firings below 1.
+
+    Raises:
+        InvalidArgumentError: it is.
+    """
+    if k is not None and k < 1:
+        raise InvalidArgumentError(f"k={k} was asked for; k is a number of firings; give 1 or more")
 
 
 def statement(

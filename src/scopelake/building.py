@@ -172,9 +172,10 @@ class Building(LakeHandle):
         from scopelake.ingest.model import load_model
         from scopelake.ingest.replies import ReplyConfig
         from scopelake.ingest.sources import PromptSource
-        from scopelake.query.firing import features_at
+        from scopelake.query.firing import check_k, features_at
 
         self._check_writable()
+        check_k(k)
         replies = None if generate is None else ReplyConfig(generate, temperature, seed)
         coders, files = find_coders(coder_specs(saes)), model_files(model, model_name)
         name = inspect_prompt(

@@ -66,6 +66,8 @@ def test_what_cannot_be_inspected_leaves_the_lake_as_it_was(lake, tmp_path, writ
     ):
         with pytest.raises(error, match=says):
             inspect(lake, prompt)
+    with pytest.raises(InvalidArgumentError, match="k=0"):
+        inspect(lake, TEXT, k=0)
     with pytest.raises(InvalidArgumentError, match="replies belong to chats"):
         inspect(lake, TEXT, generate=3)
     wide = write_coder(tmp_path, d_in=64)
