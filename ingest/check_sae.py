@@ -21,7 +21,7 @@ from scopelake.ingest.coder_weights import load_encoders
 from scopelake.ingest.coders import CoderFiles, check_fits
 from scopelake.ingest.encode_shard import batches
 from scopelake.ingest.examples_corpus import Progress
-from scopelake.ingest.model import LoadedModel
+from scopelake.ingest.model import LoadedModel, check_vocabulary
 from scopelake.kernels.encode import encode
 from scopelake.kernels.weights import EncoderWeights
 from scopelake.names import KIND_BOS
@@ -150,6 +150,7 @@ def check_sae(
     sample = _sample(
         store, snapshot, _corpus(store, snapshot, coder.name, corpus), n_contexts, seed
     )
+    check_vocabulary(model, sample.token_ids, sample.corpus)
     listed, weakest = _listed(store, snapshot, coder, sample)
     (encoder,) = load_encoders(coder, model.device)
     found = _encode(coder, encoder, model, sample, progress)

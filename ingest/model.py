@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from scopelake.errors import InvalidArgumentError, MissingDependencyError, ModelError
@@ -148,6 +150,22 @@ def load_model(
         dtype=name,
         device=target,
     )
+
+
+def check_vocabulary(
+    model: LoadedModel, contexts: Sequence[npt.NDArray[np.int32]], corpus: str
+) -> None:
+    """Refuse token ids that the model does not know.
+
+    Raises:
+        ModelError: one of `contexts` has such an id.
+    """
+    highest = max((int(ids.max()) for ids in contexts), default=0)
+    if highest >= model.vocab_size:
+        raise ModelError(
+            f"corpus {corpus!r} has token id {highest}; {model.name} knows {model.vocab_size} "
+            "tokens; use a model of the corpus's tokenizer"
+        )
 
 
 def weight_of(model: LoadedModel, module: Any) -> torch.Tensor:  # noqa: ANN401

@@ -15,13 +15,12 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from scopelake.errors import ModelError
 from scopelake.ingest.coder_weights import load_encoders
 from scopelake.ingest.coders import CoderFiles
 from scopelake.ingest.decoder_rows import decoder_columns
 from scopelake.ingest.encode_shard import ShardResult, ShardTokens, encode_shard
 from scopelake.ingest.evaluation_rows import evaluation_table, unevaluated
-from scopelake.ingest.model import LoadedModel
+from scopelake.ingest.model import LoadedModel, check_vocabulary
 from scopelake.ingest.plan import IngestConfig, IngestPlan, Shard, make_plan
 from scopelake.ingest.rows import RunTotals, model_table, run_table, sae_table
 from scopelake.kernels.weights import EncoderWeights
@@ -189,13 +188,7 @@ class _Job:
         ).sort_by("context")
         ids = tuple(np.array(v, dtype=np.int32) for v in table["token_ids"].to_pylist())
         kinds = tuple(np.array(v, dtype=np.int8) for v in table["kinds"].to_pylist())
-        highest = max(int(v.max()) for v in ids)
-        if highest >= self.model.vocab_size:
-            raise ModelError(
-                f"corpus {self.config.corpus!r} has token id {highest}; {self.model.name} knows "
-                f"{self.model.vocab_size} tokens; ingest it with a model of the tokenizer "
-                f"{self.plan.corpus['tokenizer']}"
-            )
+        check_vocabulary(self.model, ids, self.config.corpus)
         return ShardTokens(shard.start, ids, kinds)
 
     def _write(self, shard: Shard, result: ShardResult) -> None:

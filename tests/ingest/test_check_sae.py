@@ -1,5 +1,6 @@
 """A coder that is what was published agrees with its examples; one that is not does not."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -10,7 +11,14 @@ from safetensors.torch import load_file, save_file
 import scopelake
 from scopelake import tiny
 from scopelake.cli import main
-from scopelake.errors import CoderMismatchError, CorpusNotFoundError, InvalidArgumentError
+from scopelake.errors import (
+    CoderMismatchError,
+    CorpusNotFoundError,
+    InvalidArgumentError,
+    ModelError,
+)
+from scopelake.ingest.check_sae import check_sae
+from scopelake.ingest.coders import read_coder
 
 # The oracle runs the same model in float32, a row at a time; padding changes no more than this.
 RELATIVE = 1e-4
@@ -117,6 +125,12 @@ def test_what_cannot_be_checked_is_refused(tmp_path, lake, published, write_code
     assert check(lake, published.folder, corpus="copy").agrees
     with pytest.raises(CoderMismatchError, match="the model given is another"):
         lake.check_saes([published.folder], model=tiny.MODEL_NAME, model_name="another")
+
+
+def test_tokens_that_the_model_does_not_know_are_refused(lake, published, tiny_model):
+    small = dataclasses.replace(tiny_model, vocab_size=300)
+    with pytest.raises(ModelError, match="knows 300 tokens"):
+        check_sae(lake._store, lake._snapshot, read_coder(published.folder), small)
 
 
 def test_a_sample_without_examples_is_not_called_agreement(tmp_path, published, write_examples):
