@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import islice
+from uuid import uuid4
 
 import pyarrow as pa
 
@@ -18,8 +19,10 @@ from scopelake.ingest.windows import Window, split, to_table
 from scopelake.names import check_name
 from scopelake.store.commit import Writer
 from scopelake.store.lake_store import LakeStore
+from scopelake.store.planned import Commit
 from scopelake.store.receipts import Receipt
 from scopelake.store.schema import SCHEMAS
+from scopelake.store.snapshot import Snapshot
 from scopelake.store.writer import discard, write_contexts
 
 _BATCH = 64
@@ -84,33 +87,42 @@ def add_corpus(
     Raises:
         CorpusExistsError: the lake has a corpus of that name.
         CorpusSourceError: a source file is missing, empty, not UTF-8 or malformed.
-        LakeBusyError: another process is writing.
+        LakeBusyError: other writers came first again and again.
     """
     with Writer(store) as writer:
-        names = store.read("corpora", store.snapshot(), columns=["corpus"])["corpus"].to_pylist()
-        if config.name in names:
-            raise CorpusExistsError(
-                f"corpus {config.name!r} was to be added; the lake has one of that name; choose "
-                "another name"
+        _check_new(store, store.snapshot(), config.name)
+        making = _Making(store, config, source, tokenizer, replier, progress)
+        receipts = making.write()
+        try:
+            snapshot = writer.commit(
+                receipts,
+                transaction=f"corpus:{config.name}:{uuid4().hex}",
+                reason=f"add corpus {config.name}",
+                rows={"corpora": pa.Table.from_pylist([making.row()], schema=SCHEMAS["corpora"])},
+                revise=making.check_new,
             )
-        making = _Making(config, source, tokenizer, replier, progress)
-        receipts = making.write(store)
-        snapshot = writer.commit(
-            receipts,
-            transaction=f"corpus:{config.name}",
-            reason=f"add corpus {config.name}",
-            rows={"corpora": pa.Table.from_pylist([making.row()], schema=SCHEMAS["corpora"])},
-        )
+        except CorpusExistsError:
+            discard(store.root, receipts)
+            raise
     return CorpusSummary(
         config.name, making.n_documents, making.n_split, making.n_contexts, making.n_tokens,
         snapshot.id,
     )  # fmt: skip
 
 
+def _check_new(store: LakeStore, snapshot: Snapshot, name: str) -> None:
+    filters = [("corpus", "=", name)]
+    if store.read("corpora", snapshot, ["corpus"], filters).num_rows:
+        raise CorpusExistsError(
+            f"corpus {name!r} was to be added; the lake has one of that name; choose another name"
+        )
+
+
 @dataclass
 class _Making:
     """One corpus while it is made, and what it holds so far."""
 
+    store: LakeStore
     config: CorpusConfig
     source: Source
     tokenizer: Tokenizer
@@ -122,22 +134,27 @@ class _Making:
     n_tokens: int = 0
     ids: set[str] = field(default_factory=set)
 
-    def write(self, store: LakeStore) -> list[Receipt]:
+    def check_new(self, commit: Commit, snapshot: Snapshot) -> Commit:
+        """Refuse the name if another writer has taken it meanwhile."""
+        _check_new(self.store, snapshot, self.config.name)
+        return commit
+
+    def write(self) -> list[Receipt]:
         """Write every file of the corpus, or none: what a refusal interrupts is removed again."""
         receipts: list[Receipt] = []
-        name = self.config.name
+        name, root = self.config.name, self.store.root
         try:
             windows = self._windows()
             while part := list(islice(windows, _CONTEXTS_PER_FILE)):
                 table = to_table(part, name, self.n_contexts)
                 self.n_contexts += len(part)
-                receipts += write_contexts(store.root, table, corpus=name, run=f"corpus:{name}")
+                receipts += write_contexts(root, table, corpus=name, run=f"corpus:{name}")
             if self.n_contexts == 0:
                 raise CorpusSourceError(
                     f"corpus {name!r} was to be added; its files hold no text; name others"
                 )
         except BaseException:
-            discard(store.root, receipts)
+            discard(root, receipts)
             raise
         return receipts
 

@@ -10,6 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import xxhash
 
-from scopelake.errors import CoderFileError, CoderMismatchError, InvalidArgumentError
+from scopelake.errors import (
+    CoderFileError,
+    CoderMismatchError,
+    InvalidArgumentError,
+    LakeBusyError,
+)
 from scopelake.ingest.digest import digest_files
 from scopelake.ingest.examples import (
     EXAMPLES,
@@ -38,12 +44,14 @@ from scopelake.ingest.examples_corpus import (
 from scopelake.ingest.rows import published_sae_table, versions
 from scopelake.ingest.tokens import Tokenizer
 from scopelake.names import KIND_BOS
-from scopelake.store.catalog import IMPORTED, committed_shards
+from scopelake.store.catalog import IMPORTED, committed_shards, published_examples
 from scopelake.store.commit import Writer, equals
 from scopelake.store.firings import Firings
 from scopelake.store.lake_store import LakeStore
+from scopelake.store.planned import Commit
 from scopelake.store.receipts import Receipt
 from scopelake.store.schema import SCHEMAS
+from scopelake.store.snapshot import Snapshot
 from scopelake.store.writer import discard, write_examples, write_features
 
 
@@ -94,7 +102,7 @@ def import_examples(
         CoderMismatchError: the lake's coder of that name is another, or has other examples.
         CorpusExistsError: `corpus` names a corpus of other tokens.
         InvalidArgumentError: the lake has all of a coder's firings on that corpus already.
-        LakeBusyError: another process is writing.
+        LakeBusyError: other writers came first again and again.
     """
     progress = on_progress or (lambda what, done, of: None)
     with Writer(store) as writer:
@@ -140,8 +148,30 @@ def _import(
         run=run,
         rows=rows,
         replace=replace,
+        revise=partial(_check_still_new, store, examples, name, not is_there),
     )
     return ImportedExamples(examples.name, name, **vars(counts))
+
+
+def _check_still_new(
+    store: LakeStore,
+    examples: Examples,
+    corpus: str,
+    is_new_corpus: bool,
+    commit: Commit,
+    snapshot: Snapshot,
+) -> Commit:
+    """Refuse what another writer has brought since it was looked up."""
+    _check_coder(store, examples)
+    there = store.read("corpora", snapshot, ["corpus"], [("corpus", "=", corpus)]).num_rows
+    done = {sae for sae, _ in committed_shards(store, snapshot, corpus)}
+    done |= {sae for sae, name in published_examples(store, snapshot) if name == corpus}
+    if (there and is_new_corpus) or examples.name in done:
+        raise LakeBusyError(
+            f"examples of {examples.name} were to be imported into corpus {corpus!r}; another "
+            "writer has changed it meanwhile; import them again"
+        )
+    return commit
 
 
 def _write_firings(

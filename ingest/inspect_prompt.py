@@ -41,7 +41,7 @@ def inspect_prompt(
         CoderMismatchError: a coder does not fit the model.
         CorpusSourceError: the prompt is empty or no chat.
         InvalidArgumentError: it is longer than the model's context, or a text is to be answered.
-        LakeBusyError: another process is writing.
+        LakeBusyError: other writers came first again and again.
     """
     for coder in coders:
         check_fits(coder, model)

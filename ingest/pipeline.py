@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -21,15 +21,24 @@ from scopelake.ingest.decoder_rows import decoder_columns
 from scopelake.ingest.encode_shard import ShardResult, ShardTokens, encode_shard
 from scopelake.ingest.evaluation_rows import evaluation_table, unevaluated
 from scopelake.ingest.model import LoadedModel, check_vocabulary
-from scopelake.ingest.plan import IngestConfig, IngestPlan, Shard, make_plan
+from scopelake.ingest.plan import (
+    IngestConfig,
+    IngestPlan,
+    Shard,
+    check_catalogue,
+    make_plan,
+    without_committed,
+)
 from scopelake.ingest.rows import RunTotals, model_table, run_table, sae_table
 from scopelake.kernels.weights import EncoderWeights
 from scopelake.store.catalog import committed_shards
 from scopelake.store.commit import Writer, equals
 from scopelake.store.dense import ensure_array, write_shard
 from scopelake.store.lake_store import LakeStore
+from scopelake.store.planned import Commit
 from scopelake.store.receipts import Receipt
 from scopelake.store.schema import SCHEMAS
+from scopelake.store.snapshot import Snapshot
 from scopelake.store.summary import feature_statistics
 from scopelake.store.writer import write_features, write_firings
 
@@ -79,7 +88,7 @@ def ingest(
         CorpusNotFoundError: the lake has no such corpus.
         CoderMismatchError: a coder does not fit the model.
         ModelError: the corpus has token ids that the model does not know.
-        LakeBusyError: another process is writing.
+        LakeBusyError: other writers came first again and again.
     """
     with Writer(store) as writer:
         job = _Job(store, writer, config, model, list(coders), on_progress)
@@ -139,12 +148,13 @@ class _Job:
         known = {r["sae"] for r in saes.to_pylist() if r["digest"] is not None}
         models = self.store.read("models", snapshot, columns=["model"])["model"].to_pylist()
         rows = {"runs": self._run_row(complete=False)}
-        replace = {}
+        replaced = {}
         if new := [c for c in self.plan.coders if c.name not in known]:
             rows["saes"] = sae_table(new, self.model)
-            replace["saes"] = equals("sae", *(c.name for c in new))
+            replaced["saes"] = equals("sae", *(c.name for c in new))
         if self.model.name not in models:
             rows["models"] = model_table(self.model)
+            replaced["models"] = equals("model", self.model.name)
         corpus = self.plan.corpus
         for site in self.config.dense:
             width = self.model.attention_width if site.site == "attn_out" else self.model.d_model
@@ -152,12 +162,15 @@ class _Job:
                 self.store.root, corpus["corpus"], self.model.name, site.site, site.layer,
                 corpus["n_contexts"], corpus["context_length"], width, corpus["shard_contexts"],
             )  # fmt: skip
-        self._commit([], "start", f"start ingest of {self.config.corpus}", rows, replace)
+        self._commit([], "start", f"start ingest of {self.config.corpus}", rows, replaced)
 
     def _shards(self) -> None:
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="scopelake-write") as pool:
             waiting: Future[None] | None = None
-            for shard in self.plan.shards:
+            for planned in self.plan.shards:
+                shard = self._left(planned)
+                if shard is None:
+                    continue
                 tokens = self._read(shard)
                 result = encode_shard(
                     shard,
@@ -173,6 +186,25 @@ class _Job:
                 waiting = pool.submit(self._write, shard, result)
             if waiting is not None:
                 waiting.result()
+
+    def _left(self, shard: Shard) -> Shard | None:
+        """Return what of a shard no other ingest has committed since the plan was made."""
+        latest = self.store.snapshot()
+        if latest.run in (self.plan.run, None):
+            return shard
+        return without_committed(self.store, latest, self.config.corpus, self.model.name, shard)
+
+    def _revise(self, commit: Commit, snapshot: Snapshot) -> Commit:
+        """Check what another writer may have changed since the plan was made."""
+        if snapshot.run != self.plan.run:
+            check_catalogue(self.store, snapshot, self.config.corpus, self.model, self.plan.coders)
+        kept = [
+            r
+            for r in commit.receipts
+            if r.table != "features"
+            or not self.store.data_files("features", snapshot, sae=r.sae, corpus=r.corpus)
+        ]
+        return replace(commit, receipts=tuple(kept))
 
     def _read(self, shard: Shard) -> ShardTokens:
         columns = ["context", "token_ids", "kinds"]
@@ -275,11 +307,16 @@ class _Job:
         step: str,
         reason: str,
         rows: Mapping[str, pa.Table],
-        replace: Mapping[str, str] | None = None,
+        replaced: Mapping[str, str] | None = None,
     ) -> None:
-        replaced = {**(replace or {})}
+        predicates = {**(replaced or {})}
         if "runs" in rows:
-            replaced["runs"] = equals("run", self.plan.run)
+            predicates["runs"] = equals("run", self.plan.run)
+        if "evaluations" in rows:
+            saes = rows["evaluations"]["sae"].unique().to_pylist()
+            predicates["evaluations"] = (
+                f"{equals('corpus', self.config.corpus)} AND {equals('sae', *saes)}"
+            )
         # A run that was finished and is asked for again has work only if shards were lost since;
         # the snapshot number keeps its catalogue steps apart from those of the first time.
         suffix = f"@{self.store.snapshot().id}" if step in ("start", "finish") else ""
@@ -289,7 +326,8 @@ class _Job:
             reason=reason,
             run=self.plan.run,
             rows=rows,
-            replace=replaced,
+            replace=predicates,
+            revise=self._revise,
         )
 
     def _run_row(self, *, complete: bool) -> pa.Table:

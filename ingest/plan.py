@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import xxhash
@@ -125,19 +126,16 @@ def make_plan(
         check_fits(coder, model)
     for site in config.dense:
         site_width(model, site)
-    _check_catalogue(store, snapshot, model, coders)
-    _check_examples(store, snapshot, config.corpus, coders)
-    done = committed_shards(store, snapshot, config.corpus)
-    done_dense = committed_dense_shards(store, snapshot, config.corpus, model.name)
+    check_catalogue(store, snapshot, config.corpus, model, coders)
     n_shards = -(-int(corpus["n_contexts"]) // int(corpus["shard_contexts"]))
+    done = _done(store, snapshot, config.corpus, model.name)
     shards = []
     for index in range(n_shards):
         start = index * int(corpus["shard_contexts"])
-        left = tuple(c for c in coders if (c.name, index) not in done)
-        dense = tuple(s for s in config.dense if (s.site, s.layer, index) not in done_dense)
-        if left or dense:
-            stop = min(start + int(corpus["shard_contexts"]), int(corpus["n_contexts"]))
-            shards.append(Shard(index, start, stop, left, dense))
+        stop = min(start + int(corpus["shard_contexts"]), int(corpus["n_contexts"]))
+        left = _left(Shard(index, start, stop, tuple(coders), config.dense), done)
+        if left is not None:
+            shards.append(left)
     share = len(shards) / n_shards
     return IngestPlan(
         _run_id(config, corpus, model, coders),
@@ -147,6 +145,31 @@ def make_plan(
         n_shards,
         round(int(corpus["n_tokens"]) * share),
     )
+
+
+def without_committed(
+    store: LakeStore, snapshot: Snapshot, corpus: str, model: str, shard: Shard
+) -> Shard | None:
+    """Return what of a shard is not in the snapshot, None if nothing is left."""
+    return _left(shard, _done(store, snapshot, corpus, model))
+
+
+_Done = tuple[set[tuple[str, int]], set[tuple[str, int, int]]]
+"""(sae, shard) and (site, layer, shard) that are committed."""
+
+
+def _done(store: LakeStore, snapshot: Snapshot, corpus: str, model: str) -> _Done:
+    return (
+        committed_shards(store, snapshot, corpus),
+        committed_dense_shards(store, snapshot, corpus, model),
+    )
+
+
+def _left(shard: Shard, done: _Done) -> Shard | None:
+    codes, arrays = done
+    coders = tuple(c for c in shard.coders if (c.name, shard.index) not in codes)
+    dense = tuple(s for s in shard.dense if (s.site, s.layer, shard.index) not in arrays)
+    return replace(shard, coders=coders, dense=dense) if coders or dense else None
 
 
 def _run_id(
@@ -162,10 +185,20 @@ def _run_id(
     return xxhash.xxh3_64_hexdigest(json.dumps(identity, sort_keys=True).encode())
 
 
-def _check_examples(
-    store: LakeStore, snapshot: Snapshot, corpus: str, coders: list[CoderFiles]
+def check_catalogue(
+    store: LakeStore,
+    snapshot: Snapshot,
+    corpus: str,
+    model: LoadedModel,
+    coders: Sequence[CoderFiles],
 ) -> None:
-    """Refuse to put a coder's firings beside published examples of it on the same corpus."""
+    """Refuse what must not be mixed with what the lake has.
+
+    Raises:
+        CoderMismatchError: a name in the lake stands for other bytes, or `corpus` has published
+            examples of a coder.
+    """
+    _check_digests(store, snapshot, model, coders)
     published = published_examples(store, snapshot)
     for coder in coders:
         if (coder.name, corpus) in published:
@@ -176,8 +209,8 @@ def _check_examples(
             )
 
 
-def _check_catalogue(
-    store: LakeStore, snapshot: Snapshot, model: LoadedModel, coders: list[CoderFiles]
+def _check_digests(
+    store: LakeStore, snapshot: Snapshot, model: LoadedModel, coders: Sequence[CoderFiles]
 ) -> None:
     saes = store.read("saes", snapshot, columns=["sae", "digest"]).to_pylist()
     models = store.read("models", snapshot, columns=["model", "digest"]).to_pylist()

@@ -1,74 +1,44 @@
-"""The one writer: it makes files part of the lake, all or nothing, exactly once.
+"""How files become part of the lake: all or nothing, exactly once, by any number of writers.
 
-A commit is written ahead to ``pending/``; from then on it will happen. Every Delta table it
-touches carries the commit's name as an application transaction, so that doing it again after a
-crash skips what was done. The row in ``snapshots`` comes last: until it is there, no reader that
-opens a snapshot sees any of it.
+A commit becomes snapshot n by taking the number n in the log of intents; that decides it. Then
+every Delta table that it touches gets one Delta commit, which carries the commit's name as an
+application transaction, so that doing it again, after a crash or by several writers at once, skips
+what was done. The row in ``snapshots`` comes last: until it is there, no reader that opens a
+snapshot sees any of it. A writer that finds the next number taken first carries that commit out:
+so commits happen one after the other, each on top of the snapshot before it.
 """
 
 from __future__ import annotations
 
-import fcntl
-import json
-import os
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace as changed
 from datetime import UTC, datetime
-from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import Final, Self
 
 import pyarrow as pa
-from deltalake import DeltaTable
 
 from scopelake.errors import InvalidArgumentError, LakeBusyError, LakeError
 from scopelake.store import delta
-from scopelake.store.lake_store import LakeStore, snapshot_rows
-from scopelake.store.layout import DENSE, TABLES, lock_file, pending_dir
-from scopelake.store.parquet import fsync_folder
-from scopelake.store.receipts import Receipt
+from scopelake.store.apply import Applier
+from scopelake.store.intents import (
+    put_intent,
+    read_intent,
+    remove_intent,
+    unnumbered_intents,
+    waiting_intents,
+)
+from scopelake.store.lake_store import LakeStore
+from scopelake.store.layout import DENSE
+from scopelake.store.planned import Commit
+from scopelake.store.receipts import Receipt, checksum
 from scopelake.store.schema import SCHEMAS
 from scopelake.store.snapshot import Snapshot
 
+Revise = Callable[[Commit, Snapshot], Commit | None]
+"""Given a commit and the snapshot that it will follow, what is to be committed; None: nothing."""
 
-@dataclass(frozen=True)
-class _Pending:
-    """A commit that was decided on."""
-
-    transaction: str
-    reason: str
-    run: str | None
-    created_at: datetime
-    receipts: tuple[Receipt, ...]
-    rows: Mapping[str, pa.Table]
-    replace: Mapping[str, str]
-
-    def to_json(self) -> str:
-        return json.dumps(
-            {
-                "transaction": self.transaction,
-                "reason": self.reason,
-                "run": self.run,
-                "created_at": self.created_at.isoformat(),
-                "receipts": [r.to_dict() for r in self.receipts],
-                "rows": {table: delta.rows_json(rows) for table, rows in self.rows.items()},
-                "replace": dict(self.replace),
-            }
-        )
-
-    @staticmethod
-    def from_json(text: str) -> _Pending:
-        values: dict[str, Any] = json.loads(text)
-        return _Pending(
-            values["transaction"],
-            values["reason"],
-            values["run"],
-            datetime.fromisoformat(values["created_at"]),
-            tuple(Receipt.from_dict(r) for r in values["receipts"]),
-            {table: delta.rows_from_json(table, rows) for table, rows in values["rows"].items()},
-            values["replace"],
-        )
+_MOST_TRIES: Final = 1000
 
 
 def equals(column: str, *values: str) -> str:
@@ -78,39 +48,23 @@ def equals(column: str, *values: str) -> str:
 
 
 class Writer:
-    """The lake's only writer while it is entered; finishes what a killed writer began.
+    """Commits to a lake; several writers, in any processes of one machine, may be at work.
+
+    Entering it carries out what a killed writer had decided on.
 
     Args:
         store: the lake.
         on_step: called after each step of a commit with ``pending``, a table's name, or ``done``.
-
-    Raises (on entering):
-        LakeBusyError: another writer, in this process or another, is at work.
     """
 
     def __init__(self, store: LakeStore, on_step: Callable[[str], None] | None = None) -> None:
         self.store = store
         self._on_step = on_step or (lambda step: None)
-        self._lock: IO[bytes] | None = None
-        self._tables: dict[str, DeltaTable] = {}
+        self._applier = Applier(store, self._on_step)
 
     def __enter__(self) -> Self:
-        lock = lock_file(self.store.root).open("ab")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            lock.close()
-            raise LakeBusyError(
-                f"a write to the lake at {self.store.root} was asked for; another writer holds it; "
-                "wait until it has finished"
-            ) from error
-        self._lock = lock
-        try:
-            self._recover()
-            delta.create_missing_tables(self.store.root)
-        except BaseException:
-            self._release()
-            raise
+        self.finish_waiting()
+        delta.create_missing_tables(self.store.root)
         return self
 
     def __exit__(
@@ -119,7 +73,7 @@ class Writer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._release()
+        self._applier.forget()
 
     def commit(
         self,
@@ -130,10 +84,12 @@ class Writer:
         run: str | None = None,
         rows: Mapping[str, pa.Table] | None = None,
         replace: Mapping[str, str] | None = None,
+        revise: Revise | None = None,
     ) -> Snapshot:
         """Make files and catalogue rows part of the lake, as one snapshot.
 
-        A `transaction` that the lake has already changes nothing.
+        A `transaction` that the lake has already changes nothing. Files of a shard that another
+        writer has committed meanwhile are left out, and deleted.
 
         Args:
             receipts: of files written for this commit.
@@ -143,22 +99,19 @@ class Writer:
             rows: rows by table (not tables that `receipts` add files to).
             replace: by table of `rows`, a SQL predicate whose rows they replace; the new rows must
                 satisfy it.
+            revise: called with the commit and the snapshot that it will follow, again whenever
+                that changes; returns what to commit instead, or None. What it raises ends the
+                commit before anything is decided.
 
         Returns:
-            The lake's latest snapshot, which holds the commit.
+            The snapshot that holds the commit; the latest one if nothing was to be done.
 
         Raises:
             InvalidArgumentError: the rows do not fit their tables.
-            LakeError: a receipt's file is not there, or the writer is not entered.
+            LakeError: a receipt's file is not there.
+            LakeBusyError: other writers came first a thousand times.
         """
-        if self._lock is None:
-            raise LakeError(
-                "a commit was asked for; the lock is not held; use `with Writer(store)`"
-            )
-        self._recover()
-        if delta.has_transaction(self._table("snapshots"), transaction):
-            return self.store.snapshot()
-        pending = _Pending(
+        given = Commit(
             transaction,
             reason,
             run,
@@ -167,103 +120,118 @@ class Writer:
             _checked_rows(receipts, rows or {}, replace or {}),
             dict(replace or {}),
         )
-        self._check_files(pending)
-        path = self._write_pending(pending)
-        self._on_step("pending")
-        self._apply(pending)
-        path.unlink()
-        self._on_step("done")
-        return self.store.snapshot()
-
-    def _recover(self) -> None:
-        """Carry out the commits that were decided on and not finished."""
-        folder = pending_dir(self.store.root)
-        for unfinished in folder.glob("*.tmp"):
-            unfinished.unlink()
-        for path in sorted(folder.glob("*.json")):
-            # A failed step may have left these at versions that the log has passed.
-            self._tables.clear()
-            pending = _Pending.from_json(path.read_text())
-            self._check_files(pending)
-            self._apply(pending)
-            path.unlink()
-
-    def _apply(self, pending: _Pending) -> None:
-        """Do each step of a commit that its table does not carry already."""
-        name = pending.transaction
-        by_table: dict[str, list[Receipt]] = {}
-        for receipt in pending.receipts:
-            by_table.setdefault(receipt.table, []).append(receipt)
-        by_table.pop(DENSE, None)
-        for table, receipts in by_table.items():
-            if not delta.has_transaction(self._table(table), name):
-                delta.add_files(self._table(table), table, receipts, name)
-                self._on_step(table)
-        rows = dict(pending.rows)
-        if pending.receipts:
-            rows["files"] = _file_rows(pending.receipts)
-        for table, added in rows.items():
-            if not delta.has_transaction(self._table(table), name):
-                delta.add_rows(self._table(table), added, name, pending.replace.get(table))
-                self._on_step(table)
-        self._add_snapshot(pending)
-
-    def _add_snapshot(self, pending: _Pending) -> None:
-        if delta.has_transaction(self._table("snapshots"), pending.transaction):
-            return
-        versions = {table: self._table(table).version() for table in TABLES}
-        versions["snapshots"] += 1
-        snapshot = Snapshot(
-            self.store.snapshot().id + 1,
-            pending.created_at,
-            pending.reason,
-            pending.run,
-            versions,
+        self._check_files(given.receipts)
+        for _ in range(_MOST_TRIES):
+            latest = self.finish_waiting()
+            if self._applier.is_done(transaction):
+                self._discard(given.receipts, ())
+                return latest
+            revised = self._without_committed(given, latest)
+            if revised is not None and revise is not None:
+                revised = revise(revised, latest)
+            if revised is None:
+                self._discard(given.receipts, ())
+                return latest
+            if self._decide(latest.id + 1, revised, latest):
+                self._discard(given.receipts, revised.receipts)
+                return self.store.snapshot(latest.id + 1)
+        raise LakeBusyError(
+            f"commit {transaction} was tried {_MOST_TRIES} times; other writers came first each "
+            "time; try again when fewer are at work"
         )
-        delta.add_rows(self._table("snapshots"), snapshot_rows(snapshot), pending.transaction)
-        self._on_step("snapshots")
 
-    def _table(self, table: str) -> DeltaTable:
-        if table not in self._tables:
-            self._tables[table] = delta.open_table(self.store.root, table)
-        return self._tables[table]
+    def finish_waiting(self) -> Snapshot:
+        """Carry out what was decided on and is not done; return the latest snapshot."""
+        root = self.store.root
+        for path in unnumbered_intents(root):
+            # Lakes of the first format had one writer: nobody else can be at it.
+            commit = Commit.from_json(path.read_text(encoding="utf-8"))
+            self._check_files(commit.receipts)
+            self._applier.apply(self.store.snapshot().id + 1, commit)
+            path.unlink()
+        latest = self.store.snapshot()
+        for number in waiting_intents(root):
+            text = read_intent(root, number)
+            latest = self.store.snapshot()
+            # Only now is it sure that the intent read is that of a snapshot still to be made: a
+            # late writer may put one under a number that was done and removed.
+            if text is not None and number == latest.id + 1:
+                self._carry_out(number, Commit.from_json(text))
+                latest = self.store.snapshot()
+            if number <= latest.id:
+                remove_intent(root, number)
+        return latest
 
-    def _check_files(self, pending: _Pending) -> None:
-        for receipt in pending.receipts:
+    def _decide(self, number: int, commit: Commit, latest: Snapshot) -> bool:
+        """Take `number` for the commit and carry it out; False if another writer has taken it."""
+        # A clock that jumped back must not make a snapshot older than the one before.
+        commit = changed(commit, created_at=max(commit.created_at, latest.created_at))
+        if not put_intent(self.store.root, number, commit.to_json()):
+            return False
+        if self.store.snapshot().id >= number:
+            remove_intent(self.store.root, number)
+            return False
+        self._on_step("pending")
+        self._carry_out(number, commit)
+        remove_intent(self.store.root, number)
+        self._on_step("done")
+        return True
+
+    def _carry_out(self, number: int, commit: Commit) -> None:
+        self._check_files(commit.receipts)
+        self._applier.apply(number, commit)
+
+    def _without_committed(self, commit: Commit, latest: Snapshot) -> Commit | None:
+        """Leave out what of the commit's shards the lake has; None if that was all of it."""
+        if all(r.shard is None for r in commit.receipts):
+            return commit
+        shards = sorted({r.shard for r in commit.receipts if r.shard is not None})
+        columns = ["kind", "corpus", "sae", "model", "site", "layer", "shard", "checksum"]
+        filters = [("shard", "in", shards)]
+        there = {
+            tuple(row[c] for c in columns[:-1]): row["checksum"]
+            for row in self.store.read("files", latest, columns, filters).to_pylist()
+        }
+        kept = [r for r in commit.receipts if _slot(r) not in there]
+        rows, replace = dict(commit.rows), dict(commit.replace)
+        # A dense shard has a fixed place: what is there now is what counts, whoever wrote it.
+        dense = [self._as_is(r) for r in commit.receipts if r.table == DENSE]
+        again = [r for r in dense if there.get(_slot(r), r.checksum) != r.checksum]
+        kept = [r for r in kept if r.table != DENSE]
+        kept += [r for r in dense if _slot(r) not in there] + again
+        if again:
+            replace["files"] = equals("path", *(r.path for r in again))
+        if not kept and not rows:
+            return None
+        return changed(commit, receipts=tuple(kept), rows=rows, replace=replace)
+
+    def _as_is(self, receipt: Receipt) -> Receipt:
+        path = self.store.root / receipt.path
+        return changed(receipt, n_bytes=path.stat().st_size, checksum=checksum(path))
+
+    def _discard(self, written: Iterable[Receipt], committed: Iterable[Receipt]) -> None:
+        """Delete files that were written for a commit and are not part of it."""
+        kept = {r.path for r in committed}
+        for receipt in written:
+            if receipt.path not in kept and receipt.table != DENSE:
+                (self.store.root / receipt.path).unlink(missing_ok=True)
+
+    def _check_files(self, receipts: Iterable[Receipt]) -> None:
+        for receipt in receipts:
             path = self.store.root / receipt.path
             found = path.stat().st_size if path.is_file() else None
             if found != receipt.n_bytes:
                 raise LakeError(
-                    f"commit {pending.transaction} names {receipt.path} of {receipt.n_bytes} "
-                    f"bytes; found {'no file' if found is None else f'{found} bytes'}; restore it "
-                    "or write it again"
+                    f"a commit names {receipt.path} of {receipt.n_bytes} bytes; found "
+                    f"{'no file' if found is None else f'{found} bytes'}; restore it or write it "
+                    "again"
                 )
 
-    def _write_pending(self, pending: _Pending) -> Path:
-        folder = pending_dir(self.store.root)
-        name = re.sub(r"[^A-Za-z0-9._-]", "-", pending.transaction)
-        path, temporary = folder / f"{name}.json", folder / f"{name}.tmp"
-        folder.mkdir(exist_ok=True)  # a copy of a lake may have lost its empty folders
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(pending.to_json())
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
-        fsync_folder(folder)
-        return path
 
-    def _release(self) -> None:
-        if self._lock is not None:
-            self._lock.close()
-        self._lock = None
-        self._tables.clear()
-
-
-def _file_rows(receipts: Sequence[Receipt]) -> pa.Table:
-    """Return the rows of the files table for `receipts`."""
-    schema = SCHEMAS["files"]
-    rows = [{**r.to_dict(), "kind": r.table} for r in receipts]
-    return pa.Table.from_pylist([{c: row[c] for c in schema.names} for row in rows], schema=schema)
+def _slot(receipt: Receipt) -> tuple[str | int | None, ...]:
+    """What a file of a shard holds; a lake holds each once."""
+    r = receipt
+    return (r.table, r.corpus, r.sae, r.model, r.site, r.layer, r.shard)
 
 
 def _checked_rows(

@@ -52,7 +52,11 @@ def create_missing_tables(root: Path) -> None:
     """Create, empty, the tables that a lake of an older version lacks."""
     for table in TABLES:
         if not DeltaTable.is_deltatable(table_path(root, table)):
-            create_table(root, table)
+            try:
+                create_table(root, table)
+            except DeltaError:
+                # Another writer may have made it in this moment; if not, this says why.
+                open_table(root, table)
 
 
 def open_table(root: Path, table: str, version: int | None = None) -> DeltaTable:

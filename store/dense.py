@@ -8,22 +8,24 @@ committed, and positions behind a context's end, read as zero.
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Literal
+from uuid import uuid4
 
 import ml_dtypes
 import numpy.typing as npt
 import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
-from zarr.errors import ArrayNotFoundError
+from zarr.errors import ArrayNotFoundError, ContainsArrayError
 
 from scopelake.errors import InvalidArgumentError, LayerNotFoundError
 from scopelake.names import SITES, check_name
 from scopelake.store.bfloat16 import BFLOAT16
 from scopelake.store.lake_store import LakeStore
-from scopelake.store.layout import DENSE, activations_dir, array_name
+from scopelake.store.layout import DENSE, activations_dir, array_name, pending_dir
 from scopelake.store.parquet import fsync_folder
 from scopelake.store.receipts import Receipt, checksum
 from scopelake.store.snapshot import Snapshot
@@ -65,7 +67,10 @@ def ensure_array(
     name = array_name(corpus, model, site, layer)
     found = _open(root, name, "r+")
     if found is None:
-        return _create(root, name, shape, shards)
+        try:
+            return _create(root, name, shape, shards)
+        except ContainsArrayError:  # another writer made it in this moment
+            found = _existing(root, name, "r+")
     if found.shape != shape or found.shards != shards:
         raise InvalidArgumentError(
             f"dense array {name} was asked for as {list(shape)} in shards {list(shards)}; it is "
@@ -117,11 +122,8 @@ def write_shard(
             f"{shard * per_shard}; {values.dtype}{list(values.shape)} from {context_start} was "
             "given; give the whole shard"
         )
-    array[context_start:stop] = values
     path = activations_dir(root) / name / "c" / str(shard) / "0" / "0"
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-    fsync_folder(path.parent)
+    _put_shard(root, array, values, path)
     return Receipt(
         table=DENSE,
         path=path.relative_to(root).as_posix(),
@@ -135,6 +137,29 @@ def write_shard(
         site=site,
         layer=layer,
     )
+
+
+def _put_shard(
+    root: Path, array: DenseArray, values: npt.NDArray[ml_dtypes.bfloat16], path: Path
+) -> None:
+    """Put a shard in its place whole: another writer may be at the same one, or read it.
+
+    It is made as the only shard of an array of its own, whose bytes are the same.
+    """
+    folder = pending_dir(root) / f"shard-{uuid4().hex}"
+    shards = _shard_shape(array)
+    try:
+        with _settings():
+            scratch = zarr.create_array(folder, zarr_format=3, **_format(shards, shards))
+            scratch[: len(values)] = values
+        made = folder / "c" / "0" / "0" / "0"
+        with made.open("rb") as file:
+            os.fsync(file.fileno())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        made.replace(path)
+        fsync_folder(path.parent)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def open_array(root: Path, corpus: str, model: str, site: str, layer: int) -> DenseArray:
@@ -202,6 +227,11 @@ def _check_site(corpus: str, site: str, layer: int) -> None:
         )
 
 
+def _shard_shape(array: DenseArray) -> tuple[int, int, int]:
+    contexts, positions, width = array.shards or array.chunks
+    return contexts, positions, width
+
+
 @contextmanager
 def _settings() -> Iterator[None]:
     """Set what an array keeps from the moment that it is opened."""
@@ -215,17 +245,20 @@ def _create(
     parent, leaf = name.rsplit("/", 1)
     with _settings():
         group = zarr.open_group(activations_dir(root), mode="a", zarr_format=3)
-        return group.require_group(parent).create_array(
-            leaf,
-            shape=shape,
-            dtype="bfloat16",
-            chunks=(1, *shape[1:]),
-            shards=shards,
-            serializer=BytesCodec(endian="little"),
-            compressors=[ZstdCodec(level=_ZSTD_LEVEL), Crc32cCodec()],
-            fill_value=0,
-            dimension_names=["context", "position", "width"],
-        )
+        return group.require_group(parent).create_array(leaf, **_format(shape, shards))
+
+
+def _format(shape: tuple[int, int, int], shards: tuple[int, int, int]) -> dict[str, Any]:
+    return {
+        "shape": shape,
+        "dtype": "bfloat16",
+        "chunks": (1, *shape[1:]),
+        "shards": shards,
+        "serializer": BytesCodec(endian="little"),
+        "compressors": [ZstdCodec(level=_ZSTD_LEVEL), Crc32cCodec()],
+        "fill_value": 0,
+        "dimension_names": ["context", "position", "width"],
+    }
 
 
 def _open(root: Path, name: str, mode: Literal["r", "r+"]) -> DenseArray | None:

@@ -27,7 +27,6 @@ from scopelake.store.layout import (
     TABLES,
     activations_dir,
     lake_file,
-    lock_file,
     pending_dir,
     table_path,
 )
@@ -76,7 +75,6 @@ class LakeStore:
         root.mkdir(parents=True, exist_ok=True)
         pending_dir(root).mkdir()
         activations_dir(root).mkdir()
-        lock_file(root).touch()
         for table in TABLES:
             delta.create_table(root, table)
         now = datetime.now(UTC)

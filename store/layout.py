@@ -38,11 +38,6 @@ def lake_file(root: Path) -> Path:
     return root / "lake.json"
 
 
-def lock_file(root: Path) -> Path:
-    """Return the file that the one writer holds locked."""
-    return root / "lake.lock"
-
-
 def pending_dir(root: Path) -> Path:
     """Return the folder of commits that have begun; empty when the lake is idle."""
     return root / "pending"

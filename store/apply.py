@@ -1,0 +1,113 @@
+"""Carrying out a commit: one Delta commit a table, each once, the snapshot last."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Final
+
+import pyarrow as pa
+from deltalake import DeltaTable
+from deltalake.exceptions import CommitFailedError
+
+from scopelake.errors import LakeError
+from scopelake.store import delta
+from scopelake.store.lake_store import LakeStore, snapshot_rows
+from scopelake.store.layout import DENSE, TABLES
+from scopelake.store.planned import Commit
+from scopelake.store.receipts import Receipt
+from scopelake.store.schema import SCHEMAS
+from scopelake.store.snapshot import Snapshot
+
+_MOST_TRIES: Final = 20
+
+
+class Applier:
+    """Carries out commits that were decided on; several may be at the same one.
+
+    Args:
+        store: the lake.
+        on_step: called after each step with the table's name.
+    """
+
+    def __init__(self, store: LakeStore, on_step: Callable[[str], None]) -> None:
+        self.store, self._on_step = store, on_step
+        self._tables: dict[str, DeltaTable] = {}
+
+    def apply(self, number: int, commit: Commit) -> None:
+        """Do each step of the commit that makes snapshot `number` and is not done yet."""
+        name = commit.transaction
+        by_table: dict[str, list[Receipt]] = {}
+        for receipt in commit.receipts:
+            by_table.setdefault(receipt.table, []).append(receipt)
+        by_table.pop(DENSE, None)
+        for table, receipts in by_table.items():
+            add = partial(delta.add_files, table=table, receipts=receipts, transaction=name)
+            self._once(table, name, add)
+        rows = dict(commit.rows)
+        if commit.receipts:
+            rows["files"] = _file_rows(commit.receipts)
+        for table, added in rows.items():
+            predicate = commit.replace.get(table)
+            add = partial(delta.add_rows, rows=added, transaction=name, predicate=predicate)
+            self._once(table, name, add)
+        self._add_snapshot(number, commit, {*by_table, *rows})
+
+    def is_done(self, transaction: str) -> bool:
+        """Whether the lake has a snapshot of this commit."""
+        return delta.has_transaction(self._table("snapshots"), transaction)
+
+    def forget(self) -> None:
+        """Let go of the open tables."""
+        self._tables.clear()
+
+    def _add_snapshot(self, number: int, commit: Commit, touched: set[str]) -> None:
+        name = commit.transaction
+        if self.is_done(name):
+            return
+        # Nobody else commits to a table between two snapshots: the others are as they were.
+        before = self.store.snapshot(number - 1).versions
+        versions = {
+            table: self._table(table).version() if table in touched or table not in before
+            else before[table]
+            for table in TABLES
+        }  # fmt: skip
+        versions["snapshots"] = before["snapshots"] + 1
+        snapshot = Snapshot(number, commit.created_at, commit.reason, commit.run, versions)
+        add = partial(delta.add_rows, rows=snapshot_rows(snapshot), transaction=name)
+        self._once("snapshots", name, add)
+
+    def _once(self, table: str, transaction: str, act: Callable[[DeltaTable], None]) -> None:
+        """Do one step unless its table has it; another writer may do it at the same time."""
+        for _ in range(_MOST_TRIES):
+            opened = self._table(table)
+            if delta.has_transaction(opened, transaction):
+                return
+            try:
+                act(opened)
+            except CommitFailedError as error:
+                # Another writer's commit came first: most often it was this very step.
+                del self._tables[table]
+                failed = error
+                continue
+            self._on_step(table)
+            return
+        raise LakeError(
+            f"a commit to table {table} was tried {_MOST_TRIES} times; it failed "
+            f"({' '.join(str(failed).split())}); check the folder {self.store.table_uri(table)}"
+        ) from failed
+
+    def _table(self, table: str) -> DeltaTable:
+        """Return the table at its newest version."""
+        if table in self._tables:
+            self._tables[table].update_incremental()
+        else:
+            self._tables[table] = delta.open_table(self.store.root, table)
+        return self._tables[table]
+
+
+def _file_rows(receipts: Sequence[Receipt]) -> pa.Table:
+    """Return the rows of the files table for `receipts`."""
+    schema = SCHEMAS["files"]
+    rows = [{**r.to_dict(), "kind": r.table} for r in receipts]
+    return pa.Table.from_pylist([{c: row[c] for c in schema.names} for row in rows], schema=schema)

@@ -1,0 +1,56 @@
+"""A commit before it is carried out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import pyarrow as pa
+
+from scopelake.store import delta
+from scopelake.store.receipts import Receipt
+
+
+@dataclass(frozen=True)
+class Commit:
+    """What is to become part of the lake, all at once."""
+
+    transaction: str
+    reason: str
+    run: str | None
+    created_at: datetime
+    receipts: tuple[Receipt, ...]
+    rows: Mapping[str, pa.Table]
+    replace: Mapping[str, str]
+    """By table, the predicate whose rows the new ones replace."""
+
+    def to_json(self) -> str:
+        """Return it as JSON that `from_json` reads back exactly."""
+        return json.dumps(
+            {
+                "transaction": self.transaction,
+                "reason": self.reason,
+                "run": self.run,
+                "created_at": self.created_at.isoformat(),
+                "receipts": [r.to_dict() for r in self.receipts],
+                "rows": {table: delta.rows_json(rows) for table, rows in self.rows.items()},
+                "replace": dict(self.replace),
+            }
+        )
+
+    @staticmethod
+    def from_json(text: str) -> Commit:
+        """Return the commit that `to_json` made `text` of."""
+        values: dict[str, Any] = json.loads(text)
+        return Commit(
+            values["transaction"],
+            values["reason"],
+            values["run"],
+            datetime.fromisoformat(values["created_at"]),
+            tuple(Receipt.from_dict(r) for r in values["receipts"]),
+            {table: delta.rows_from_json(table, rows) for table, rows in values["rows"].items()},
+            values["replace"],
+        )
