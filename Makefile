@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.ready
 export PYTHONSAFEPATH := 1
 
-.PHONY: demo test lint parity oldest bench bench-examples clean setup
+.PHONY: demo test lint parity oldest soak bench bench-examples clean setup
 .SECONDARY:
 
 setup: $(STAMP)
@@ -39,6 +39,10 @@ parity: .venv-parity/.ready
 
 oldest: .venv-oldest/.ready
 	.venv-oldest/bin/python -m pytest -m "not slow" tests/ingest
+
+# Ingests killed at random moments, 100 rounds; the tests run a few.
+soak: $(STAMP)
+	SCOPELAKE_SOAK_ROUNDS=100 $(BIN)/pytest tests/ingest/test_soak.py
 
 bench: $(STAMP)
 	PYTHONPATH=benchmarks $(BIN)/python benchmarks/tiny.py
