@@ -26,6 +26,7 @@ from scopelake.kernels.encode import encode
 from scopelake.kernels.weights import EncoderWeights
 from scopelake.names import KIND_BOS
 from scopelake.store.catalog import published_examples
+from scopelake.store.integrity import check_files
 from scopelake.store.lake_store import LakeStore
 from scopelake.store.snapshot import Snapshot
 
@@ -199,7 +200,9 @@ def _listed(
     weakest = np.full(coder.width, np.inf, dtype=np.float32)
     names = ("context", "position", "feature", "activation")
     parts: list[_Columns] = []
-    for file in store.data_files("peaks", snapshot, sae=coder.name, corpus=sample.corpus):
+    files = store.data_files("peaks", snapshot, sae=coder.name, corpus=sample.corpus)
+    check_files(file.path for file in files)
+    for file in files:
         table = pq.read_table(file.path, columns=list(names), partitioning=None)
         columns = [table[name].to_numpy() for name in names]
         np.minimum.at(weakest, columns[2], columns[3])

@@ -45,7 +45,7 @@ from scopelake.ingest.rows import published_sae_table, versions
 from scopelake.ingest.tokens import Tokenizer
 from scopelake.names import KIND_BOS
 from scopelake.store.catalog import IMPORTED, committed_shards, published_examples
-from scopelake.store.commit import Writer, equals
+from scopelake.store.commit import Writer
 from scopelake.store.firings import Firings
 from scopelake.store.lake_store import LakeStore
 from scopelake.store.planned import Commit
@@ -125,7 +125,7 @@ def _import(
     counts = _Counts()
     receipts: list[Receipt] = []
     rows: dict[str, pa.Table] = {}
-    replace: dict[str, str] = {}
+    replace: dict[str, tuple[str, ...]] = {}
     try:
         highest = _write_firings(store.root, examples, grid, name, run, counts, receipts, progress)
         receipts.append(_write_features(store.root, examples, name, run, highest))
@@ -140,7 +140,7 @@ def _import(
     rows["runs"] = pa.Table.from_pylist([row], schema=SCHEMAS["runs"])
     if _is_new(store, examples):
         rows["saes"] = published_sae_table(examples)
-        replace["saes"] = equals("sae", examples.name)
+        replace["saes"] = ("sae",)
     writer.commit(
         receipts,
         transaction=f"{run}:examples",

@@ -32,7 +32,7 @@ from scopelake.ingest.plan import (
 from scopelake.ingest.rows import RunTotals, model_table, run_table, sae_table
 from scopelake.kernels.weights import EncoderWeights
 from scopelake.store.catalog import committed_shards
-from scopelake.store.commit import Writer, equals
+from scopelake.store.commit import Writer
 from scopelake.store.dense import ensure_array, write_shard
 from scopelake.store.lake_store import LakeStore
 from scopelake.store.planned import Commit
@@ -148,13 +148,13 @@ class _Job:
         known = {r["sae"] for r in saes.to_pylist() if r["digest"] is not None}
         models = self.store.read("models", snapshot, columns=["model"])["model"].to_pylist()
         rows = {"runs": self._run_row(complete=False)}
-        replaced = {}
+        replaced: dict[str, tuple[str, ...]] = {}
         if new := [c for c in self.plan.coders if c.name not in known]:
             rows["saes"] = sae_table(new, self.model)
-            replaced["saes"] = equals("sae", *(c.name for c in new))
+            replaced["saes"] = ("sae",)
         if self.model.name not in models:
             rows["models"] = model_table(self.model)
-            replaced["models"] = equals("model", self.model.name)
+            replaced["models"] = ("model",)
         corpus = self.plan.corpus
         for site in self.config.dense:
             width = self.model.attention_width if site.site == "attn_out" else self.model.d_model
@@ -307,16 +307,13 @@ class _Job:
         step: str,
         reason: str,
         rows: Mapping[str, pa.Table],
-        replaced: Mapping[str, str] | None = None,
+        replaced: Mapping[str, tuple[str, ...]] | None = None,
     ) -> None:
-        predicates = {**(replaced or {})}
+        keys = {**(replaced or {})}
         if "runs" in rows:
-            predicates["runs"] = equals("run", self.plan.run)
+            keys["runs"] = ("run",)
         if "evaluations" in rows:
-            saes = rows["evaluations"]["sae"].unique().to_pylist()
-            predicates["evaluations"] = (
-                f"{equals('corpus', self.config.corpus)} AND {equals('sae', *saes)}"
-            )
+            keys["evaluations"] = ("sae", "corpus")
         # A run that was finished and is asked for again has work only if shards were lost since;
         # the snapshot number keeps its catalogue steps apart from those of the first time.
         suffix = f"@{self.store.snapshot().id}" if step in ("start", "finish") else ""
@@ -326,7 +323,7 @@ class _Job:
             reason=reason,
             run=self.plan.run,
             rows=rows,
-            replace=predicates,
+            replace=keys,
             revise=self._revise,
         )
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, files
-from typing import Final
+from typing import Any, Final
 
 import duckdb
 
 from scopelake.errors import LakeError, MissingDependencyError
+from scopelake.query.snapshot_files import Reads, SnapshotFiles, whole_tables
 from scopelake.query.sql import one_line
 from scopelake.query.views import literal, view_statements
 from scopelake.store.lake_store import LakeStore
@@ -21,7 +22,41 @@ _CONFIG: Final[dict[str, str | bool | int | float | list[str]]] = {
 }
 
 
-def connect(store: LakeStore, snapshot: Snapshot) -> duckdb.DuckDBPyConnection:
+class Connection:
+    """A DuckDB connection on a snapshot that hashes files before it reads them."""
+
+    def __init__(
+        self, raw: duckdb.DuckDBPyConnection, store: LakeStore, snapshot: Snapshot
+    ) -> None:
+        self._raw, self._files = raw, SnapshotFiles(store, snapshot)
+
+    def execute(
+        self,
+        query: str,
+        params: Any = None,
+        reads: Reads | None = None,  # noqa: ANN401
+    ) -> duckdb.DuckDBPyConnection:
+        """Run a query.
+
+        Args:
+            query: one statement.
+            params: of its placeholders.
+            reads: by table, which rows it reads: only the files that may hold them are hashed.
+                By default all files of the tables that are named in the query.
+
+        Raises:
+            DamagedFileError: a file that it may read is not what was written.
+        """
+        for table, filters in (whole_tables(query) if reads is None else reads).items():
+            self._files.check(table, filters)
+        return self._raw.execute(query, params)
+
+    def close(self) -> None:
+        """Close it."""
+        self._raw.close()
+
+
+def connect(store: LakeStore, snapshot: Snapshot) -> Connection:
     """Return a connection whose views are `snapshot`'s tables and which reads only the lake.
 
     It is in memory, loads no extension but ``delta``, opens no file outside the lake's tables,
@@ -45,7 +80,7 @@ def connect(store: LakeStore, snapshot: Snapshot) -> duckdb.DuckDBPyConnection:
     connection.execute(f"SET allowed_directories = [{tables}]")
     connection.execute("SET enable_external_access = false")
     connection.execute("SET lock_configuration = true")
-    return connection
+    return Connection(connection, store, snapshot)
 
 
 def init_sql(store: LakeStore, snapshot: Snapshot) -> str:

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-import duckdb
 import pyarrow as pa
 
 from scopelake.errors import InvalidArgumentError
 from scopelake.names import KIND_BOS
+from scopelake.query.connect import Connection
 from scopelake.query.published import check_answerable, note, published
 from scopelake.query.resolve import SaeInfo
+from scopelake.query.snapshot_files import Reads
 from scopelake.query.sql import check_predicate, run
 from scopelake.query.views import PRIVATE, literal, token_columns
 from scopelake.query.windows import (
@@ -86,7 +87,7 @@ class TopContexts:
 
 
 def top_contexts(
-    connection: duckdb.DuckDBPyConnection,
+    connection: Connection,
     sae: SaeInfo,
     feature: int,
     *,
@@ -123,7 +124,7 @@ def top_contexts(
             f"window={window} was asked for; a window is a number of tokens; give 0 or more"
         )
     query, params = _ranking(sae, feature, k, corpus, where, bos, inline=False)
-    rows = run(connection, query, params).to_pylist()
+    rows = run(connection, query, params, _reads(sae, feature, corpus, where)).to_pylist()
     if not rows and corpus is not None:
         check_corpus(connection, corpus)
     _add_windows(connection, sae, feature, rows, window, bos)
@@ -213,8 +214,16 @@ def _ranking(
     )
 
 
+def _reads(sae: SaeInfo, feature: int, corpus: str | None, where: str | None) -> Reads:
+    """Return what a ranking reads; both tables of firings, since both are small for a feature."""
+    of_corpus: list[tuple[str, str, Any]] = [("corpus", "=", corpus)] if corpus is not None else []
+    firings = [("sae", "=", sae.name), ("feature", "=", int(feature)), *of_corpus]
+    reads = {"peaks": firings, "postings": firings}
+    return reads if where is None else {**reads, "contexts": of_corpus}
+
+
 def _add_windows(
-    connection: duckdb.DuckDBPyConnection,
+    connection: Connection,
     sae: SaeInfo,
     feature: int,
     rows: list[dict[str, Any]],

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-import duckdb
 import pyarrow as pa
 
 from scopelake.errors import (
@@ -16,6 +15,7 @@ from scopelake.errors import (
     InvalidArgumentError,
     QueryError,
 )
+from scopelake.query.connect import Connection
 from scopelake.query.resolve import SaeInfo, resolve_sae
 from scopelake.query.sql import run
 from scopelake.query.windows import context_texts, visible
@@ -76,7 +76,7 @@ class FeaturesAt:
 
 
 def features_at(
-    connection: duckdb.DuckDBPyConnection,
+    connection: Connection,
     store: LakeStore,
     snapshot: Snapshot,
     saes: Sequence[SaeInfo],
@@ -123,7 +123,9 @@ def features_at(
         )
     only = None if sae is None else _with_codes(resolve_sae(saes, sae=sae), name)
     query, params = statement(name, context, position, k=k, sae=only)
-    rows = run(connection, query, params)
+    chosen = [("corpus", "=", name), ("context", "=", int(context))]
+    chosen += [("sae", "=", only)] if only else []
+    rows = run(connection, query, params, {"codes": chosen, "saes": ()})
     tokens = pa.array([pieces[p] for p in rows["position"].to_pylist()], pa.string())
     n_published = 0 if only else sum(name in s.examples for s in saes)
     return FeaturesAt(

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import duckdb
 import pyarrow as pa
 
 from scopelake.errors import QueryError
 
+if TYPE_CHECKING:
+    from scopelake.query.connect import Connection
+    from scopelake.query.snapshot_files import Reads
+
 Params = Sequence[Any] | Mapping[str, Any]
 
 _EXPLAIN: Final = re.compile(r"\s*explain\s+(analyze\s+)?", re.IGNORECASE)
 
 
-def sql(
-    connection: duckdb.DuckDBPyConnection, query: str, params: Params | None = None
-) -> pa.Table:
+def sql(connection: Connection, query: str, params: Params | None = None) -> pa.Table:
     """Run one query and return its rows.
 
     Args:
@@ -34,16 +36,23 @@ def sql(
 
 
 def run(
-    connection: duckdb.DuckDBPyConnection, query: str, params: Params | None = None
+    connection: Connection, query: str, params: Params | None = None, reads: Reads | None = None
 ) -> pa.Table:
     """Run a query that needs no check, because this package made it or checked it.
 
+    Args:
+        connection: from `connect`.
+        query: one query.
+        params: of its placeholders.
+        reads: by table, which rows it reads; all of the tables that it names if None.
+
     Raises:
         QueryError: DuckDB refuses it.
+        DamagedFileError: a file that it may read is not what was written.
     """
     values = dict(params) if isinstance(params, Mapping) else list(params or ())
     try:
-        return connection.execute(query, values).to_arrow_table()
+        return connection.execute(query, values, reads).to_arrow_table()
     except duckdb.Error as error:
         raise QueryError(f"the query failed: {one_line(error)}; check it") from error
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any, Final
 
-import duckdb
 import pyarrow as pa
 
 from scopelake.errors import CorpusNotFoundError
 from scopelake.names import KIND_BOS
+from scopelake.query.connect import Connection
 from scopelake.query.resolve import SaeInfo
 from scopelake.query.sql import run
 from scopelake.query.views import PRIVATE
@@ -35,15 +35,16 @@ class ContextText:
     """[n_tokens]; they spell the text, but for the ``<bos>`` of plain text."""
 
 
-def context_texts(connection: duckdb.DuckDBPyConnection, keys: list[Key]) -> dict[Key, ContextText]:
+def context_texts(connection: Connection, keys: list[Key]) -> dict[Key, ContextText]:
     """Return the texts of the contexts named, of those that there are."""
     found: dict[Key, ContextText] = {}
     for corpus, numbers in _by_corpus(keys).items():
         rows = run(
             connection,
             f"SELECT context, document, text, token_starts, kinds FROM {PRIVATE}.contexts "
-            f"WHERE corpus = ? AND context IN ({numbers})",
+            f"WHERE corpus = ? AND context IN ({_listed(numbers)})",
             [corpus],
+            {"contexts": [("corpus", "=", corpus), ("context", "in", numbers)]},
         ).to_pylist()
         for row in rows:
             found[corpus, row["context"]] = ContextText(row["document"], _pieces(row))
@@ -51,7 +52,7 @@ def context_texts(connection: duckdb.DuckDBPyConnection, keys: list[Key]) -> dic
 
 
 def activations_in(
-    connection: duckdb.DuckDBPyConnection,
+    connection: Connection,
     sae: SaeInfo,
     feature: int,
     keys: list[Key],
@@ -62,13 +63,21 @@ def activations_in(
     found: dict[Key, dict[int, float]] = {key: {} for key in keys}
     for corpus, numbers in _by_corpus(keys).items():
         is_published = corpus in sae.examples
+        table = "peaks" if is_published else "postings"
         rows = run(
             connection,
-            f"SELECT context, position, activation FROM {PRIVATE}."
-            f"{'peaks' if is_published else 'postings'} "
-            f"WHERE sae = ? AND corpus = ? AND feature = ? AND context IN ({numbers})"
+            f"SELECT context, position, activation FROM {PRIVATE}.{table} "
+            f"WHERE sae = ? AND corpus = ? AND feature = ? AND context IN ({_listed(numbers)})"
             + ("" if bos or is_published else f" AND kind <> {KIND_BOS}"),
             [sae.name, corpus, feature],
+            {
+                table: [
+                    ("sae", "=", sae.name),
+                    ("corpus", "=", corpus),
+                    ("feature", "=", feature),
+                    ("context", "in", numbers),
+                ]
+            },
         )
         columns = (rows[n].to_pylist() for n in ("context", "position", "activation"))
         for context, position, activation in zip(*columns, strict=True):
@@ -118,7 +127,7 @@ def window_columns(rows: list[dict[str, Any]]) -> dict[str, pa.Array]:
     }
 
 
-def check_corpus(connection: duckdb.DuckDBPyConnection, corpus: str) -> None:
+def check_corpus(connection: Connection, corpus: str) -> None:
     """Refuse a corpus that the lake does not have.
 
     Raises:
@@ -138,11 +147,15 @@ def visible(token: str) -> str:
     return token.translate(_VISIBLE)
 
 
-def _by_corpus(keys: list[Key]) -> dict[str, str]:
-    grouped: dict[str, list[str]] = {}
+def _by_corpus(keys: list[Key]) -> dict[str, list[int]]:
+    grouped: dict[str, list[int]] = {}
     for corpus, context in dict.fromkeys(keys):
-        grouped.setdefault(corpus, []).append(str(int(context)))
-    return {corpus: ", ".join(numbers) for corpus, numbers in grouped.items()}
+        grouped.setdefault(corpus, []).append(int(context))
+    return grouped
+
+
+def _listed(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers))
 
 
 def _pieces(row: dict[str, Any]) -> list[str]:

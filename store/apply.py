@@ -48,9 +48,7 @@ class Applier:
         if commit.receipts:
             rows["files"] = _file_rows(commit.receipts)
         for table, added in rows.items():
-            predicate = commit.replace.get(table)
-            add = partial(delta.add_rows, rows=added, transaction=name, predicate=predicate)
-            self._once(table, name, add)
+            self._add_rows(table, added, name, commit.replace.get(table))
         self._add_snapshot(number, commit, {*by_table, *rows})
 
     def is_done(self, transaction: str) -> bool:
@@ -74,8 +72,20 @@ class Applier:
         }  # fmt: skip
         versions["snapshots"] = before["snapshots"] + 1
         snapshot = Snapshot(number, commit.created_at, commit.reason, commit.run, versions)
-        add = partial(delta.add_rows, rows=snapshot_rows(snapshot), transaction=name)
-        self._once("snapshots", name, add)
+        self._add_rows("snapshots", snapshot_rows(snapshot), name, None)
+
+    def _add_rows(
+        self, table: str, rows: pa.Table, transaction: str, key: Sequence[str] | None
+    ) -> None:
+        add = partial(
+            delta.add_rows,
+            root=self.store.root,
+            table=table,
+            rows=rows,
+            transaction=transaction,
+            key=key,
+        )
+        self._once(table, transaction, add)
 
     def _once(self, table: str, transaction: str, act: Callable[[DeltaTable], None]) -> None:
         """Do one step unless its table has it; another writer may do it at the same time."""

@@ -25,7 +25,6 @@ from scopelake.store.intents import (
     put_intent,
     read_intent,
     remove_intent,
-    unnumbered_intents,
     waiting_intents,
 )
 from scopelake.store.lake_store import LakeStore
@@ -39,12 +38,6 @@ Revise = Callable[[Commit, Snapshot], Commit | None]
 """Given a commit and the snapshot that it will follow, what is to be committed; None: nothing."""
 
 _MOST_TRIES: Final = 1000
-
-
-def equals(column: str, *values: str) -> str:
-    """Return the predicate that a column has one of `values`, for `Writer.commit`."""
-    listed = ", ".join("'" + value.replace("'", "''") + "'" for value in values)
-    return f"{column} IN ({listed})"
 
 
 class Writer:
@@ -83,7 +76,7 @@ class Writer:
         reason: str,
         run: str | None = None,
         rows: Mapping[str, pa.Table] | None = None,
-        replace: Mapping[str, str] | None = None,
+        replace: Mapping[str, Sequence[str]] | None = None,
         revise: Revise | None = None,
     ) -> Snapshot:
         """Make files and catalogue rows part of the lake, as one snapshot.
@@ -97,8 +90,8 @@ class Writer:
             reason: what it is for, in words.
             run: the run that it belongs to.
             rows: rows by table (not tables that `receipts` add files to).
-            replace: by table of `rows`, a SQL predicate whose rows they replace; the new rows must
-                satisfy it.
+            replace: by table of `rows`, key columns: rows whose values in them are those of a new
+                row are replaced.
             revise: called with the commit and the snapshot that it will follow, again whenever
                 that changes; returns what to commit instead, or None. What it raises ends the
                 commit before anything is decided.
@@ -143,12 +136,6 @@ class Writer:
     def finish_waiting(self) -> Snapshot:
         """Carry out what was decided on and is not done; return the latest snapshot."""
         root = self.store.root
-        for path in unnumbered_intents(root):
-            # Lakes of the first format had one writer: nobody else can be at it.
-            commit = Commit.from_json(path.read_text(encoding="utf-8"))
-            self._check_files(commit.receipts)
-            self._applier.apply(self.store.snapshot().id + 1, commit)
-            path.unlink()
         latest = self.store.snapshot()
         for number in waiting_intents(root):
             text = read_intent(root, number)
@@ -200,7 +187,7 @@ class Writer:
         kept = [r for r in kept if r.table != DENSE]
         kept += [r for r in dense if _slot(r) not in there] + again
         if again:
-            replace["files"] = equals("path", *(r.path for r in again))
+            replace["files"] = ("path",)
         if not kept and not rows:
             return None
         return changed(commit, receipts=tuple(kept), rows=rows, replace=replace)
@@ -235,7 +222,7 @@ def _slot(receipt: Receipt) -> tuple[str | int | None, ...]:
 
 
 def _checked_rows(
-    receipts: Sequence[Receipt], rows: Mapping[str, pa.Table], replace: Mapping[str, str]
+    receipts: Sequence[Receipt], rows: Mapping[str, pa.Table], replace: Mapping[str, Sequence[str]]
 ) -> dict[str, pa.Table]:
     """Return `rows` in the types of their tables."""
     own = {"files", "snapshots"} | {r.table for r in receipts}
@@ -248,6 +235,11 @@ def _checked_rows(
     checked = {}
     for table, given in rows.items():
         schema = SCHEMAS[table]
+        if unknown := set(replace.get(table, ())) - set(schema.names):
+            raise InvalidArgumentError(
+                f"rows of table {table} were to be replaced by {sorted(unknown)}; it has "
+                f"{schema.names}; give columns of it"
+            )
         if set(given.column_names) != set(schema.names):
             raise InvalidArgumentError(
                 f"rows for table {table} have columns {given.column_names}; it has {schema.names}; "

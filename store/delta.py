@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 from urllib.parse import unquote, urlparse
 from urllib.request import url2pathname
 
@@ -16,18 +16,21 @@ from deltalake import (
     DeltaTable,
     PostCommitHookProperties,
     Transaction,
-    write_deltalake,
 )
 from deltalake.exceptions import DeltaError
 from deltalake.transaction import AddAction
-from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
 from scopelake.errors import LakeError
 from scopelake.store.layout import TABLES, table_path
+from scopelake.store.parquet import write_parquet
+from scopelake.store.reading import Filters, matching_files, read_files
 from scopelake.store.receipts import Receipt
 from scopelake.store.schema import PARTITIONS, SCHEMAS
 
 _HOOKS: Final = PostCommitHookProperties(create_checkpoint=True, cleanup_expired_logs=False)
+
+_MOST_FILES: Final = 64
+"""Files of a table without partitions, before its rows are written as one again."""
 
 # Old versions must stay readable until a vacuum removes them on purpose.
 _CONFIGURATION: Final = {
@@ -78,15 +81,22 @@ def open_table(root: Path, table: str, version: int | None = None) -> DeltaTable
 
 def read(
     opened: DeltaTable,
-    columns: list[str] | None = None,
-    filters: list[tuple[str, str, Any]] | None = None,
+    table: str,
+    columns: Sequence[str] | None = None,
+    filters: Filters = (),
 ) -> pa.Table:
-    """Return the table's rows that meet all `filters` (column, operator, value)."""
-    # deltalake's own file system is a Python object. Arrow's scanner may drop its last reference in
-    # a worker thread while the interpreter exits, which aborts the process.
-    local = SubTreeFileSystem(url2pathname(urlparse(opened.table_uri).path), LocalFileSystem())
-    # deltalake takes an empty list of conditions for a malformed one.
-    return opened.to_pyarrow_table(columns=columns, filesystem=local, filters=filters or None)
+    """Return the table's rows that meet all `filters`, in the types of its schema.
+
+    Raises:
+        DamagedFileError: a file that may hold such rows is not what was written.
+    """
+    # deltalake's own reader takes a column without bounds for one without values, and its file
+    # system, a Python object, may be dropped by a thread of Arrow's while the interpreter exits.
+    folder = Path(url2pathname(urlparse(opened.table_uri).path))
+    files = matching_files(added_files(opened), filters)
+    return read_files(
+        folder, table, files, SCHEMAS[table].names if columns is None else columns, filters
+    )
 
 
 def has_transaction(opened: DeltaTable, transaction: str) -> bool:
@@ -98,14 +108,8 @@ def add_files(
     opened: DeltaTable, table: str, receipts: Sequence[Receipt], transaction: str
 ) -> None:
     """Add files to a table in one Delta commit that carries `transaction`."""
-    prefix = f"tables/{table}/"
-    now = int(time.time() * 1000)
-    actions = [
-        AddAction(r.path.removeprefix(prefix), r.n_bytes, r.partition, now, True, r.stats)
-        for r in receipts
-    ]
     opened.create_write_transaction(
-        list(actions),
+        [_action(table, receipt) for receipt in receipts],
         mode="append",
         schema=SCHEMAS[table],
         partition_by=list(PARTITIONS[table]),
@@ -116,27 +120,51 @@ def add_files(
 
 
 def add_rows(
-    opened: DeltaTable, rows: pa.Table, transaction: str, predicate: str | None = None
+    opened: DeltaTable,
+    root: Path,
+    table: str,
+    rows: pa.Table,
+    transaction: str,
+    key: Sequence[str] | None = None,
 ) -> None:
-    """Append rows in one Delta commit, replacing those that `predicate` selects, if given."""
-    if predicate is None:
-        write_deltalake(
-            opened,
-            rows,
-            mode="append",
-            commit_properties=_properties(transaction),
-            post_commithook_properties=_HOOKS,
-        )
-    else:
-        write_deltalake(
-            opened,
-            rows,
-            mode="overwrite",
-            predicate=predicate,
-            commit_properties=_properties(transaction),
-            post_commithook_properties=_HOOKS,
-        )
+    """Add rows to a table without partitions in one Delta commit.
+
+    Args:
+        opened: the table.
+        root: the lake's folder.
+        table: its name.
+        rows: in its schema.
+        transaction: what the Delta commit carries.
+        key: columns; rows whose values in them are those of a new row are replaced.
+    """
+    merge = key is not None or len(opened.file_uris()) >= _MOST_FILES
+    if merge:
+        there = read(opened, table).select(rows.column_names).cast(rows.schema)
+        if key is not None:
+            there = there.filter(pa.array(_is_other(there, rows, key), pa.bool_()))
+        rows = pa.concat_tables([there, rows]).combine_chunks()
+    receipt = write_parquet(root, table, rows, {}, run="")
+    opened.create_write_transaction(
+        [_action(table, receipt)],
+        mode="overwrite" if merge else "append",
+        schema=SCHEMAS[table],
+        partition_by=None,
+        commit_properties=_properties(transaction),
+        post_commithook_properties=_HOOKS,
+    )
     opened.update_incremental()
+
+
+def _is_other(there: pa.Table, rows: pa.Table, key: Sequence[str]) -> list[bool]:
+    """Whether a row there has another key than each of `rows`."""
+    new = set(zip(*(rows[c].to_pylist() for c in key), strict=True))
+    return [k not in new for k in zip(*(there[c].to_pylist() for c in key), strict=True)]
+
+
+def _action(table: str, receipt: Receipt) -> AddAction:
+    path = receipt.path.removeprefix(f"tables/{table}/")
+    now = int(time.time() * 1000)
+    return AddAction(path, receipt.n_bytes, receipt.partition, now, True, receipt.stats)
 
 
 def added_files(opened: DeltaTable) -> pa.Table:

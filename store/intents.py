@@ -58,10 +58,5 @@ def waiting_intents(root: Path) -> list[int]:
     return sorted(int(match[1]) for name in names if (match := _NUMBERED.match(name)))
 
 
-def unnumbered_intents(root: Path) -> list[Path]:
-    """Return commits that a writer of the first lakes decided on, who did not number them."""
-    return sorted(p for p in pending_dir(root).glob("*.json") if not _NUMBERED.match(p.name))
-
-
 def _path(root: Path, number: int) -> Path:
     return pending_dir(root) / f"{number:012d}.json"

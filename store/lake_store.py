@@ -30,6 +30,7 @@ from scopelake.store.layout import (
     pending_dir,
     table_path,
 )
+from scopelake.store.reading import OPERATORS
 from scopelake.store.schema import SCHEMAS
 from scopelake.store.snapshot import Snapshot
 
@@ -80,7 +81,8 @@ class LakeStore:
         now = datetime.now(UTC)
         versions = dict.fromkeys(TABLES, 0) | {"snapshots": 1}
         first = Snapshot(1, now, "create", None, versions)
-        delta.add_rows(delta.open_table(root, "snapshots"), snapshot_rows(first), "create")
+        opened = delta.open_table(root, "snapshots")
+        delta.add_rows(opened, root, "snapshots", snapshot_rows(first), "create")
         # Last: what was made half is not a lake.
         lake_file(root).write_text(
             json.dumps(
@@ -132,13 +134,13 @@ class LakeStore:
                 f"snapshot {wanted} was asked for; the lake at {self.root} has 1 to {latest}; "
                 "choose one of them"
             )
-        rows = delta.read(opened, filters=[("snapshot", "=", wanted)]).to_pylist()
+        rows = delta.read(opened, "snapshots", filters=[("snapshot", "=", wanted)]).to_pylist()
         return _to_snapshot(rows[0])
 
     def snapshots(self) -> pa.Table:
         """Return every snapshot, oldest first, in the schema of the snapshots table."""
         opened = delta.open_table(self.root, "snapshots")
-        return delta.read(opened).cast(SCHEMAS["snapshots"]).sort_by("snapshot")
+        return delta.read(opened, "snapshots").sort_by("snapshot")
 
     def read(
         self,
@@ -154,13 +156,13 @@ class LakeStore:
             snapshot: which version of the lake.
             columns: those to return, all by default.
             filters: (column, operator, value), all of which must hold; operators are
-                ``= == != < > <= >= in``, ``not in``.
+                ``= == != < > <= >= in``, ``not in``; what is null meets none.
 
         Returns:
             The rows in no promised order, in the types of SCHEMAS.
 
         Raises:
-            InvalidArgumentError: there is no such table or column.
+            InvalidArgumentError: there is no such table, column or operator.
             LakeError: the version cannot be read any more.
         """
         schema = _schema(table)
@@ -171,11 +173,15 @@ class LakeStore:
                 f"columns {unknown} of table {table} were asked for; it has "
                 f"{', '.join(schema.names)}; choose among these"
             )
+        if wrong := sorted({how for _, how, _ in filters or []} - set(OPERATORS)):
+            raise InvalidArgumentError(
+                f"operators {wrong} were asked for; there are {', '.join(OPERATORS)}; choose among "
+                "these"
+            )
         if table not in snapshot.versions:
             return schema.empty_table().select(names)
         opened = delta.open_table(self.root, table, snapshot.versions[table])
-        rows = delta.read(opened, names, filters)
-        return rows.select(names).cast(pa.schema([schema.field(name) for name in names]))
+        return delta.read(opened, table, names, filters or ())
 
     def data_files(
         self, table: str, snapshot: Snapshot, sae: str | None = None, corpus: str | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path, PurePosixPath
 from typing import Final
 from urllib.parse import quote
@@ -48,14 +49,28 @@ def table_path(root: Path, table: str) -> Path:
     return root / "tables" / table
 
 
-def new_data_path(table: str, partition: dict[str, str]) -> PurePosixPath:
-    """Return a fresh Parquet path, relative to the lake, for rows of one partition.
+_DIGEST: Final = re.compile(r"-([0-9a-f]{32})\.parquet\Z")
+
+
+def data_folder(table: str, partition: dict[str, str]) -> PurePosixPath:
+    """Return the folder, relative to the lake, of the files with rows of one partition.
 
     Partition folders are ``column=value`` with the value percent-encoded, as Delta writers do:
     some readers (Polars) take partition values from the path and not from the log.
     """
     folders = [f"{column}={quote(value, safe='')}" for column, value in partition.items()]
-    return PurePosixPath("tables", table, *folders, f"{uuid4().hex}.parquet")
+    return PurePosixPath("tables", table, *folders)
+
+
+def new_data_name(checksum: str) -> str:
+    """Return a fresh name for a Parquet file, which carries the checksum of its bytes."""
+    return f"{uuid4().hex}-{checksum.removeprefix('xxh3:')}.parquet"
+
+
+def checksum_in_name(name: str) -> str | None:
+    """Return the checksum that a file's name carries; the first lakes' have none."""
+    match = _DIGEST.search(name)
+    return f"xxh3:{match[1]}" if match else None
 
 
 def activations_dir(root: Path) -> Path:

@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final
+from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from scopelake.store.layout import new_data_path
+from scopelake.store.layout import data_folder, new_data_name
 from scopelake.store.receipts import Receipt, checksum
 from scopelake.store.schema import PARTITIONS, SORTED_BY, file_schema
 
@@ -54,6 +55,8 @@ _STYLES: Final[dict[str, _Style]] = {
     "features": _Style(16_384, ("histogram.list.element",), {"feature": "DELTA_BINARY_PACKED"}),
 }  # fmt: skip
 
+_CATALOGUE: Final = _Style(131_072, (), {})
+
 _ROWS_PER_PAGE: Final = 16_384
 
 
@@ -70,19 +73,26 @@ def write_parquet(
 
     Args:
         root: the lake's folder.
-        table: one of the tables with data files of their own.
+        table: one of TABLES.
         rows: in the table's order and file schema (no partition columns), 0 or more.
         partition: value of each partition column.
         run: the run that wrote it.
         shard: the shard of the corpus, where it is of one.
     """
-    path = new_data_path(table, {c: partition[c] for c in PARTITIONS[table]})
-    full = root / path
-    full.parent.mkdir(parents=True, exist_ok=True)
-    with full.open("xb") as file:
-        _write(table, rows, file)
-        file.flush()
-        os.fsync(file.fileno())
+    folder = data_folder(table, {c: partition[c] for c in PARTITIONS[table]})
+    (root / folder).mkdir(parents=True, exist_ok=True)
+    temporary = root / folder / f"{uuid4().hex}.tmp"
+    try:
+        with temporary.open("xb") as file:
+            _write(table, rows, file)
+            file.flush()
+            os.fsync(file.fileno())
+        digest = checksum(temporary)
+        path = folder / new_data_name(digest)
+        full = root / path
+        temporary.rename(full)
+    finally:
+        temporary.unlink(missing_ok=True)
     fsync_folder(full.parent)
     return Receipt(
         table=table,
@@ -90,7 +100,7 @@ def write_parquet(
         run=run,
         n_rows=rows.num_rows,
         n_bytes=full.stat().st_size,
-        checksum=checksum(full),
+        checksum=digest,
         partition=partition,
         stats=delta_stats(rows),
         shard=shard,
@@ -132,10 +142,10 @@ def delta_stats(rows: pa.Table) -> str:
 
 
 def _write(table: str, rows: pa.Table, file: BinaryIO) -> None:
-    style = _STYLES[table]
+    style = _STYLES.get(table, _CATALOGUE)
     schema = file_schema(table)
     sorting = pq.SortingColumn.from_ordering(
-        schema, [(name, "ascending") for name in SORTED_BY[table]]
+        schema, [(name, "ascending") for name in SORTED_BY.get(table, ())]
     )
     writer = pq.ParquetWriter(
         file,

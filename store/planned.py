@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -24,8 +24,8 @@ class Commit:
     created_at: datetime
     receipts: tuple[Receipt, ...]
     rows: Mapping[str, pa.Table]
-    replace: Mapping[str, str]
-    """By table, the predicate whose rows the new ones replace."""
+    replace: Mapping[str, Sequence[str]]
+    """By table, key columns: rows whose values in them are those of a new row are replaced."""
 
     def to_json(self) -> str:
         """Return it as JSON that `from_json` reads back exactly."""
@@ -37,7 +37,7 @@ class Commit:
                 "created_at": self.created_at.isoformat(),
                 "receipts": [r.to_dict() for r in self.receipts],
                 "rows": {table: delta.rows_json(rows) for table, rows in self.rows.items()},
-                "replace": dict(self.replace),
+                "replace": {table: list(key) for table, key in self.replace.items()},
             }
         )
 

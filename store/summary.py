@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from scopelake.errors import InvalidArgumentError
 from scopelake.names import KIND_BOS
+from scopelake.store.integrity import check_files
 from scopelake.store.schema import SCHEMAS
 
 HISTOGRAM_BINS: Final = 32
@@ -57,6 +58,7 @@ def feature_statistics(
         linear ones of the stored activations, the mean is summed in float64.
 
     Raises:
+        DamagedFileError: a file is not what was written.
         InvalidArgumentError: a file has a feature beyond `width`, or `width` or `n_tokens` is
             below 1.
     """
@@ -64,6 +66,8 @@ def feature_statistics(
         raise InvalidArgumentError(
             f"statistics of {width} features over {n_tokens} tokens were asked for; give 1 or more"
         )
+    files = list(files)
+    check_files(files)
     groups = list(_row_groups(files))
     highest = max((g.high for g in groups), default=0)
     if highest >= width:

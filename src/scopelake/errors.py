@@ -6,7 +6,8 @@
     |   |-- LakeNotFoundError         (FileNotFoundError)
     |   |-- NotALakeError
     |   |-- LakeExistsError           (FileExistsError)
-    |   |-- LakeBusyError             another writer holds the lake
+    |   |-- LakeBusyError             other writers came first again and again
+    |   |-- DamagedFileError          a file is missing or not what was written
     |   |-- FormatVersionError        a lake of another format version
     |   `-- SnapshotNotFoundError     (LookupError)
     |-- CorpusError
@@ -57,7 +58,11 @@ class LakeExistsError(LakeError, FileExistsError):
 
 
 class LakeBusyError(LakeError):
-    """Another process is writing to the lake."""
+    """Other writers came first again and again."""
+
+
+class DamagedFileError(LakeError):
+    """A file of the lake is missing, or its bytes are not those that were written."""
 
 
 class FormatVersionError(LakeError):

@@ -11,8 +11,7 @@ from scopelake.store.lake_store import LakeStore
 from scopelake.store.snapshot import Snapshot
 
 if TYPE_CHECKING:
-    import duckdb
-
+    from scopelake.query.connect import Connection
     from scopelake.query.resolve import SaeInfo
 
 
@@ -39,7 +38,7 @@ class LakeHandle:
         self._snapshot = self._store.snapshot()
 
     @cached_property
-    def _connection(self) -> duckdb.DuckDBPyConnection:
+    def _connection(self) -> Connection:
         from scopelake.query.connect import connect
 
         return connect(self._store, self._snapshot)

@@ -12,7 +12,7 @@ import sys
 import numpy as np
 import pyarrow as pa
 
-from scopelake.store.commit import Writer, equals
+from scopelake.store.commit import Writer
 from scopelake.store.firings import Firings
 from scopelake.store.lake_store import LakeStore
 from scopelake.store.schema import SCHEMAS
@@ -49,7 +49,7 @@ def main(root: str, writer: str, sae: str, kill_after: int, n_shards: int) -> No
             lake.commit(
                 receipts, transaction=f"{writer}:{shard}", reason=writer, run=f"r{writer}",
                 rows={"runs": pa.Table.from_pylist([{"run": run}], schema=SCHEMAS["runs"])},
-                replace={"runs": equals("run", run)},
+                replace={"runs": ("run",)},
             )  # fmt: skip
 
 

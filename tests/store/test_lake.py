@@ -86,7 +86,7 @@ def test_snapshots_keep_what_they_named(store):
             reason="two",
             run="r1",
             rows={"runs": run_rows("complete")},
-            replace={"runs": "run = 'r1'"},
+            replace={"runs": ("run",)},
         )
         writer.commit([], transaction="c", reason="x", rows={"runs": run_rows("running", "r2")})
     assert (first.id, second.id) == (2, 3)

@@ -40,7 +40,7 @@ with Writer(store, on_step=kill) as writer:
     run = pa.Table.from_pylist([{"run": "r", "state": "complete"}], schema=SCHEMAS["runs"])
     writer.commit(
         receipts, transaction="r:0", reason="test", run="r",
-        rows={"runs": run}, replace={"runs": "run = 'r'"},
+        rows={"runs": run}, replace={"runs": ("run",)},
     )
 """
 

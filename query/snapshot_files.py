@@ -1,0 +1,66 @@
+"""The files of a snapshot that a query may read, hashed before it does."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Final
+
+import pyarrow as pa
+
+from scopelake.store import delta
+from scopelake.store.integrity import check_files
+from scopelake.store.lake_store import LakeStore
+from scopelake.store.layout import TABLES, checksum_in_name, table_path
+from scopelake.store.reading import Filters, matching_files
+from scopelake.store.snapshot import Snapshot
+
+Reads = Mapping[str, Filters]
+"""By table, conditions that all rows meet that a query reads."""
+
+_WORD: Final = re.compile(r"[a-z]+")
+_VIEWS: Final = {
+    "tokens": ("contexts",),
+    "peaks": ("peaks", "runs"),
+    "features": ("features", "runs"),
+}
+"""Tables behind the views that are more than a table of the same name."""
+
+
+def whole_tables(query: str) -> Reads:
+    """Return the tables that a query may read, whole: those whose names are in its text."""
+    words = set(_WORD.findall(query.lower())) & {*TABLES, *_VIEWS}
+    return {table: () for word in words for table in _VIEWS.get(word, (word,))}
+
+
+class SnapshotFiles:
+    """The files of every table at a snapshot."""
+
+    def __init__(self, store: LakeStore, snapshot: Snapshot) -> None:
+        self._store, self._snapshot = store, snapshot
+        self._actions: dict[str, pa.Table] = {}
+
+    def check(self, table: str, filters: Filters) -> None:
+        """Hash the files that may hold rows that meet `filters`, those that were not yet.
+
+        Raises:
+            DamagedFileError: one is not what was written.
+        """
+        version = self._snapshot.versions.get(table)
+        if version is None:
+            return
+        if table not in self._actions:
+            opened = delta.open_table(self._store.root, table, version)
+            self._actions[table] = delta.added_files(opened)
+        names = matching_files(self._actions[table], filters)["path"].to_pylist()
+        nameless = any(checksum_in_name(name) is None for name in names)
+        folder = table_path(self._store.root, table)
+        check_files((folder / name for name in names), self._known if nameless else None)
+
+    @cached_property
+    def _known(self) -> dict[str, str]:
+        """Checksums by file name, which the names in the first lakes do not carry."""
+        rows = self._store.read("files", self._snapshot, ["path", "checksum"])
+        paths, sums = rows["path"].to_pylist(), rows["checksum"].to_pylist()
+        return {path.rsplit("/", 1)[-1]: sum_ for path, sum_ in zip(paths, sums, strict=True)}

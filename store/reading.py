@@ -1,0 +1,123 @@
+"""Rows of a Delta table: which files may hold them, and the rows themselves."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+
+from scopelake.store.integrity import check_files
+from scopelake.store.schema import PARTITIONS, SCHEMAS
+
+Filters = Sequence[tuple[str, str, Any]]
+"""(column, operator, value), all of which must hold; see `OPERATORS`."""
+
+_COMPARE: Final[dict[str, Callable[[Any, Any], Any]]] = {
+    "=": operator.eq,
+    "==": operator.eq,
+    "!=": operator.ne,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+}
+OPERATORS: Final = (*_COMPARE, "in", "not in")
+
+
+def matching_files(actions: pa.Table, filters: Filters) -> pa.Table:
+    """Return the files that may hold rows that meet `filters`, by partition and bounds.
+
+    Args:
+        actions: path, partition.<column>, min.<column>, max.<column>, as the Delta log has them.
+        filters: conditions; a file without bounds of a column may hold anything.
+    """
+    keep = pa.array([True] * actions.num_rows, pa.bool_())
+    for column, how, value in filters:
+        if f"partition.{column}" in actions.column_names:
+            values = actions[f"partition.{column}"].cast(pa.string())
+            mask = _evaluate(values, how, value)
+        else:
+            mask = _may_hold(actions, column, how, value)
+        if mask is not None:
+            keep = pc.and_(keep, pc.fill_null(mask, True))
+    return actions.filter(keep)
+
+
+def read_files(
+    root: Path, table: str, files: pa.Table, columns: Sequence[str], filters: Filters
+) -> pa.Table:
+    """Return the rows of `files` that meet `filters`, in the table's types.
+
+    Args:
+        root: the table's folder.
+        table: its name.
+        files: path and partition.<column> of each.
+        columns: those to return.
+        filters: conditions on columns inside the files; those on partitions are met already.
+
+    Raises:
+        DamagedFileError: a file is not what was written.
+    """
+    schema, partitions = SCHEMAS[table], PARTITIONS[table]
+    inside = pa.schema([f for f in schema if f.name not in partitions])
+    condition = _condition([f for f in filters if f[0] not in partitions])
+    names = [c for c in columns if c not in partitions]
+    groups: dict[tuple[str, ...], list[Path]] = {}
+    keys = [files[f"partition.{p}"].to_pylist() for p in partitions]
+    for path, *values in zip(files["path"].to_pylist(), *keys, strict=True):
+        groups.setdefault(tuple(values), []).append(root / path)
+    parts = []
+    for key, paths in groups.items():
+        check_files(paths)
+        source = ds.dataset([str(p) for p in paths], schema=inside, format="parquet")
+        rows = source.to_table(columns=names, filter=condition)
+        for name, value in zip(partitions, key, strict=True):
+            if name in columns:
+                rows = rows.append_column(name, pa.repeat(pa.scalar(value), rows.num_rows))
+        parts.append(rows.select(list(columns)))
+    wanted = pa.schema([schema.field(c) for c in columns])
+    return pa.concat_tables(p.cast(wanted) for p in parts) if parts else wanted.empty_table()
+
+
+def _condition(filters: Filters) -> ds.Expression | None:
+    condition: ds.Expression | None = None
+    for column, how, value in filters:
+        field = ds.field(column)
+        if how in _COMPARE:
+            one = _COMPARE[how](field, value)
+        else:
+            one = field.isin(list(value))
+            one = one if how == "in" else ~one
+        condition = one if condition is None else condition & one
+    return condition
+
+
+def _evaluate(values: pa.ChunkedArray, how: str, value: Any) -> pa.ChunkedArray:  # noqa: ANN401
+    if how in ("in", "not in"):
+        found = pc.is_in(values, pa.array([str(v) for v in value], pa.string()))
+        return found if how == "in" else pc.invert(found)
+    names = {"=": "equal", "==": "equal", "!=": "not_equal", "<": "less", "<=": "less_equal",
+             ">": "greater", ">=": "greater_equal"}  # fmt: skip
+    return pc.call_function(names[how], [values, pa.scalar(str(value))])
+
+
+def _may_hold(actions: pa.Table, column: str, how: str, value: Any) -> pa.ChunkedArray | None:  # noqa: ANN401
+    """Whether a file may hold a value that meets the condition; null where it is not known."""
+    if f"min.{column}" not in actions.column_names or how in ("!=", "not in"):
+        return None
+    low, high = actions[f"min.{column}"], actions[f"max.{column}"]
+    if how == "in":
+        values = list(value)
+        if not values:
+            return None
+        return pc.and_(pc.less_equal(low, max(values)), pc.greater_equal(high, min(values)))
+    if how in ("=", "=="):
+        return pc.and_(pc.less_equal(low, value), pc.greater_equal(high, value))
+    if how in ("<", "<="):
+        return pc.less(low, value) if how == "<" else pc.less_equal(low, value)
+    return pc.greater(high, value) if how == ">" else pc.greater_equal(high, value)
