@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import numpy.typing as npt
@@ -143,7 +144,7 @@ def _import(
         replace["saes"] = ("sae",)
     writer.commit(
         receipts,
-        transaction=f"{run}:examples",
+        transaction=f"{run}:{uuid4().hex}",
         reason=f"import examples of {examples.name}",
         run=run,
         rows=rows,

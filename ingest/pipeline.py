@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
@@ -314,12 +315,11 @@ class _Job:
             keys["runs"] = ("run",)
         if "evaluations" in rows:
             keys["evaluations"] = ("sae", "corpus")
-        # A run that was finished and is asked for again has work only if shards were lost since;
-        # the snapshot number keeps its catalogue steps apart from those of the first time.
-        suffix = f"@{self.store.snapshot().id}" if step in ("start", "finish") else ""
+        # What a shard holds, not this name, keeps it from being committed twice: a shard that was
+        # taken out, because it was damaged, comes back under the same run.
         self.writer.commit(
             receipts,
-            transaction=f"{self.plan.run}:{step}{suffix}",
+            transaction=f"{self.plan.run}:{step}:{uuid4().hex}",
             reason=reason,
             run=self.plan.run,
             rows=rows,

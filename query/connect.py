@@ -33,8 +33,8 @@ class Connection:
     def execute(
         self,
         query: str,
-        params: Any = None,
-        reads: Reads | None = None,  # noqa: ANN401
+        params: Any = None,  # noqa: ANN401
+        reads: Reads | None = None,
     ) -> duckdb.DuckDBPyConnection:
         """Run a query.
 

@@ -44,12 +44,33 @@ class Applier:
         for table, receipts in by_table.items():
             add = partial(delta.add_files, table=table, receipts=receipts, transaction=name)
             self._once(table, name, add)
+        dropped = self._drop(commit)
         rows = dict(commit.rows)
         if commit.receipts:
             rows["files"] = _file_rows(commit.receipts)
         for table, added in rows.items():
             self._add_rows(table, added, name, commit.replace.get(table))
-        self._add_snapshot(number, commit, {*by_table, *rows})
+        self._add_snapshot(number, commit, {*by_table, *rows, *dropped})
+
+    def _drop(self, commit: Commit) -> set[str]:
+        """Delete files and take them out of their tables; return the tables."""
+        for path in commit.drop:
+            (self.store.root / path).unlink(missing_ok=True)
+        tables = {path.split("/")[1] for path in commit.drop if path.startswith("tables/")}
+        for table in sorted(tables):
+            drop = partial(delta.drop_missing, transaction=f"{commit.transaction}:drop")
+            self._once(table, f"{commit.transaction}:drop", drop)
+        remove = dict(commit.remove)
+        if commit.drop:
+            remove["files"] = ("path", commit.drop)
+        for table, (column, values) in remove.items():
+            name = f"{commit.transaction}:remove"
+            take = partial(
+                delta.remove_rows, root=self.store.root, table=table, column=column,
+                values=values, transaction=name,
+            )  # fmt: skip
+            self._once(table, name, take)
+        return {*tables, *remove}
 
     def is_done(self, transaction: str) -> bool:
         """Whether the lake has a snapshot of this commit."""

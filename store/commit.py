@@ -77,6 +77,8 @@ class Writer:
         run: str | None = None,
         rows: Mapping[str, pa.Table] | None = None,
         replace: Mapping[str, Sequence[str]] | None = None,
+        drop: Sequence[str] = (),
+        remove: Mapping[str, tuple[str, Sequence[str]]] | None = None,
         revise: Revise | None = None,
     ) -> Snapshot:
         """Make files and catalogue rows part of the lake, as one snapshot.
@@ -92,6 +94,8 @@ class Writer:
             rows: rows by table (not tables that `receipts` add files to).
             replace: by table of `rows`, key columns: rows whose values in them are those of a new
                 row are replaced.
+            drop: data files, relative to the lake, that leave it and are deleted.
+            remove: by table, a column and its values whose rows leave the table.
             revise: called with the commit and the snapshot that it will follow, again whenever
                 that changes; returns what to commit instead, or None. What it raises ends the
                 commit before anything is decided.
@@ -112,6 +116,8 @@ class Writer:
             tuple(receipts),
             _checked_rows(receipts, rows or {}, replace or {}),
             dict(replace or {}),
+            tuple(drop),
+            dict(remove or {}),
         )
         self._check_files(given.receipts)
         for _ in range(_MOST_TRIES):

@@ -11,6 +11,7 @@ from urllib.parse import unquote, urlparse
 from urllib.request import url2pathname
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from deltalake import (
     CommitProperties,
     DeltaTable,
@@ -147,6 +148,30 @@ def add_rows(
     opened.create_write_transaction(
         [_action(table, receipt)],
         mode="overwrite" if merge else "append",
+        schema=SCHEMAS[table],
+        partition_by=None,
+        commit_properties=_properties(transaction),
+        post_commithook_properties=_HOOKS,
+    )
+    opened.update_incremental()
+
+
+def drop_missing(opened: DeltaTable, transaction: str) -> None:
+    """Take the files that are not there any more out of a table, in one Delta commit."""
+    opened.repair(commit_properties=_properties(transaction), post_commithook_properties=_HOOKS)
+    opened.update_incremental()
+
+
+def remove_rows(
+    opened: DeltaTable, root: Path, table: str, column: str, values: Sequence[str], transaction: str
+) -> None:
+    """Take the rows whose `column` has one of `values` out of a table, in one Delta commit."""
+    there = read(opened, table)
+    gone = pc.is_in(there[column], pa.array(list(values), there[column].type))
+    receipt = write_parquet(root, table, there.filter(pc.invert(gone)), {}, run="")
+    opened.create_write_transaction(
+        [_action(table, receipt)],
+        mode="overwrite",
         schema=SCHEMAS[table],
         partition_by=None,
         commit_properties=_properties(transaction),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -26,6 +26,10 @@ class Commit:
     rows: Mapping[str, pa.Table]
     replace: Mapping[str, Sequence[str]]
     """By table, key columns: rows whose values in them are those of a new row are replaced."""
+    drop: tuple[str, ...] = ()
+    """Data files, relative to the lake, that leave it and are deleted."""
+    remove: Mapping[str, tuple[str, Sequence[str]]] = field(default_factory=dict)
+    """By table, a column and its values whose rows leave it."""
 
     def to_json(self) -> str:
         """Return it as JSON that `from_json` reads back exactly."""
@@ -38,6 +42,8 @@ class Commit:
                 "receipts": [r.to_dict() for r in self.receipts],
                 "rows": {table: delta.rows_json(rows) for table, rows in self.rows.items()},
                 "replace": {table: list(key) for table, key in self.replace.items()},
+                "drop": list(self.drop),
+                "remove": {t: [column, list(v)] for t, (column, v) in self.remove.items()},
             }
         )
 
@@ -53,4 +59,6 @@ class Commit:
             tuple(Receipt.from_dict(r) for r in values["receipts"]),
             {table: delta.rows_from_json(table, rows) for table, rows in values["rows"].items()},
             values["replace"],
+            tuple(values["drop"]),
+            {table: (column, found) for table, (column, found) in values["remove"].items()},
         )

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scopelake.asking import Asking
 from scopelake.building import Building
+from scopelake.errors import InvalidArgumentError
 from scopelake.store.lake_store import LakeStore
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from scopelake.store.repair import Repair
+    from scopelake.store.verify import Verification
 
 
 class Lake(Building, Asking):
@@ -31,6 +36,39 @@ class Lake(Building, Asking):
     def snapshots(self) -> pa.Table:
         """Return every snapshot of the lake, oldest first."""
         return self._store.snapshots()
+
+    def verify(self, progress: Callable[[int, int], None] | None = None) -> Verification:
+        """Re-read every file of the snapshot and compare it with its checksum.
+
+        Args:
+            progress: called with bytes read and bytes in all.
+        """
+        from scopelake.store.verify import verify
+
+        return verify(self._store, self._snapshot, progress)
+
+    def repair(self, found: Verification) -> Repair:
+        """Take damaged shards out of the lake, so that the next ingest makes them again.
+
+        Args:
+            found: what `verify` found of the latest snapshot.
+
+        Raises:
+            InvalidArgumentError: it is of another snapshot.
+        """
+        from scopelake.store.commit import Writer
+        from scopelake.store.repair import repair
+
+        self._check_writable()
+        if found.snapshot != self._store.snapshot().id:
+            raise InvalidArgumentError(
+                f"a repair of what was found in snapshot {found.snapshot} was asked for; the lake "
+                f"is at {self._store.snapshot().id}; verify it again"
+            )
+        with Writer(self._store) as writer:
+            done = repair(writer, found)
+        self.refresh()
+        return done
 
     def __repr__(self) -> str:
         return f"Lake({str(self.path)!r}, snapshot={self.snapshot})"

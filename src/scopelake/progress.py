@@ -71,6 +71,23 @@ def step_progress() -> Iterator[Callable[[str, int, int], None]]:
         yield lambda what, done, of: status.update(f"{what}: {done:,} of {of:,}")
 
 
+@contextmanager
+def bytes_progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Yield a callback that shows bytes done of bytes in all, with the rate."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TransferSpeedColumn
+    from rich.progress import Progress as Bar
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda done, of: None
+        return
+    columns = (TextColumn(what), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Bar(*columns, console=console) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, of: bar.update(task, total=of, completed=done)
+
+
 def _log_lines(corpus: str) -> Callable[[Progress], None]:
     started = time.monotonic()
     last = [started]

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import NoReturn, TextIO
 
 import scopelake
-from scopelake.cli import ask, build
+from scopelake.cli import ask, build, keep
 from scopelake.errors import CoderWarning, ScopelakeError
 
 
@@ -76,6 +76,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=scopelake.__version__)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for add in (*build.VERBS, *ask.VERBS):
+    for add in (*build.VERBS, *ask.VERBS, *keep.VERBS):
         add(verbs)
     return parser

@@ -1,0 +1,218 @@
+"""Damage: every kind is found and named, answers no query, and is mended by ingesting again."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+import scopelake
+from scopelake import tiny
+from scopelake.cli import main
+from scopelake.errors import DamagedFileError, InvalidArgumentError, ScopelakeError
+from scopelake.store.layout import TABLES
+
+SAES = [tiny.coders_path() / "resid_post_all/layer_0*", tiny.coders_path() / "mlp_out_all/*"]
+QUERIES = {
+    "codes": "SELECT sum(hash(codes)) FROM codes",
+    "postings": "SELECT sum(hash(postings)) FROM postings",
+    "peaks": "SELECT sum(hash(peaks)) FROM peaks",
+    "features": "SELECT sum(hash(features)) FROM features",
+    "contexts": "SELECT sum(hash(contexts)) FROM contexts",
+    "tokens": "SELECT sum(hash(tokens)) FROM tokens",
+}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A lake with two coders and a dense site on 4 shards."""
+    root = tmp_path_factory.mktemp("verify")
+    text = tiny.stdlib_files(held_out=True)[1].read_text(encoding="utf-8")
+    (root / "a.txt").write_text(text[:3000])
+    lake = scopelake.create(root / "whole")
+    lake.add_corpus("text", root / "a.txt", tokenizer=tiny.MODEL_NAME, context_length=64,
+                    shard_contexts=4)  # fmt: skip
+    ingest(lake)
+    return lake
+
+
+@pytest.fixture
+def lake(whole, tmp_path):
+    return scopelake.open(shutil.copytree(whole.path, tmp_path / "lake"))
+
+
+def ingest(lake):
+    return lake.ingest("text", model=tiny.MODEL_NAME, saes=SAES, dense=[("resid_post", 0)],
+                       device="cpu")  # fmt: skip
+
+
+def answers(lake):
+    found = {name: lake.sql(query) for name, query in QUERIES.items()}
+    return found, lake.activations(0)[:].tobytes()
+
+
+def flip(path, rng):
+    data = bytearray(path.read_bytes())
+    data[rng.integers(len(data))] ^= 1 << int(rng.integers(8))
+    path.write_bytes(data)
+
+
+def data_files(lake, table):
+    return sorted((lake.path / "tables" / table).rglob("*.parquet"))
+
+
+def test_a_whole_lake_is_whole(lake):
+    found = lake.verify()
+    assert found.is_whole
+    assert found.n_files > 20
+    assert "is whole" in found.to_text()
+
+
+@pytest.mark.parametrize("table", [t for t in TABLES if t not in ("labels", "evaluations")])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_flipped_bit_is_found_and_answers_nothing(lake, table, seed):
+    rng = np.random.default_rng(seed)
+    live = {f.path.name for f in lake._store.data_files(table, lake._snapshot)}
+    files = [f for f in data_files(lake, table) if f.name in live]
+    damaged = files[int(rng.integers(len(files)))]
+    flip(damaged, rng)
+    if table == "files":
+        # Nothing else can be known without it.
+        with pytest.raises(DamagedFileError, match=damaged.name):
+            scopelake.open(lake.path).verify()
+        return
+    try:
+        opened = scopelake.open(lake.path)
+    except DamagedFileError as error:
+        # The latest snapshot cannot be opened if its own row is damaged.
+        assert table == "snapshots"  # noqa: PT017
+        assert damaged.name in str(error)  # noqa: PT017
+        return
+    (finding,) = opened.verify().findings
+    assert (finding.problem, finding.table) == ("damaged", table)
+    assert finding.path.endswith(damaged.name)
+    with pytest.raises(DamagedFileError, match=damaged.name):
+        opened.sql(f"SELECT * FROM {table}")
+
+
+def test_the_verbs_of_the_library_refuse_damage_too(lake):
+    feature = lake.sql("SELECT feature FROM peaks WHERE sae LIKE '%resid_post%' LIMIT 1")
+    number = feature["feature"][0].as_py()
+    rng = np.random.default_rng(0)
+    for table in ("peaks", "postings", "codes", "contexts"):
+        fresh = scopelake.open(shutil.copytree(lake.path, lake.path.with_name(table)))
+        for file in data_files(fresh, table):
+            flip(file, rng)
+        with pytest.raises(DamagedFileError):
+            fresh.features_at(0) if table == "codes" else fresh.top_contexts(
+                number, layer=0, site="resid_post"
+            )
+
+
+def test_a_flipped_bit_of_a_dense_shard_is_found(lake):
+    rng = np.random.default_rng(1)
+    shards = sorted((lake.path / "activations").rglob("c/*/0/0"))
+    whole = lake.activations(0)[:].tobytes()
+    for shard in shards:
+        good = shard.read_bytes()
+        flip(shard, rng)
+        (finding,) = lake.verify().findings
+        assert (finding.table, finding.site, finding.layer) == ("dense", "resid_post", 0)
+        assert reads_as(lake) in (None, whole)
+        shard.write_bytes(good)
+
+
+def reads_as(lake):
+    """The dense activations, or None if their own checksums refuse them."""
+    try:
+        return lake.activations(0)[:].tobytes()
+    except (ValueError, RuntimeError):
+        return None
+
+
+@pytest.mark.parametrize("table", ["codes", "postings", "peaks", "features", "dense"])
+@pytest.mark.parametrize("how", ["damaged", "missing"])
+def test_a_repair_and_an_ingest_bring_back_the_same_lake(lake, whole, table, how):
+    before = answers(whole)
+    if table == "dense":
+        file = sorted((lake.path / "activations").rglob("c/*/0/0"))[1]
+    else:
+        file = data_files(lake, table)[1]
+    if how == "damaged":
+        flip(file, np.random.default_rng(3))
+    else:
+        file.unlink()
+    found = lake.verify()
+    assert [f.problem for f in found.findings] == [how]
+    done = lake.repair(found)
+    assert done.beyond == ()
+    assert done.n_files == {"features": 1, "dense": 1}.get(table, 4)
+    assert lake.verify().is_whole
+    again = ingest(lake)
+    assert again.n_shards == (0 if table == "features" else 1)
+    assert answers(lake) == before
+    assert lake.verify().is_whole
+    assert ingest(lake).already_complete
+
+
+def test_what_cannot_be_made_again_is_said_to_be_so(lake):
+    (file,) = data_files(lake, "contexts")
+    file.unlink()
+    done = lake.repair(lake.verify())
+    assert [f.table for f in done.beyond] == ["contexts"]
+    assert done.n_files == 0
+    assert "restore it from a copy" in done.to_text()
+    assert not lake.verify().is_whole
+
+
+def test_files_that_no_snapshot_names_are_listed(lake):
+    (lake.path / "tables" / "codes" / "stray.parquet").write_bytes(b"x")
+    shard = sorted((lake.path / "activations").rglob("c/*/0/0"))[0]
+    stray = shard.parent.parent.parent / "99" / "0" / "0"
+    stray.parent.mkdir(parents=True)
+    stray.write_bytes(b"x")
+    found = lake.verify()
+    assert [(f.problem, f.table) for f in found.findings] == [
+        ("unexpected", "dense"), ("unexpected", "codes"),
+    ]  # fmt: skip
+    assert found.broken == ()
+
+
+def test_a_finding_of_an_older_snapshot_is_not_repaired(lake, tmp_path):
+    found = lake.verify()
+    (tmp_path / "b.txt").write_text("x = 1\n")
+    lake.add_corpus("more", tmp_path / "b.txt", tokenizer=tiny.MODEL_NAME)
+    with pytest.raises(InvalidArgumentError, match="verify it again"):
+        lake.repair(found)
+
+
+def test_the_command_line(lake, capsys):
+    assert main(["verify", str(lake.path)]) == 0
+    assert "is whole" in capsys.readouterr().out
+    data_files(lake, "codes")[0].unlink()
+    assert main(["verify", str(lake.path), "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["findings"][0]["problem"] == "missing"
+    assert main(["verify", str(lake.path), "--repair"]) == 1
+    assert "ingest again: shard" in capsys.readouterr().out
+    assert main(["verify", str(lake.path)]) == 0
+
+
+def test_published_examples_that_are_damaged_are_imported_again(tmp_path, published):
+    lake = scopelake.create(tmp_path / "lake")
+    options = {"tokenizer": tiny.MODEL_NAME}
+    lake.import_examples([published.folder], **options)
+    before = lake.sql("SELECT * FROM peaks ORDER BY ALL")
+    data_files(lake, "peaks")[0].unlink()
+    done = lake.repair(lake.verify())
+    assert done.n_files == 2
+    assert "import-examples" in done.ingest_again[0]
+    (again,) = lake.import_examples([published.folder], **options)
+    assert not again.already
+    assert lake.sql("SELECT * FROM peaks ORDER BY ALL").equals(before)
+
+
+def test_damage_of_the_log_is_one_error(lake):
+    log = sorted((lake.path / "tables" / "codes" / "_delta_log").glob("*.json"))[1]
+    log.write_text("{")
+    with pytest.raises(ScopelakeError):
+        scopelake.open(lake.path).verify()
