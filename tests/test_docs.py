@@ -123,6 +123,7 @@ def test_every_verb_is_documented_and_has_help(capsys):
         "features-at",
         "sql",
         "info",
+        "verify",
     ):
         assert verb in listed
         assert f"scopelake {verb}" in README.read_text() or verb == "demo"
