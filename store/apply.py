@@ -91,7 +91,7 @@ class Applier:
             else before[table]
             for table in TABLES
         }  # fmt: skip
-        versions["snapshots"] = before["snapshots"] + 1
+        versions["snapshots"] = self._table("snapshots").version() + 1
         snapshot = Snapshot(number, commit.created_at, commit.reason, commit.run, versions)
         self._add_rows("snapshots", snapshot_rows(snapshot), name, None)
 

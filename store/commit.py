@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace as changed
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import pyarrow as pa
 
@@ -78,7 +78,7 @@ class Writer:
         rows: Mapping[str, pa.Table] | None = None,
         replace: Mapping[str, Sequence[str]] | None = None,
         drop: Sequence[str] = (),
-        remove: Mapping[str, tuple[str, Sequence[str]]] | None = None,
+        remove: Mapping[str, tuple[str, Sequence[Any]]] | None = None,
         revise: Revise | None = None,
     ) -> Snapshot:
         """Make files and catalogue rows part of the lake, as one snapshot.

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from urllib.parse import unquote, urlparse
 from urllib.request import url2pathname
 
@@ -163,7 +164,7 @@ def drop_missing(opened: DeltaTable, transaction: str) -> None:
 
 
 def remove_rows(
-    opened: DeltaTable, root: Path, table: str, column: str, values: Sequence[str], transaction: str
+    opened: DeltaTable, root: Path, table: str, column: str, values: Sequence[Any], transaction: str
 ) -> None:
     """Take the rows whose `column` has one of `values` out of a table, in one Delta commit."""
     there = read(opened, table)
@@ -200,6 +201,25 @@ def added_files(opened: DeltaTable) -> pa.Table:
     return actions.set_column(
         actions.column_names.index("path"), "path", pa.array(paths, pa.string())
     )
+
+
+def file_lives(folder: Path) -> dict[str, tuple[int, float]]:
+    """Return, by file of a table's folder, the versions [first, end) that have had it.
+
+    The log is kept whole, so that even files that a snapshot lost are known; the end of those that
+    the newest version has is infinite.
+    """
+    lives: dict[str, tuple[int, float]] = {}
+    for log in sorted(folder.glob("_delta_log/*.json")):
+        version = int(log.stem)
+        for line in log.read_text(encoding="utf-8").splitlines():
+            action = json.loads(line)
+            if "add" in action:
+                lives[unquote(action["add"]["path"])] = (version, math.inf)
+            elif "remove" in action:
+                name = unquote(action["remove"]["path"])
+                lives[name] = (lives[name][0], version)
+    return lives
 
 
 def rows_json(rows: pa.Table) -> str:

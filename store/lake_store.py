@@ -135,7 +135,13 @@ class LakeStore:
                 "choose one of them"
             )
         rows = delta.read(opened, "snapshots", filters=[("snapshot", "=", wanted)]).to_pylist()
-        return _to_snapshot(rows[0])
+        if not rows:
+            there = delta.read(opened, "snapshots", ["snapshot"])["snapshot"].to_pylist()
+            raise SnapshotNotFoundError(
+                f"snapshot {wanted} was asked for; a vacuum removed it; the lake at {self.root} "
+                f"has {_ranges(there)}; choose one of them"
+            )
+        return to_snapshot(rows[0])
 
     def snapshots(self) -> pa.Table:
         """Return every snapshot, oldest first, in the schema of the snapshots table."""
@@ -238,7 +244,19 @@ def snapshot_rows(snapshot: Snapshot) -> pa.Table:
     return pa.Table.from_pylist([row], schema=SCHEMAS["snapshots"])
 
 
-def _to_snapshot(row: Mapping[str, Any]) -> Snapshot:
+def _ranges(numbers: list[int]) -> str:
+    """Return numbers in words, runs of them as one: 1, 3 to 7."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1] = [runs[-1][0], number]
+        else:
+            runs.append([number])
+    return ", ".join(" to ".join(map(str, run)) for run in runs)
+
+
+def to_snapshot(row: Mapping[str, Any]) -> Snapshot:
+    """Return the snapshot of a row of the snapshots table."""
     versions = {entry["table"]: entry["version"] for entry in row["versions"]}
     return Snapshot(row["snapshot"], row["created_at"], row["reason"], row["run"], versions)
 

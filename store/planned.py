@@ -28,7 +28,7 @@ class Commit:
     """By table, key columns: rows whose values in them are those of a new row are replaced."""
     drop: tuple[str, ...] = ()
     """Data files, relative to the lake, that leave it and are deleted."""
-    remove: Mapping[str, tuple[str, Sequence[str]]] = field(default_factory=dict)
+    remove: Mapping[str, tuple[str, Sequence[Any]]] = field(default_factory=dict)
     """By table, a column and its values whose rows leave it."""
 
     def to_json(self) -> str:

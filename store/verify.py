@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
-from urllib.parse import unquote
 
 from scopelake.store import delta
 from scopelake.store.lake_store import LakeStore
@@ -176,7 +174,7 @@ def _unexpected(store: LakeStore, expected: set[str], snapshot: Snapshot) -> lis
     found = []
     for table in snapshot.versions:
         folder = table_path(store.root, table)
-        named = expected | {f"tables/{table}/{name}" for name in _ever_added(folder)}
+        named = expected | {f"tables/{table}/{name}" for name in delta.file_lives(folder)}
         found += [
             Finding(path, "unexpected", table)
             for path in _relative(store.root, folder.rglob("*"))
@@ -189,12 +187,3 @@ def _unexpected(store: LakeStore, expected: set[str], snapshot: Snapshot) -> lis
 
 def _relative(root: Path, paths: Iterable[Path]) -> list[str]:
     return [p.relative_to(root).as_posix() for p in paths if p.is_file()]
-
-
-def _ever_added(folder: Path) -> Iterator[str]:
-    """Yield the files that any version of a table has had; its log is kept whole."""
-    for log in folder.glob("_delta_log/*.json"):
-        for line in log.read_text(encoding="utf-8").splitlines():
-            action = json.loads(line)
-            if "add" in action:
-                yield unquote(action["add"]["path"])

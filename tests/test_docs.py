@@ -124,6 +124,7 @@ def test_every_verb_is_documented_and_has_help(capsys):
         "sql",
         "info",
         "verify",
+        "vacuum",
     ):
         assert verb in listed
         assert f"scopelake {verb}" in README.read_text() or verb == "demo"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from scopelake.store.repair import Repair
+    from scopelake.store.vacuum import Vacuumed
     from scopelake.store.verify import Verification
 
 
@@ -67,6 +69,35 @@ class Lake(Building, Asking):
             )
         with Writer(self._store) as writer:
             done = repair(writer, found)
+        self.refresh()
+        return done
+
+    def vacuum(
+        self,
+        keep: timedelta | None = timedelta(days=30),
+        *,
+        keep_snapshots: int = 1,
+        grace: timedelta = timedelta(days=1),
+        dry_run: bool = False,
+    ) -> Vacuumed:
+        """Delete snapshots that are not kept, and the files that only they or nobody needs.
+
+        Args:
+            keep: snapshots that are no older are kept; None: none for their age.
+            keep_snapshots: so many of the latest are kept.
+            grace: files that no snapshot names are left alone for so long.
+            dry_run: only say what would be deleted.
+
+        Raises:
+            InvalidArgumentError: a negative number or time.
+        """
+        from scopelake.store.commit import Writer
+        from scopelake.store.vacuum import VacuumConfig, vacuum
+
+        self._check_writable()
+        config = VacuumConfig(keep, keep_snapshots, grace, dry_run)
+        with Writer(self._store) as writer:
+            done = vacuum(writer, config)
         self.refresh()
         return done
 

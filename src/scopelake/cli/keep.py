@@ -1,10 +1,11 @@
-"""Verbs that keep a lake in order: verify."""
+"""Verbs that keep a lake in order: verify, vacuum."""
 
 from __future__ import annotations
 
 import argparse
 import json
 from dataclasses import asdict
+from datetime import timedelta
 from typing import Any, Final
 
 import scopelake
@@ -33,4 +34,37 @@ def _verify(arguments: argparse.Namespace) -> int:
     return 0 if found.is_whole else 1
 
 
-VERBS: Final = (_add_verify,)
+def _add_vacuum(verbs: Any) -> None:  # noqa: ANN401
+    parser = add_verb(verbs, "vacuum", _vacuum, "delete old snapshots and what nobody needs")
+    add_lake(parser, snapshot=False)
+    parser.add_argument("--keep", type=_duration, metavar="TIME",
+                        help="keep snapshots no older than that; 30d by default")  # fmt: skip
+    parser.add_argument("--keep-snapshots", type=int, metavar="N",
+                        help="keep the latest N, whatever their age")  # fmt: skip
+    parser.add_argument("--grace", type=_duration, default=timedelta(days=1), metavar="TIME",
+                        help="leave files that no snapshot names alone for so long")  # fmt: skip
+    parser.add_argument("--dry-run", action="store_true", help="only say what it would delete")
+    parser.add_argument("--json", action="store_true")
+
+
+def _vacuum(arguments: argparse.Namespace) -> None:
+    keep, keep_snapshots = arguments.keep, arguments.keep_snapshots
+    if keep is None and keep_snapshots is None:
+        keep = timedelta(days=30)
+    done = scopelake.open(arguments.lake).vacuum(
+        keep,
+        keep_snapshots=1 if keep_snapshots is None else keep_snapshots,
+        grace=arguments.grace,
+        dry_run=arguments.dry_run,
+    )
+    print(json.dumps(asdict(done)) if arguments.json else done)
+
+
+def _duration(text: str) -> timedelta:
+    units = {"d": "days", "h": "hours", "m": "minutes", "s": "seconds"}
+    if text[-1:] not in units or not text[:-1].isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is no time such as 30d, 12h, 45m or 10s")
+    return timedelta(**{units[text[-1]]: int(text[:-1])})
+
+
+VERBS: Final = (_add_verify, _add_vacuum)

@@ -1,0 +1,168 @@
+"""Deleting what no snapshot that is kept needs any more."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Final
+from uuid import uuid4
+
+from scopelake.errors import InvalidArgumentError
+from scopelake.store import delta
+from scopelake.store.commit import Writer
+from scopelake.store.lake_store import LakeStore, to_snapshot
+from scopelake.store.layout import DENSE, activations_dir, pending_dir, table_path
+from scopelake.store.snapshot import Snapshot
+
+KEEP: Final = timedelta(days=30)
+GRACE: Final = timedelta(days=1)
+
+
+@dataclass(frozen=True)
+class VacuumConfig:
+    """What is kept, besides the latest snapshot."""
+
+    keep: timedelta | None = KEEP
+    """Snapshots that are no older; None: none for their age."""
+    keep_snapshots: int = 1
+    """So many of the latest."""
+    grace: timedelta = GRACE
+    """Files that no snapshot names are left alone for so long: an ingest may be about to commit
+    them."""
+    dry_run: bool = False
+    """Only say what would be deleted."""
+
+    def __post_init__(self) -> None:
+        if self.keep_snapshots < 1:
+            raise InvalidArgumentError(
+                f"keep_snapshots={self.keep_snapshots} was asked for; the latest is always kept; "
+                "give 1 or more"
+            )
+        for name, value in (("keep", self.keep), ("grace", self.grace)):
+            if value is not None and value < timedelta(0):
+                raise InvalidArgumentError(f"{name}={value} was asked for; give 0 or more")
+
+
+@dataclass(frozen=True)
+class Vacuumed:
+    """What a vacuum deleted, or would delete."""
+
+    snapshot: int
+    """The latest now."""
+    n_snapshots: int
+    """Snapshots that cannot be opened any more."""
+    n_files: int
+    n_bytes: int
+    dry_run: bool
+
+    def to_text(self) -> str:
+        """Return it as a line."""
+        verb = "would delete" if self.dry_run else "deleted"
+        return (
+            f"{verb} {self.n_files:,} files, {self.n_bytes / 1e6:,.1f} MB, and "
+            f"{self.n_snapshots:,} snapshots (snapshot {self.snapshot} is the latest)"
+        )
+
+    def __str__(self) -> str:
+        return self.to_text()
+
+
+def vacuum(writer: Writer, config: VacuumConfig) -> Vacuumed:
+    """Delete snapshots that are not kept, and the files that only they or nobody needs.
+
+    Readers and writers at work are not disturbed, unless they read a snapshot that is not kept or
+    have had files uncommitted for longer than the grace.
+
+    Args:
+        writer: entered.
+        config: what is kept.
+
+    Raises:
+        LakeError: a table cannot be read.
+    """
+    store = writer.store
+    kept, gone = _split(store, config)
+    files = list(_unneeded(store, kept, config))
+    n_bytes = sum(_size(path) for path in files)
+    if config.dry_run:
+        return Vacuumed(store.snapshot().id, len(gone), len(files), n_bytes, True)
+    if gone:
+        writer.commit(
+            [],
+            transaction=f"vacuum:{uuid4().hex}",
+            reason=f"remove {len(gone)} snapshots",
+            remove={"snapshots": ("snapshot", gone)},
+        )
+    for path in files:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    return Vacuumed(store.snapshot().id, len(gone), len(files), n_bytes, False)
+
+
+def _split(store: LakeStore, config: VacuumConfig) -> tuple[list[Snapshot], list[int]]:
+    """Return the snapshots that are kept, and the numbers of those that are not."""
+    rows = store.snapshots().to_pylist()
+    now = datetime.now(UTC)
+    kept, gone = [], []
+    for age_rank, row in enumerate(reversed(rows)):
+        young = config.keep is not None and now - row["created_at"] <= config.keep
+        if age_rank < config.keep_snapshots or young:
+            kept.append(to_snapshot(row))
+        else:
+            gone.append(row["snapshot"])
+    return kept, sorted(gone)
+
+
+def _unneeded(store: LakeStore, kept: list[Snapshot], config: VacuumConfig) -> Iterator[Path]:
+    """Yield what no kept snapshot names, if it was committed once or is older than the grace."""
+    root, limit = store.root, time.time() - config.grace.total_seconds()
+    for table in kept[0].versions:
+        folder = table_path(root, table)
+        versions = sorted({s.versions[table] for s in kept if table in s.versions})
+        lives = delta.file_lives(folder)
+        needed = {
+            name
+            for name, (first, end) in lives.items()
+            if bisect_left(versions, first) < bisect_left(versions, end)
+        }
+        for path in folder.rglob("*"):
+            name = path.relative_to(folder).as_posix()
+            if not path.is_file() or name.startswith("_delta_log/") or name in needed:
+                continue
+            if name in lives or path.stat().st_mtime < limit:
+                yield path
+    dense = _dense_paths(store, kept)
+    shards = activations_dir(root).rglob("c/*/0/0")
+    yield from _old((p for p in shards if p.relative_to(root).as_posix() not in dense), limit)
+    leftovers = (p for p in pending_dir(root).glob("*") if p.suffix != ".json")
+    yield from _old(leftovers, limit)
+
+
+def _dense_paths(store: LakeStore, kept: list[Snapshot]) -> set[str]:
+    by_version = {s.versions["files"]: s for s in kept}
+    return {
+        path
+        for snapshot in by_version.values()
+        for path in store.read("files", snapshot, ["path"], [("kind", "=", DENSE)])[
+            "path"
+        ].to_pylist()
+    }
+
+
+def _old(paths: Iterable[Path], limit: float) -> Iterator[Path]:
+    for path in paths:
+        if path.stat().st_mtime < limit:
+            yield path
+
+
+def _size(path: Path) -> int:
+    if path.is_file():
+        return path.stat().st_size
+    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())

@@ -1,0 +1,151 @@
+"""Vacuum: what kept snapshots need stays, the rest goes, writers at work are left alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from datetime import timedelta
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from scopelake.cli import main
+from scopelake.errors import InvalidArgumentError, SnapshotNotFoundError
+from scopelake.store.commit import Writer
+from scopelake.store.dense import ensure_array, write_shard
+from scopelake.store.schema import SCHEMAS
+from scopelake.store.vacuum import VacuumConfig, vacuum
+from scopelake.store.verify import verify
+from scopelake.store.writer import write_firings
+
+NOW = {"keep": None, "grace": timedelta(0)}
+
+
+def fill(store, make_firings, n=4):
+    """n commits of a shard each, the run replaced every time."""
+    with Writer(store) as writer:
+        for shard in range(n):
+            receipts = write_firings(
+                store.root, make_firings(20, seed=shard, first_context=100 * shard), sae="s",
+                corpus="c", shard=shard, run="r", bits=10,
+            )  # fmt: skip
+            row = {"run": "r", "state": "running", "n_shards": shard}
+            writer.commit(
+                receipts, transaction=f"t{shard}", reason="x",
+                rows={"runs": pa.Table.from_pylist([row], schema=SCHEMAS["runs"])},
+                replace={"runs": ("run",)},
+            )  # fmt: skip
+
+
+def contents(store, number):
+    snapshot = store.snapshot(number)
+    return [store.read(t, snapshot).to_pylist() for t in ("codes", "postings", "runs", "files")]
+
+
+def run(store, **options):
+    with Writer(store) as writer:
+        return vacuum(writer, VacuumConfig(**options))
+
+
+def test_the_latest_is_as_it_was_and_the_others_say_what_happened(store, make_firings):
+    fill(store, make_firings)
+    before = contents(store, 5)
+    dry = run(store, dry_run=True, **NOW)
+    assert contents(store, 2)
+    done = run(store, **NOW)
+    assert (done.n_snapshots, done.n_files) == (4, dry.n_files)
+    assert done.n_bytes == dry.n_bytes > 0
+    assert "would delete" in dry.to_text()
+    assert contents(store, 5) == before
+    assert store.snapshot().id == done.snapshot == 6
+    assert store.snapshots()["snapshot"].to_pylist() == [5, 6]
+    for gone in (1, 4):
+        with pytest.raises(SnapshotNotFoundError, match="a vacuum removed it; .* has 5 to 6"):
+            store.snapshot(gone)
+    assert verify(store, store.snapshot()).is_whole
+    again = run(store, **NOW)
+    assert again.n_snapshots == 1
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 9])
+def test_the_latest_n_stay_readable(store, make_firings, n):
+    fill(store, make_firings)
+    before = {number: contents(store, number) for number in range(1, 6)}
+    done = run(store, keep=None, keep_snapshots=n, grace=timedelta(0))
+    assert done.n_snapshots == max(0, 5 - n)
+    for number in range(max(1, 6 - n), 6):
+        assert contents(store, number) == before[number]
+
+
+def test_young_snapshots_are_kept(store, make_firings):
+    fill(store, make_firings)
+    done = run(store, keep=timedelta(hours=1))
+    assert (done.n_snapshots, done.n_files) == (0, 0)
+    assert store.snapshot().id == 5
+
+
+def test_files_that_no_snapshot_names_go_when_they_are_old(store, make_firings):
+    fill(store, make_firings, 1)
+    orphans = write_firings(
+        store.root, make_firings(5), sae="s", corpus="c", shard=9, run="r", bits=10
+    )
+    ensure_array(store.root, "c", "m", "resid_post", 1, 4, 8, 16, 4)
+    orphans.append(
+        write_shard(
+            store.root,
+            "c",
+            "m",
+            "resid_post",
+            1,
+            0,
+            np.zeros((4, 8, 16), dtype="bfloat16"),
+            shard=0,
+            run="r",
+        )  # fmt: skip
+    )
+    leftover = store.root / "pending" / "x.tmp"
+    leftover.write_text("x")
+    assert run(store, keep=timedelta(days=1)).n_files == 0
+    for path in [*(store.root / r.path for r in orphans), leftover]:
+        os.utime(path, times=(time.time() - 2 * 86_400,) * 2)
+    done = run(store, keep=timedelta(days=1))
+    assert (done.n_files, done.n_snapshots) == (5, 0)
+    assert not any((store.root / r.path).exists() for r in orphans)
+    assert store.read("codes", store.snapshot()).num_rows == 20
+
+
+def test_a_writer_at_work_commits_after_a_vacuum(store, make_firings):
+    fill(store, make_firings)
+    receipts = write_firings(
+        store.root, make_firings(5, first_context=900), sae="s", corpus="c", shard=9, run="r",
+        bits=10,
+    )  # fmt: skip
+    with Writer(store) as writer:
+        run(store, keep=None)
+        writer.commit(receipts, transaction="late", reason="late")
+    assert store.read("codes", store.snapshot()).num_rows == 85
+    assert verify(store, store.snapshot()).is_whole
+
+
+@pytest.mark.parametrize("options", [{"keep_snapshots": 0}, {"keep": timedelta(-1)},
+                                     {"grace": timedelta(-1)}])  # fmt: skip
+def test_settings_out_of_range_are_refused(options):
+    with pytest.raises(InvalidArgumentError, match="was asked for"):
+        VacuumConfig(**options)
+
+
+def test_the_command_line(store, make_firings, capsys):
+    fill(store, make_firings)
+    path = str(store.root)
+    assert main(["vacuum", path, "--keep", "0s", "--dry-run"]) == 0
+    assert "would delete" in capsys.readouterr().out
+    assert main(["vacuum", path, "--keep-snapshots", "2", "--grace", "0s", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["n_snapshots"] == 3
+    assert main(["vacuum", path]) == 0
+    for wrong in (["--keep", "x"], ["--keep", "3"]):
+        with pytest.raises(SystemExit):
+            main(["vacuum", path, *wrong])
+    assert main(["vacuum", path, "--keep-snapshots", "0"]) == 2
+    assert capsys.readouterr().err.count("\n") == 3
