@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.ready
 export PYTHONSAFEPATH := 1
 
-.PHONY: demo test lint parity oldest soak bench bench-examples clean setup
+.PHONY: demo test lint parity oldest soak bench bench-compact bench-examples clean setup
 .SECONDARY:
 
 setup: $(STAMP)
@@ -46,6 +46,9 @@ soak: $(STAMP)
 
 bench: $(STAMP)
 	PYTHONPATH=benchmarks $(BIN)/python benchmarks/tiny.py
+
+bench-compact: $(STAMP)
+	PYTHONPATH=benchmarks $(BIN)/python benchmarks/compaction.py
 
 bench-examples: $(STAMP)
 	PYTHONPATH=benchmarks $(BIN)/python benchmarks/examples.py

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import pyarrow as pa
 from deltalake import DeltaTable
@@ -37,40 +37,24 @@ class Applier:
     def apply(self, number: int, commit: Commit) -> None:
         """Do each step of the commit that makes snapshot `number` and is not done yet."""
         name = commit.transaction
-        by_table: dict[str, list[Receipt]] = {}
-        for receipt in commit.receipts:
-            by_table.setdefault(receipt.table, []).append(receipt)
-        by_table.pop(DENSE, None)
-        for table, receipts in by_table.items():
-            add = partial(delta.add_files, table=table, receipts=receipts, transaction=name)
-            self._once(table, name, add)
-        dropped = self._drop(commit)
+        for path in commit.drop:
+            (self.store.root / path).unlink(missing_ok=True)
+        gone = (*commit.retire, *commit.drop)
+        files = _by_table(commit.receipts, gone)
+        for table, (receipts, paths) in files.items():
+            change = partial(
+                delta.change_files, table=table, receipts=receipts, gone=paths, transaction=name
+            )
+            self._once(table, name, change)
+        remove = {**commit.remove, **({"files": ("path", gone)} if gone else {})}
+        for table, (column, values) in remove.items():
+            self._remove_rows(table, column, values, f"{name}:remove")
         rows = dict(commit.rows)
         if commit.receipts:
             rows["files"] = _file_rows(commit.receipts)
         for table, added in rows.items():
             self._add_rows(table, added, name, commit.replace.get(table))
-        self._add_snapshot(number, commit, {*by_table, *rows, *dropped})
-
-    def _drop(self, commit: Commit) -> set[str]:
-        """Delete files and take them out of their tables; return the tables."""
-        for path in commit.drop:
-            (self.store.root / path).unlink(missing_ok=True)
-        tables = {path.split("/")[1] for path in commit.drop if path.startswith("tables/")}
-        for table in sorted(tables):
-            drop = partial(delta.drop_missing, transaction=f"{commit.transaction}:drop")
-            self._once(table, f"{commit.transaction}:drop", drop)
-        remove = dict(commit.remove)
-        if commit.drop:
-            remove["files"] = ("path", commit.drop)
-        for table, (column, values) in remove.items():
-            name = f"{commit.transaction}:remove"
-            take = partial(
-                delta.remove_rows, root=self.store.root, table=table, column=column,
-                values=values, transaction=name,
-            )  # fmt: skip
-            self._once(table, name, take)
-        return {*tables, *remove}
+        self._add_snapshot(number, commit, {*files, *remove, *rows})
 
     def is_done(self, transaction: str) -> bool:
         """Whether the lake has a snapshot of this commit."""
@@ -108,6 +92,19 @@ class Applier:
         )
         self._once(table, transaction, add)
 
+    def _remove_rows(
+        self, table: str, column: str, values: Sequence[Any], transaction: str
+    ) -> None:
+        remove = partial(
+            delta.remove_rows,
+            root=self.store.root,
+            table=table,
+            column=column,
+            values=values,
+            transaction=transaction,
+        )
+        self._once(table, transaction, remove)
+
     def _once(self, table: str, transaction: str, act: Callable[[DeltaTable], None]) -> None:
         """Do one step unless its table has it; another writer may do it at the same time."""
         for _ in range(_MOST_TRIES):
@@ -135,6 +132,20 @@ class Applier:
         else:
             self._tables[table] = delta.open_table(self.store.root, table)
         return self._tables[table]
+
+
+def _by_table(
+    receipts: Sequence[Receipt], gone: Sequence[str]
+) -> dict[str, tuple[list[Receipt], list[str]]]:
+    """Return, by Delta table, the files that come and those that go."""
+    found: dict[str, tuple[list[Receipt], list[str]]] = {}
+    for receipt in receipts:
+        if receipt.table != DENSE:
+            found.setdefault(receipt.table, ([], []))[0].append(receipt)
+    for path in gone:
+        if path.startswith("tables/"):
+            found.setdefault(path.split("/")[1], ([], []))[1].append(path)
+    return found
 
 
 def _file_rows(receipts: Sequence[Receipt]) -> pa.Table:

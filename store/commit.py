@@ -77,6 +77,7 @@ class Writer:
         run: str | None = None,
         rows: Mapping[str, pa.Table] | None = None,
         replace: Mapping[str, Sequence[str]] | None = None,
+        retire: Sequence[str] = (),
         drop: Sequence[str] = (),
         remove: Mapping[str, tuple[str, Sequence[Any]]] | None = None,
         revise: Revise | None = None,
@@ -94,6 +95,7 @@ class Writer:
             rows: rows by table (not tables that `receipts` add files to).
             replace: by table of `rows`, key columns: rows whose values in them are those of a new
                 row are replaced.
+            retire: data files, relative to the lake, that leave it; older snapshots keep them.
             drop: data files, relative to the lake, that leave it and are deleted.
             remove: by table, a column and its values whose rows leave the table.
             revise: called with the commit and the snapshot that it will follow, again whenever
@@ -116,6 +118,7 @@ class Writer:
             tuple(receipts),
             _checked_rows(receipts, rows or {}, replace or {}),
             dict(replace or {}),
+            tuple(retire),
             tuple(drop),
             dict(remove or {}),
         )
@@ -180,7 +183,9 @@ class Writer:
             return commit
         shards = sorted({r.shard for r in commit.receipts if r.shard is not None})
         columns = ["kind", "corpus", "sae", "model", "site", "layer", "shard", "checksum"]
-        filters = [("shard", "in", shards)]
+        # A shard's firings in both orders and its peaks go together; codes speak for all three,
+        # since compaction takes the others out of their shards.
+        filters = [("shard", "in", shards), ("kind", "in", ["codes", DENSE])]
         there = {
             tuple(row[c] for c in columns[:-1]): row["checksum"]
             for row in self.store.read("files", latest, columns, filters).to_pylist()
@@ -222,9 +227,10 @@ class Writer:
 
 
 def _slot(receipt: Receipt) -> tuple[str | int | None, ...]:
-    """What a file of a shard holds; a lake holds each once."""
+    """What of a shard a file holds; a lake holds each once."""
     r = receipt
-    return (r.table, r.corpus, r.sae, r.model, r.site, r.layer, r.shard)
+    kind = r.table if r.table == DENSE else "codes"
+    return (kind, r.corpus, r.sae, r.model, r.site, r.layer, r.shard)
 
 
 def _checked_rows(

@@ -20,7 +20,7 @@ from deltalake import (
     Transaction,
 )
 from deltalake.exceptions import DeltaError
-from deltalake.transaction import AddAction
+from deltalake.transaction import AddAction, RemoveAction
 
 from scopelake.errors import LakeError
 from scopelake.store.layout import TABLES, table_path
@@ -106,12 +106,38 @@ def has_transaction(opened: DeltaTable, transaction: str) -> bool:
     return opened.transaction_version(transaction) is not None
 
 
-def add_files(
-    opened: DeltaTable, table: str, receipts: Sequence[Receipt], transaction: str
+def change_files(
+    opened: DeltaTable,
+    table: str,
+    receipts: Sequence[Receipt],
+    gone: Sequence[str],
+    transaction: str,
 ) -> None:
-    """Add files to a table in one Delta commit that carries `transaction`."""
+    """Add files to a table and take others out, in one Delta commit.
+
+    Args:
+        opened: the table.
+        table: its name.
+        receipts: of files to add.
+        gone: paths of files to take out, relative to the lake; those that are out are left alone.
+        transaction: what the Delta commit carries.
+    """
+    prefix, now = f"tables/{table}/", int(time.time() * 1000)
+    names = {path.removeprefix(prefix) for path in gone}
+    live = added_files(opened).to_pylist() if names else []
+    removes = [
+        RemoveAction(
+            row["path"],
+            True,
+            now,
+            row["size_bytes"],
+            {column: row[f"partition.{column}"] for column in PARTITIONS[table]},
+        )
+        for row in live
+        if row["path"] in names
+    ]
     opened.create_write_transaction(
-        [_action(table, receipt) for receipt in receipts],
+        [*(_action(table, receipt) for receipt in receipts), *removes],
         mode="append",
         schema=SCHEMAS[table],
         partition_by=list(PARTITIONS[table]),
@@ -154,12 +180,6 @@ def add_rows(
         commit_properties=_properties(transaction),
         post_commithook_properties=_HOOKS,
     )
-    opened.update_incremental()
-
-
-def drop_missing(opened: DeltaTable, transaction: str) -> None:
-    """Take the files that are not there any more out of a table, in one Delta commit."""
-    opened.repair(commit_properties=_properties(transaction), post_commithook_properties=_HOOKS)
     opened.update_incremental()
 
 

@@ -26,6 +26,8 @@ class Commit:
     rows: Mapping[str, pa.Table]
     replace: Mapping[str, Sequence[str]]
     """By table, key columns: rows whose values in them are those of a new row are replaced."""
+    retire: tuple[str, ...] = ()
+    """Data files, relative to the lake, that leave it; older snapshots keep them."""
     drop: tuple[str, ...] = ()
     """Data files, relative to the lake, that leave it and are deleted."""
     remove: Mapping[str, tuple[str, Sequence[Any]]] = field(default_factory=dict)
@@ -42,6 +44,7 @@ class Commit:
                 "receipts": [r.to_dict() for r in self.receipts],
                 "rows": {table: delta.rows_json(rows) for table, rows in self.rows.items()},
                 "replace": {table: list(key) for table, key in self.replace.items()},
+                "retire": list(self.retire),
                 "drop": list(self.drop),
                 "remove": {t: [column, list(v)] for t, (column, v) in self.remove.items()},
             }
@@ -59,6 +62,7 @@ class Commit:
             tuple(Receipt.from_dict(r) for r in values["receipts"]),
             {table: delta.rows_from_json(table, rows) for table, rows in values["rows"].items()},
             values["replace"],
+            tuple(values["retire"]),
             tuple(values["drop"]),
             {table: (column, found) for table, (column, found) in values["remove"].items()},
         )

@@ -75,7 +75,10 @@ def _goes_with(row: dict[str, Any], finding: Finding) -> bool:
     if finding.table == DENSE or (row["sae"], row["corpus"]) != (finding.sae, finding.corpus):
         return False
     if row["kind"] == "features" or finding.shard is None:
+        # What compaction merged has no shard: all shards go into it.
         return finding.table != "features"
+    if row["shard"] is None:
+        return True
     return row["shard"] == finding.shard and finding.table != "features"
 
 

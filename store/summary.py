@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from scopelake.errors import InvalidArgumentError
 from scopelake.names import KIND_BOS
+from scopelake.store.feature_ranges import RowGroup, ranges, read_range, row_groups
 from scopelake.store.integrity import check_files
 from scopelake.store.schema import SCHEMAS
 
@@ -25,17 +24,6 @@ QUANTILES: Final = {"p10": 0.10, "p50": 0.50, "p90": 0.90, "p99": 0.99}
 
 _COLUMNS: Final = ("feature", "activation", "kind")
 _ROWS_AT_ONCE: Final = 8_000_000
-
-
-@dataclass(frozen=True)
-class _Group:
-    """A row group of a file and the features that it may hold."""
-
-    path: Path
-    index: int
-    low: int
-    high: int
-    n_rows: int
 
 
 def feature_statistics(
@@ -68,7 +56,7 @@ def feature_statistics(
         )
     files = list(files)
     check_files(files)
-    groups = list(_row_groups(files))
+    groups = list(row_groups(files))
     highest = max((g.high for g in groups), default=0)
     if highest >= width:
         raise InvalidArgumentError(
@@ -77,42 +65,12 @@ def feature_statistics(
         )
     parts = [
         _range_statistics(groups, low, high, n_tokens)
-        for low, high in _ranges(groups, width, rows_at_once)
+        for low, high in ranges(groups, width, rows_at_once)
     ]
     return pa.concat_tables(parts).combine_chunks()
 
 
-def _row_groups(files: Iterable[Path]) -> Iterator[_Group]:
-    for path in files:
-        metadata = pq.read_metadata(path)
-        column = metadata.schema.to_arrow_schema().get_field_index("feature")
-        for index in range(metadata.num_row_groups):
-            group = metadata.row_group(index)
-            if group.num_rows:
-                bounds = group.column(column).statistics
-                yield _Group(path, index, bounds.min, bounds.max, group.num_rows)
-
-
-def _ranges(groups: list[_Group], width: int, rows_at_once: int) -> Iterator[tuple[int, int]]:
-    """Yield feature ranges [low, high) that cover all features, each of few enough rows.
-
-    A row group's rows are counted at its lowest feature, so a range reads at most the groups
-    that begin before it on top, one of each file.
-    """
-    rows = np.zeros(width + 1, dtype=np.int64)
-    for group in groups:
-        span = group.high - group.low + 1
-        rows[group.low : group.high + 1] += -(-group.n_rows // span)
-    low, held = 0, 0
-    for feature in range(width):
-        if held and held + int(rows[feature]) > rows_at_once:
-            yield low, feature
-            low, held = feature, 0
-        held += int(rows[feature])
-    yield low, width
-
-
-def _range_statistics(groups: list[_Group], low: int, high: int, n_tokens: int) -> pa.Table:
+def _range_statistics(groups: list[RowGroup], low: int, high: int, n_tokens: int) -> pa.Table:
     feature, activation = _read_range(groups, low, high)
     order = np.lexsort((activation, feature))
     feature, activation = feature[order], activation[order]
@@ -139,21 +97,14 @@ def _range_statistics(groups: list[_Group], low: int, high: int, n_tokens: int) 
 
 
 def _read_range(
-    groups: list[_Group], low: int, high: int
+    groups: list[RowGroup], low: int, high: int
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
     """Return feature and activation of the firings with low <= feature < high, BOS left out."""
-    wanted: dict[Path, list[int]] = {}
-    for group in groups:
-        if group.low < high and group.high >= low:
-            wanted.setdefault(group.path, []).append(group.index)
     features = [np.empty(0, np.int32)]
     activations = [np.empty(0, np.float32)]
-    for path, indices in wanted.items():
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            rows = file.read_row_groups(indices, columns=list(_COLUMNS))
-        feature = rows["feature"].to_numpy()
-        keep = (feature >= low) & (feature < high) & (rows["kind"].to_numpy() != KIND_BOS)
-        features.append(feature[keep])
+    for rows in read_range(groups, low, high, _COLUMNS):
+        keep = rows["kind"].to_numpy() != KIND_BOS
+        features.append(rows["feature"].to_numpy()[keep])
         activations.append(rows["activation"].to_numpy()[keep])
     return np.concatenate(features), np.concatenate(activations)
 

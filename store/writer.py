@@ -92,6 +92,13 @@ def write_examples(root: Path, firings: Firings, *, sae: str, corpus: str, run: 
     return write_parquet(root, "peaks", ranked(firings), partition, run=run)
 
 
+def write_merged(root: Path, firings: Firings, *, table: str, sae: str, corpus: str) -> Receipt:
+    """Write a range of features of all shards as one file of ``postings`` or ``peaks``."""
+    ordered = firings.feature_major()
+    rows = peaks(ordered, PEAKS_DEPTH) if table == "peaks" else _table(table, ordered)
+    return write_parquet(root, table, rows, {"sae": sae, "corpus": corpus}, run="")
+
+
 def discard(root: Path, receipts: Iterable[Receipt]) -> None:
     """Remove files that will not be committed."""
     for receipt in receipts:

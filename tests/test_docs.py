@@ -124,6 +124,7 @@ def test_every_verb_is_documented_and_has_help(capsys):
         "sql",
         "info",
         "verify",
+        "compact",
         "vacuum",
     ):
         assert verb in listed

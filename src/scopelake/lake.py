@@ -15,6 +15,7 @@ from scopelake.store.lake_store import LakeStore
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from scopelake.store.compact import Compacted
     from scopelake.store.repair import Repair
     from scopelake.store.vacuum import Vacuumed
     from scopelake.store.verify import Verification
@@ -69,6 +70,27 @@ class Lake(Building, Asking):
             )
         with Writer(self._store) as writer:
             done = repair(writer, found)
+        self.refresh()
+        return done
+
+    def compact(self, progress: Callable[[str, int, int], None] | None = None) -> Compacted:
+        """Merge the files of each coder's postings and peaks into few, by feature range.
+
+        Queries give the same answers before and after, and at older snapshots meanwhile.
+
+        Args:
+            progress: called with (coder, coders done, of how many).
+
+        Raises:
+            DamagedFileError: a file is not what was written.
+            LakeBusyError: another writer has compacted or repaired a coder meanwhile.
+        """
+        from scopelake.store.commit import Writer
+        from scopelake.store.compact import compact
+
+        self._check_writable()
+        with Writer(self._store) as writer:
+            done = compact(writer, on_progress=progress)
         self.refresh()
         return done
 

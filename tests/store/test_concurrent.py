@@ -76,10 +76,11 @@ def test_writers_of_the_same_shards_write_each_once(store):
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_writers_that_are_killed_hinder_nobody(store, seed):
-    kill_after = int(np.random.default_rng(seed).integers(1, 6 * N_SHARDS))
+    kill_after = int(np.random.default_rng(seed).integers(1, 2 * N_SHARDS))
     codes = work(store.root, ["s", "t", "t"], kill_after)
     assert codes[0] == 0
-    assert codes[1:] == [-9, -9]
+    # Of two at the same shards one may find all of them done before its time has come.
+    assert -9 in codes[1:]
     work(store.root, ["s", "t", "t"])
     check(store, {"s", "t"})
 

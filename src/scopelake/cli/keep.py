@@ -1,4 +1,4 @@
-"""Verbs that keep a lake in order: verify, vacuum."""
+"""Verbs that keep a lake in order: verify, compact, vacuum."""
 
 from __future__ import annotations
 
@@ -34,6 +34,20 @@ def _verify(arguments: argparse.Namespace) -> int:
     return 0 if found.is_whole else 1
 
 
+def _add_compact(verbs: Any) -> None:  # noqa: ANN401
+    parser = add_verb(verbs, "compact", _compact, "merge the files of many shards into few")
+    add_lake(parser, snapshot=False)
+    parser.add_argument("--json", action="store_true")
+
+
+def _compact(arguments: argparse.Namespace) -> None:
+    from scopelake.progress import step_progress
+
+    with step_progress() as progress:
+        done = scopelake.open(arguments.lake).compact(progress)
+    print(json.dumps(asdict(done)) if arguments.json else done)
+
+
 def _add_vacuum(verbs: Any) -> None:  # noqa: ANN401
     parser = add_verb(verbs, "vacuum", _vacuum, "delete old snapshots and what nobody needs")
     add_lake(parser, snapshot=False)
@@ -67,4 +81,4 @@ def _duration(text: str) -> timedelta:
     return timedelta(**{units[text[-1]]: int(text[:-1])})
 
 
-VERBS: Final = (_add_verify, _add_vacuum)
+VERBS: Final = (_add_verify, _add_compact, _add_vacuum)

@@ -1,0 +1,68 @@
+"""Feature-major files read range by range of features, in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+
+@dataclass(frozen=True)
+class RowGroup:
+    """A row group of a file and the features that it may hold."""
+
+    path: Path
+    index: int
+    low: int
+    high: int
+    n_rows: int
+
+
+def row_groups(files: Iterable[Path]) -> Iterator[RowGroup]:
+    """Yield the row groups of feature-major files that have rows."""
+    for path in files:
+        metadata = pq.read_metadata(path)
+        column = metadata.schema.to_arrow_schema().get_field_index("feature")
+        for index in range(metadata.num_row_groups):
+            group = metadata.row_group(index)
+            if group.num_rows:
+                bounds = group.column(column).statistics
+                yield RowGroup(path, index, bounds.min, bounds.max, group.num_rows)
+
+
+def ranges(groups: Sequence[RowGroup], width: int, rows_at_once: int) -> Iterator[tuple[int, int]]:
+    """Yield feature ranges [low, high) that cover all features, each of few enough rows.
+
+    A row group's rows are spread over its features, so a range reads at most the groups that
+    begin before it on top, one of each file; one feature may alone have more rows.
+    """
+    rows = np.zeros(width + 1, dtype=np.int64)
+    for group in groups:
+        span = group.high - group.low + 1
+        rows[group.low : group.high + 1] += -(-group.n_rows // span)
+    low, held = 0, 0
+    for feature in range(width):
+        if held and held + int(rows[feature]) > rows_at_once:
+            yield low, feature
+            low, held = feature, 0
+        held += int(rows[feature])
+    yield low, width
+
+
+def read_range(
+    groups: Sequence[RowGroup], low: int, high: int, columns: Sequence[str]
+) -> Iterator[pa.Table]:
+    """Yield, file by file, the rows with low <= feature < high."""
+    wanted: dict[Path, list[int]] = {}
+    for group in groups:
+        if group.low < high and group.high >= low:
+            wanted.setdefault(group.path, []).append(group.index)
+    for path, indices in wanted.items():
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            rows = file.read_row_groups(indices, columns=list(columns))
+        feature = rows["feature"].to_numpy()
+        yield rows.filter(pa.array((feature >= low) & (feature < high)))
