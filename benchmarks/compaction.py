@@ -2,7 +2,7 @@
 
     make bench-compact          100 million firings of one coder in 50 shards
 
-Firings are random: 16,384 features of Zipf-like frequency, 60 a token, gamma-distributed activations.
+Firings are random: 16,384 features of skewed frequency, 60 a token, gamma-distributed activations.
 """
 
 from __future__ import annotations
