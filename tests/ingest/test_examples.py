@@ -300,3 +300,15 @@ def test_examples_are_not_mixed_with_own_firings(lake, published, tmp_path):
     (other / "examples.safetensors").rename(published.folder / "examples.safetensors")
     with pytest.raises(InvalidArgumentError, match="the lake has its own firings on corpus"):
         bring(lake, published.folder)
+
+
+def test_published_examples_that_are_damaged_are_imported_again(lake, published):
+    bring(lake, published.folder)
+    before = lake.sql("SELECT * FROM peaks ORDER BY ALL")
+    next((lake.path / "tables" / "peaks").rglob("*.parquet")).unlink()
+    done = lake.repair(lake.verify())
+    assert done.n_files == 2
+    assert "import-examples" in done.ingest_again[0]
+    (again,) = bring(lake, published.folder)
+    assert not again.already
+    assert lake.sql("SELECT * FROM peaks ORDER BY ALL").equals(before)

@@ -197,20 +197,6 @@ def test_the_command_line(lake, capsys):
     assert main(["verify", str(lake.path)]) == 0
 
 
-def test_published_examples_that_are_damaged_are_imported_again(tmp_path, published):
-    lake = scopelake.create(tmp_path / "lake")
-    options = {"tokenizer": tiny.MODEL_NAME}
-    lake.import_examples([published.folder], **options)
-    before = lake.sql("SELECT * FROM peaks ORDER BY ALL")
-    data_files(lake, "peaks")[0].unlink()
-    done = lake.repair(lake.verify())
-    assert done.n_files == 2
-    assert "import-examples" in done.ingest_again[0]
-    (again,) = lake.import_examples([published.folder], **options)
-    assert not again.already
-    assert lake.sql("SELECT * FROM peaks ORDER BY ALL").equals(before)
-
-
 def test_damage_of_the_log_is_one_error(lake):
     log = sorted((lake.path / "tables" / "codes" / "_delta_log").glob("*.json"))[1]
     log.write_text("{")
