@@ -201,9 +201,9 @@ def _listed(
     names = ("context", "position", "feature", "activation")
     parts: list[_Columns] = []
     files = store.data_files("peaks", snapshot, sae=coder.name, corpus=sample.corpus)
-    check_files(file.path for file in files)
+    check_files(store.root, (file.path for file in files))
     for file in files:
-        table = pq.read_table(file.path, columns=list(names), partitioning=None)
+        table = pq.read_table(store.root.open(file.path), columns=list(names))
         columns = [table[name].to_numpy() for name in names]
         np.minimum.at(weakest, columns[2], columns[3])
         keep = np.isin(columns[0], sample.contexts)

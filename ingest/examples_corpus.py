@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -24,6 +23,7 @@ from scopelake.names import KIND_BOS, check_name
 from scopelake.store.firings import Firings
 from scopelake.store.lake_store import LakeStore
 from scopelake.store.receipts import Receipt
+from scopelake.store.root import Root
 from scopelake.store.schema import SCHEMAS
 from scopelake.store.writer import write_contexts
 
@@ -153,7 +153,7 @@ def choose_corpus(
 
 
 def write_corpus(
-    root: Path,
+    root: Root,
     examples: Examples,
     grid: Grid,
     tokenizer: Tokenizer,

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -51,6 +50,7 @@ from scopelake.store.firings import Firings
 from scopelake.store.lake_store import LakeStore
 from scopelake.store.planned import Commit
 from scopelake.store.receipts import Receipt
+from scopelake.store.root import Root
 from scopelake.store.schema import SCHEMAS
 from scopelake.store.snapshot import Snapshot
 from scopelake.store.writer import discard, write_examples, write_features
@@ -176,7 +176,7 @@ def _check_still_new(
 
 
 def _write_firings(
-    root: Path,
+    root: Root,
     examples: Examples,
     grid: Grid,
     corpus: str,
@@ -200,7 +200,7 @@ def _write_firings(
     return highest
 
 
-def _write_block(root: Path, examples: Examples, kept: Firings, corpus: str, run: str) -> Receipt:
+def _write_block(root: Root, examples: Examples, kept: Firings, corpus: str, run: str) -> Receipt:
     try:
         return write_examples(root, kept, sae=examples.name, corpus=corpus, run=run)
     except InvalidArgumentError as error:
@@ -210,7 +210,7 @@ def _write_block(root: Path, examples: Examples, kept: Firings, corpus: str, run
 
 
 def _write_features(
-    root: Path,
+    root: Root,
     examples: Examples,
     corpus: str,
     run: str,

@@ -273,7 +273,8 @@ class _Job:
             "postings", self.store.snapshot(), sae=coder.name, corpus=self.config.corpus
         )
         n_tokens = int(corpus["n_tokens"]) - int(corpus["n_bos"])
-        table = feature_statistics([f.path for f in files], coder.width, n_tokens)
+        paths = [f.path for f in files]
+        table = feature_statistics(self.store.root, paths, coder.width, n_tokens)
         columns = {name: table[name] for name in table.column_names}
         columns |= decoder_columns(coder, self.model)
         columns["sae"] = pa.array([coder.name] * coder.width)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, files
+from os import environ
 from typing import Any, Final
 
 import duckdb
@@ -12,6 +13,7 @@ from scopelake.query.snapshot_files import Reads, SnapshotFiles, whole_tables
 from scopelake.query.sql import one_line
 from scopelake.query.views import literal, view_statements
 from scopelake.store.lake_store import LakeStore
+from scopelake.store.root import S3
 from scopelake.store.snapshot import Snapshot
 
 _CONFIG: Final[dict[str, str | bool | int | float | list[str]]] = {
@@ -20,6 +22,19 @@ _CONFIG: Final[dict[str, str | bool | int | float | list[str]]] = {
     # A misspelt view must not become a variable of ours that has that name.
     "python_enable_replacements": False,
 }
+
+_ENVIRONMENT: Final = {
+    "KEY_ID": "AWS_ACCESS_KEY_ID",
+    "SECRET": "AWS_SECRET_ACCESS_KEY",
+    "SESSION_TOKEN": "AWS_SESSION_TOKEN",
+    "REGION": "AWS_REGION",
+}
+"""Parts of DuckDB's secret by the variables that have them."""
+
+_OBJECTS_INIT: Final = (
+    "LOAD httpfs;  -- once before, with internet: INSTALL httpfs",
+    "-- and a secret of your own: CREATE SECRET (TYPE s3, PROVIDER credential_chain);",
+)
 
 
 class Connection:
@@ -59,24 +74,26 @@ class Connection:
 def connect(store: LakeStore, snapshot: Snapshot) -> Connection:
     """Return a connection whose views are `snapshot`'s tables and which reads only the lake.
 
-    It is in memory, loads no extension but ``delta``, opens no file outside the lake's tables,
-    and its settings are locked.
+    It is in memory, loads no extension but ``delta`` (and ``httpfs`` for an object store), opens
+    no file outside the lake's tables, and its settings are locked.
 
     Raises:
         MissingDependencyError: DuckDB's delta extension is not installed.
         LakeError: a table cannot be read at the snapshot's version.
     """
     connection = duckdb.connect(":memory:", config=_CONFIG)
-    connection.execute(f"LOAD {literal(_delta_extension())}")
+    connection.execute(f"LOAD {literal(_extension('delta'))}")
+    if store.root.url.startswith(S3):
+        _reach_objects(connection, store.root.url)
     try:
         for statement in view_statements(store, snapshot):
             connection.execute(statement)
     except duckdb.Error as error:
         raise LakeError(
-            f"the views of snapshot {snapshot.id} of {store.root} were asked for; a table cannot "
-            f"be read ({one_line(error)}); check the folder"
+            f"the views of snapshot {snapshot.id} of {store.root.url} were asked for; a table "
+            f"cannot be read ({one_line(error)}); check it"
         ) from error
-    tables = literal(f"{store.root / 'tables'}/")
+    tables = literal(f"{store.root.url}/tables/")
     connection.execute(f"SET allowed_directories = [{tables}]")
     connection.execute("SET enable_external_access = false")
     connection.execute("SET lock_configuration = true")
@@ -88,22 +105,38 @@ def init_sql(store: LakeStore, snapshot: Snapshot) -> str:
     lines = [
         f"-- scopelake: the views of snapshot {snapshot.id}",
         "LOAD delta;  -- once before, with internet: INSTALL delta",
+        *(_OBJECTS_INIT if store.root.url.startswith(S3) else ()),
         *(f"{statement};" for statement in view_statements(store, snapshot)),
     ]
     return "\n".join(lines) + "\n"
 
 
-def _delta_extension() -> str:
-    """The extension comes as a wheel, so that no download happens at run time."""
+def _reach_objects(connection: duckdb.DuckDBPyConnection, url: str) -> None:
+    """Give DuckDB what the environment says about the object store, for this lake alone."""
+    connection.execute(f"LOAD {literal(_extension('httpfs'))}")
+    connection.execute("SET allow_persistent_secrets = false")
+    connection.execute("SET http_retries = 10")
+    settings = {"SCOPE": f"{url}/"}
+    settings |= {key: value for key, name in _ENVIRONMENT.items() if (value := environ.get(name))}
+    if endpoint := environ.get("AWS_ENDPOINT_URL"):
+        scheme, _, host = endpoint.rstrip("/").partition("://")
+        settings |= {"ENDPOINT": host, "URL_STYLE": "path"}
+        settings["USE_SSL"] = "false" if scheme == "http" else "true"
+    listed = ", ".join(f"{key} {literal(value)}" for key, value in settings.items())
+    connection.execute(f"CREATE SECRET lake (TYPE s3, {listed})")
+
+
+def _extension(name: str) -> str:
+    """An extension comes as a wheel, so that no download happens at run time."""
+    package = f"duckdb-extension-{name}"
     try:
-        listed = files("duckdb-extension-delta") or []
+        listed = files(package) or []
     except PackageNotFoundError:
         listed = []
     for file in listed:
         if file.suffix == ".duckdb_extension" and f"v{duckdb.__version__}" in file.parts:
             return str(file.locate())
     raise MissingDependencyError(
-        f"DuckDB {duckdb.__version__} needs its delta extension; the package "
-        "duckdb-extension-delta of that version is not installed; run pip install "
-        f"duckdb-extension-delta=={duckdb.__version__}"
+        f"DuckDB {duckdb.__version__} needs its {name} extension; the package {package} of that "
+        f"version is not installed; run pip install {package}=={duckdb.__version__}"
     )

@@ -175,7 +175,7 @@ def info(store: LakeStore, snapshot: Snapshot) -> LakeInfo:
     files = store.read("files", snapshot, columns).to_pylist()
     published = published_examples(store, snapshot)
     return LakeInfo(
-        path=str(store.root),
+        path=store.root.url,
         snapshot=snapshot.id,
         corpora=tuple(
             CorpusInfo(r["corpus"], r["n_documents"], r["n_contexts"], r["n_tokens"])

@@ -12,7 +12,7 @@ import pyarrow as pa
 from scopelake.store import delta
 from scopelake.store.integrity import check_files
 from scopelake.store.lake_store import LakeStore
-from scopelake.store.layout import TABLES, checksum_in_name, table_path
+from scopelake.store.layout import TABLES, checksum_in_name, table_folder
 from scopelake.store.reading import Filters, matching_files
 from scopelake.store.snapshot import Snapshot
 
@@ -55,8 +55,8 @@ class SnapshotFiles:
             self._actions[table] = delta.added_files(opened)
         names = matching_files(self._actions[table], filters)["path"].to_pylist()
         nameless = any(checksum_in_name(name) is None for name in names)
-        folder = table_path(self._store.root, table)
-        check_files((folder / name for name in names), self._known if nameless else None)
+        paths = [f"{table_folder(table)}/{name}" for name in names]
+        check_files(self._store.root, paths, self._known if nameless else None)
 
     @cached_property
     def _known(self) -> dict[str, str]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 Params = Sequence[Any] | Mapping[str, Any]
 
+_SECRETS: Final = re.compile(r"duckdb_secrets|which_secret", re.IGNORECASE)
 _EXPLAIN: Final = re.compile(r"\s*explain\s+(analyze\s+)?", re.IGNORECASE)
 
 
@@ -65,6 +66,7 @@ def check_predicate(where: str) -> None:
     Raises:
         QueryError: it does not parse as one.
     """
+    _check_no_secrets(where)
     try:
         duckdb.SQLExpression(where)
         statements = duckdb.extract_statements(f"SELECT 1 FROM t WHERE (\n{where}\n)")
@@ -89,7 +91,17 @@ def _not_a_predicate(where: str, found: str) -> QueryError:
     )
 
 
+def _check_no_secrets(text: str) -> None:
+    """DuckDB shows a secret's key id, though not the secret itself."""
+    if _SECRETS.search(text):
+        raise QueryError(
+            "the credentials of an object store were asked for; SQL reads a lake's views; see the "
+            "environment for credentials"
+        )
+
+
 def _check_single_query(query: str) -> None:
+    _check_no_secrets(query)
     kinds = _statement_types(query)
     if len(kinds) != 1:
         raise QueryError(

@@ -38,7 +38,7 @@ class Applier:
         """Do each step of the commit that makes snapshot `number` and is not done yet."""
         name = commit.transaction
         for path in commit.drop:
-            (self.store.root / path).unlink(missing_ok=True)
+            self.store.root.delete(path)
         gone = (*commit.retire, *commit.drop)
         files = _by_table(commit.receipts, gone)
         for table, (receipts, paths) in files.items():
@@ -122,7 +122,7 @@ class Applier:
             return
         raise LakeError(
             f"a commit to table {table} was tried {_MOST_TRIES} times; it failed "
-            f"({' '.join(str(failed).split())}); check the folder {self.store.table_uri(table)}"
+            f"({self.store.root.describe(failed)}); check {self.store.table_uri(table)}"
         ) from failed
 
     def _table(self, table: str) -> DeltaTable:

@@ -30,7 +30,7 @@ from scopelake.store.intents import (
 from scopelake.store.lake_store import LakeStore
 from scopelake.store.layout import DENSE
 from scopelake.store.planned import Commit
-from scopelake.store.receipts import Receipt, checksum
+from scopelake.store.receipts import Receipt
 from scopelake.store.schema import SCHEMAS
 from scopelake.store.snapshot import Snapshot
 
@@ -41,7 +41,7 @@ _MOST_TRIES: Final = 1000
 
 
 class Writer:
-    """Commits to a lake; several writers, in any processes of one machine, may be at work.
+    """Commits to a lake; several writers, in any processes, may be at work.
 
     Entering it carries out what a killed writer had decided on.
 
@@ -126,16 +126,17 @@ class Writer:
         for _ in range(_MOST_TRIES):
             latest = self.finish_waiting()
             if self._applier.is_done(transaction):
-                self._discard(given.receipts, ())
+                # By an earlier try with files of its own, or with these by whoever found them.
+                self._discard(given.receipts, self._named(latest))
                 return latest
             revised = self._without_committed(given, latest)
             if revised is not None and revise is not None:
                 revised = revise(revised, latest)
             if revised is None:
-                self._discard(given.receipts, ())
+                self._discard(given.receipts, set())
                 return latest
             if self._decide(latest.id + 1, revised, latest):
-                self._discard(given.receipts, revised.receipts)
+                self._discard(given.receipts, {r.path for r in revised.receipts})
                 return self.store.snapshot(latest.id + 1)
         raise LakeBusyError(
             f"commit {transaction} was tried {_MOST_TRIES} times; other writers came first each "
@@ -204,20 +205,25 @@ class Writer:
         return changed(commit, receipts=tuple(kept), rows=rows, replace=replace)
 
     def _as_is(self, receipt: Receipt) -> Receipt:
-        path = self.store.root / receipt.path
-        return changed(receipt, n_bytes=path.stat().st_size, checksum=checksum(path))
+        root, path = self.store.root, receipt.path
+        n_bytes = root.size(path)
+        if n_bytes is None:
+            return receipt  # it is refused when it is carried out
+        return changed(receipt, n_bytes=n_bytes, checksum=root.checksum(path))
 
-    def _discard(self, written: Iterable[Receipt], committed: Iterable[Receipt]) -> None:
+    def _named(self, snapshot: Snapshot) -> set[str]:
+        """Return the paths of the files that a snapshot has."""
+        return set(self.store.read("files", snapshot, ["path"])["path"].to_pylist())
+
+    def _discard(self, written: Iterable[Receipt], committed: set[str]) -> None:
         """Delete files that were written for a commit and are not part of it."""
-        kept = {r.path for r in committed}
         for receipt in written:
-            if receipt.path not in kept and receipt.table != DENSE:
-                (self.store.root / receipt.path).unlink(missing_ok=True)
+            if receipt.path not in committed and receipt.table != DENSE:
+                self.store.root.delete(receipt.path)
 
     def _check_files(self, receipts: Iterable[Receipt]) -> None:
         for receipt in receipts:
-            path = self.store.root / receipt.path
-            found = path.stat().st_size if path.is_file() else None
+            found = self.store.root.size(receipt.path)
             if found != receipt.n_bytes:
                 raise LakeError(
                     f"a commit names {receipt.path} of {receipt.n_bytes} bytes; found "

@@ -20,10 +20,12 @@ from scopelake.store import delta
 from scopelake.store.commit import Writer
 from scopelake.store.feature_ranges import RowGroup, ranges, read_range, row_groups
 from scopelake.store.firings import Firings
-from scopelake.store.integrity import check_files
+from scopelake.store.integrity import checked_copies
 from scopelake.store.lake_store import LakeStore
+from scopelake.store.layout import table_folder
 from scopelake.store.planned import Commit
 from scopelake.store.receipts import Receipt
+from scopelake.store.root import Root
 from scopelake.store.snapshot import Snapshot
 from scopelake.store.writer import discard, write_merged
 
@@ -145,7 +147,7 @@ def _compact_coder(writer: Writer, parts: Sequence[_Part], rows_per_file: int) -
     try:
         for part in parts:
             receipts += _merge(store, part, rows_per_file)
-        old = [f"tables/{part.table}/{name}" for part in parts for name in part.names]
+        old = [f"{table_folder(part.table)}/{name}" for part in parts for name in part.names]
         writer.commit(
             receipts,
             transaction=f"compact:{uuid4().hex}",
@@ -160,27 +162,26 @@ def _compact_coder(writer: Writer, parts: Sequence[_Part], rows_per_file: int) -
 
 
 def _names(store: LakeStore, snapshot: Snapshot, part: _Part) -> set[str]:
-    folder = store.root / "tables" / part.table
     files = store.data_files(part.table, snapshot, sae=part.sae, corpus=part.corpus)
-    return {file.path.relative_to(folder).as_posix() for file in files}
+    return {file.path.removeprefix(f"{table_folder(part.table)}/") for file in files}
 
 
 def _merge(store: LakeStore, part: _Part, rows_per_file: int) -> Iterator[Receipt]:
-    paths = [store.root / "tables" / part.table / name for name in part.names]
-    check_files(paths)
-    groups = list(row_groups(paths))
-    width = max((g.high for g in groups), default=0) + 1
-    for low, high in ranges(groups, width, rows_per_file):
-        yield write_merged(
-            store.root, _read(groups, low, high, part.table), table=part.table, sae=part.sae,
-            corpus=part.corpus,
-        )  # fmt: skip
+    paths = [f"{table_folder(part.table)}/{name}" for name in part.names]
+    with checked_copies(store.root, paths) as local:
+        groups = list(row_groups(local, paths))
+        width = max((g.high for g in groups), default=0) + 1
+        for low, high in ranges(groups, width, rows_per_file):
+            firings = _read(local, groups, low, high, part.table)
+            yield write_merged(
+                store.root, firings, table=part.table, sae=part.sae, corpus=part.corpus
+            )
 
 
-def _read(groups: Sequence[RowGroup], low: int, high: int, table: str) -> Firings:
+def _read(root: Root, groups: Sequence[RowGroup], low: int, high: int, table: str) -> Firings:
     columns = ("context", "position", "feature", "activation", *_KIND[table])
     parts = []
-    for rows in read_range(groups, low, high, columns):
+    for rows in read_range(root, groups, low, high, columns):
         found = [rows[c].to_numpy() for c in columns]
         if table == "peaks":
             found.append(np.zeros(rows.num_rows, dtype=np.int8))  # peaks leave BOS out

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 from collections.abc import Sequence
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
-from urllib.parse import unquote, urlparse
-from urllib.request import url2pathname
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -23,13 +23,17 @@ from deltalake.exceptions import DeltaError
 from deltalake.transaction import AddAction, RemoveAction
 
 from scopelake.errors import LakeError
-from scopelake.store.layout import TABLES, table_path
+from scopelake.store.layout import TABLES, table_folder
 from scopelake.store.parquet import write_parquet
 from scopelake.store.reading import Filters, matching_files, read_files
 from scopelake.store.receipts import Receipt
+from scopelake.store.root import Root
 from scopelake.store.schema import PARTITIONS, SCHEMAS
 
 _HOOKS: Final = PostCommitHookProperties(create_checkpoint=True, cleanup_expired_logs=False)
+
+_VERSION: Final = re.compile(r"/(\d{20})\.json\Z")
+_READERS: Final = 8
 
 _MOST_FILES: Final = 64
 """Files of a table without partitions, before its rows are written as one again."""
@@ -43,20 +47,21 @@ _CONFIGURATION: Final = {
 }
 
 
-def create_table(root: Path, table: str) -> None:
+def create_table(root: Root, table: str) -> None:
     """Create one of the lake's Delta tables, empty."""
     DeltaTable.create(
-        table_path(root, table),
+        table_uri(root, table),
         SCHEMAS[table],
         partition_by=list(PARTITIONS[table]) or None,
         configuration=_CONFIGURATION,
+        storage_options=root.delta_options,
     )
 
 
-def create_missing_tables(root: Path) -> None:
+def create_missing_tables(root: Root) -> None:
     """Create, empty, the tables that a lake of an older version lacks."""
     for table in TABLES:
-        if not DeltaTable.is_deltatable(table_path(root, table)):
+        if not DeltaTable.is_deltatable(table_uri(root, table), root.delta_options):
             try:
                 create_table(root, table)
             except DeltaError:
@@ -64,24 +69,31 @@ def create_missing_tables(root: Path) -> None:
                 open_table(root, table)
 
 
-def open_table(root: Path, table: str, version: int | None = None) -> DeltaTable:
+def open_table(root: Root, table: str, version: int | None = None) -> DeltaTable:
     """Open a Delta table, the latest version by default.
 
     Raises:
         LakeError: the table or that version of it cannot be read.
     """
     try:
-        return DeltaTable(table_path(root, table), version=version)
+        return DeltaTable(
+            table_uri(root, table), version=version, storage_options=root.delta_options
+        )
     except (DeltaError, OSError) as error:
         what = "its latest version" if version is None else f"version {version}"
-        reason = " ".join(str(error).split())
         raise LakeError(
-            f"{what} of table {table} was asked for; it cannot be read ({reason}); check the "
-            f"folder {table_path(root, table)}"
+            f"{what} of table {table} was asked for; it cannot be read ({root.describe(error)}); "
+            f"check {table_uri(root, table)}"
         ) from error
 
 
+def table_uri(root: Root, table: str) -> str:
+    """Return where a Delta table is, as Delta readers take it."""
+    return f"{root.url}/{table_folder(table)}"
+
+
 def read(
+    root: Root,
     opened: DeltaTable,
     table: str,
     columns: Sequence[str] | None = None,
@@ -94,10 +106,9 @@ def read(
     """
     # deltalake's own reader takes a column without bounds for one without values, and its file
     # system, a Python object, may be dropped by a thread of Arrow's while the interpreter exits.
-    folder = Path(url2pathname(urlparse(opened.table_uri).path))
     files = matching_files(added_files(opened), filters)
     return read_files(
-        folder, table, files, SCHEMAS[table].names if columns is None else columns, filters
+        root, table, files, SCHEMAS[table].names if columns is None else columns, filters
     )
 
 
@@ -149,7 +160,7 @@ def change_files(
 
 def add_rows(
     opened: DeltaTable,
-    root: Path,
+    root: Root,
     table: str,
     rows: pa.Table,
     transaction: str,
@@ -159,7 +170,7 @@ def add_rows(
 
     Args:
         opened: the table.
-        root: the lake's folder.
+        root: the lake's.
         table: its name.
         rows: in its schema.
         transaction: what the Delta commit carries.
@@ -167,7 +178,7 @@ def add_rows(
     """
     merge = key is not None or len(opened.file_uris()) >= _MOST_FILES
     if merge:
-        there = read(opened, table).select(rows.column_names).cast(rows.schema)
+        there = read(root, opened, table).select(rows.column_names).cast(rows.schema)
         if key is not None:
             there = there.filter(pa.array(_is_other(there, rows, key), pa.bool_()))
         rows = pa.concat_tables([there, rows]).combine_chunks()
@@ -184,10 +195,10 @@ def add_rows(
 
 
 def remove_rows(
-    opened: DeltaTable, root: Path, table: str, column: str, values: Sequence[Any], transaction: str
+    opened: DeltaTable, root: Root, table: str, column: str, values: Sequence[Any], transaction: str
 ) -> None:
     """Take the rows whose `column` has one of `values` out of a table, in one Delta commit."""
-    there = read(opened, table)
+    there = read(root, opened, table)
     gone = pc.is_in(there[column], pa.array(list(values), there[column].type))
     receipt = write_parquet(root, table, there.filter(pc.invert(gone)), {}, run="")
     opened.create_write_transaction(
@@ -223,16 +234,21 @@ def added_files(opened: DeltaTable) -> pa.Table:
     )
 
 
-def file_lives(folder: Path) -> dict[str, tuple[int, float]]:
-    """Return, by file of a table's folder, the versions [first, end) that have had it.
+def file_lives(root: Root, table: str) -> dict[str, tuple[int, float]]:
+    """Return, by file of a table, the versions [first, end) that have had it.
 
     The log is kept whole, so that even files that a snapshot lost are known; the end of those that
     the newest version has is infinite.
     """
     lives: dict[str, tuple[int, float]] = {}
-    for log in sorted(folder.glob("_delta_log/*.json")):
-        version = int(log.stem)
-        for line in log.read_text(encoding="utf-8").splitlines():
+    logs = root.list(f"{table_folder(table)}/_delta_log")
+    found = (_VERSION.search(entry.path) for entry in logs)
+    numbered = sorted((int(match[1]), match.string) for match in found if match)
+    with ThreadPoolExecutor(_READERS) as pool:
+        texts = pool.map(lambda one: root.read(one[1]).decode(), numbered)
+        versions = [(number, text) for (number, _), text in zip(numbered, texts, strict=True)]
+    for version, text in versions:
+        for line in text.splitlines():
             action = json.loads(line)
             if "add" in action:
                 lives[unquote(action["add"]["path"])] = (version, math.inf)

@@ -7,13 +7,9 @@ committed, and positions behind a context's end, read as zero.
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Final, Literal
-from uuid import uuid4
 
 import ml_dtypes
 import numpy.typing as npt
@@ -24,24 +20,22 @@ from zarr.errors import ArrayNotFoundError, ContainsArrayError
 from scopelake.errors import InvalidArgumentError, LayerNotFoundError
 from scopelake.names import SITES, check_name
 from scopelake.store.bfloat16 import BFLOAT16
+from scopelake.store.folder_root import FolderRoot
 from scopelake.store.lake_store import LakeStore
-from scopelake.store.layout import DENSE, activations_dir, array_name, pending_dir
-from scopelake.store.parquet import fsync_folder
+from scopelake.store.layout import ACTIVATIONS, DENSE, array_name
 from scopelake.store.receipts import Receipt, checksum
+from scopelake.store.root import Root
 from scopelake.store.snapshot import Snapshot
 
 DenseArray = zarr.Array[Any]
 
 _ZSTD_LEVEL: Final = 1
-_SETTINGS: Final = {
-    "codec_pipeline.path": "zarrs.ZarrsCodecPipeline",
-    # A shard of zeros needs a file too: its receipt names one.
-    "array.write_empty_chunks": True,
-}
+# A shard of zeros needs a file too: its receipt names one.
+_SETTINGS: Final = {"array.write_empty_chunks": True}
 
 
 def ensure_array(
-    root: Path,
+    root: Root,
     corpus: str,
     model: str,
     site: str,
@@ -80,7 +74,7 @@ def ensure_array(
 
 
 def write_shard(
-    root: Path,
+    root: Root,
     corpus: str,
     model: str,
     site: str,
@@ -94,7 +88,7 @@ def write_shard(
     """Write one shard of an array that `ensure_array` made.
 
     Args:
-        root: the lake's folder.
+        root: the lake's.
         corpus: the corpus's name.
         model: the model's name.
         site: where in the layer.
@@ -122,15 +116,15 @@ def write_shard(
             f"{shard * per_shard}; {values.dtype}{list(values.shape)} from {context_start} was "
             "given; give the whole shard"
         )
-    path = activations_dir(root) / name / "c" / str(shard) / "0" / "0"
-    _put_shard(root, array, values, path)
+    path = f"{ACTIVATIONS}/{name}/c/{shard}/0/0"
+    n_bytes, digest = _put_shard(root, array, values, path)
     return Receipt(
         table=DENSE,
-        path=path.relative_to(root).as_posix(),
+        path=path,
         run=run,
         n_rows=len(values),
-        n_bytes=path.stat().st_size,
-        checksum=checksum(path),
+        n_bytes=n_bytes,
+        checksum=digest,
         shard=shard,
         corpus=corpus,
         model=model,
@@ -140,29 +134,29 @@ def write_shard(
 
 
 def _put_shard(
-    root: Path, array: DenseArray, values: npt.NDArray[ml_dtypes.bfloat16], path: Path
-) -> None:
+    root: Root, array: DenseArray, values: npt.NDArray[ml_dtypes.bfloat16], path: str
+) -> tuple[int, str]:
     """Put a shard in its place whole: another writer may be at the same one, or read it.
 
     It is made as the only shard of an array of its own, whose bytes are the same.
+
+    Returns:
+        Its bytes and their checksum.
     """
-    folder = pending_dir(root) / f"shard-{uuid4().hex}"
     shards = _shard_shape(array)
-    try:
-        with _settings():
-            scratch = zarr.create_array(folder, zarr_format=3, **_format(shards, shards))
+    with root.scratch() as folder:
+        local = FolderRoot(folder)
+        with _settings(local):
+            store = local.zarr("array", read_only=False)
+            scratch = zarr.create_array(store, zarr_format=3, **_format(shards, shards))
             scratch[: len(values)] = values
-        made = folder / "c" / "0" / "0" / "0"
-        with made.open("rb") as file:
-            os.fsync(file.fileno())
-        path.parent.mkdir(parents=True, exist_ok=True)
-        made.replace(path)
-        fsync_folder(path.parent)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        made = folder / "array" / "c" / "0" / "0" / "0"
+        n_bytes, digest = made.stat().st_size, checksum(made)
+        root.put(path, made)
+    return n_bytes, digest
 
 
-def open_array(root: Path, corpus: str, model: str, site: str, layer: int) -> DenseArray:
+def open_array(root: Root, corpus: str, model: str, site: str, layer: int) -> DenseArray:
     """Open an array read-only: bfloat16 [context, position, width].
 
     Raises:
@@ -233,18 +227,19 @@ def _shard_shape(array: DenseArray) -> tuple[int, int, int]:
 
 
 @contextmanager
-def _settings() -> Iterator[None]:
+def _settings(root: Root) -> Iterator[None]:
     """Set what an array keeps from the moment that it is opened."""
-    with zarr.config.set(_SETTINGS):
+    with zarr.config.set(_SETTINGS | root.zarr_settings()):
         yield
 
 
 def _create(
-    root: Path, name: str, shape: tuple[int, int, int], shards: tuple[int, int, int]
+    root: Root, name: str, shape: tuple[int, int, int], shards: tuple[int, int, int]
 ) -> DenseArray:
     parent, leaf = name.rsplit("/", 1)
-    with _settings():
-        group = zarr.open_group(activations_dir(root), mode="a", zarr_format=3)
+    with _settings(root):
+        store = root.zarr(ACTIVATIONS, read_only=False)
+        group = zarr.open_group(store, mode="a", zarr_format=3)
         return group.require_group(parent).create_array(leaf, **_format(shape, shards))
 
 
@@ -261,19 +256,20 @@ def _format(shape: tuple[int, int, int], shards: tuple[int, int, int]) -> dict[s
     }
 
 
-def _open(root: Path, name: str, mode: Literal["r", "r+"]) -> DenseArray | None:
+def _open(root: Root, name: str, mode: Literal["r", "r+"]) -> DenseArray | None:
     try:
-        with _settings():
-            return zarr.open_array(activations_dir(root), path=name, mode=mode, zarr_format=3)
+        with _settings(root):
+            store = root.zarr(ACTIVATIONS, read_only=mode == "r")
+            return zarr.open_array(store, path=name, mode=mode, zarr_format=3)
     except (ArrayNotFoundError, FileNotFoundError):
         return None
 
 
-def _existing(root: Path, name: str, mode: Literal["r", "r+"]) -> DenseArray:
+def _existing(root: Root, name: str, mode: Literal["r", "r+"]) -> DenseArray:
     array = _open(root, name, mode)
     if array is None:
         raise LayerNotFoundError(
-            f"dense array {name} was asked for; the lake at {root} has none of that name; ingest "
-            "with dense to store it"
+            f"dense array {name} was asked for; the lake at {root.url} has none of that name; "
+            "ingest with dense to store it"
         )
     return array

@@ -4,28 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from scopelake.store.root import Root
 
 
 @dataclass(frozen=True)
 class RowGroup:
     """A row group of a file and the features that it may hold."""
 
-    path: Path
+    path: str
     index: int
     low: int
     high: int
     n_rows: int
 
 
-def row_groups(files: Iterable[Path]) -> Iterator[RowGroup]:
+def row_groups(root: Root, files: Iterable[str]) -> Iterator[RowGroup]:
     """Yield the row groups of feature-major files that have rows."""
     for path in files:
-        metadata = pq.read_metadata(path)
+        metadata = pq.read_metadata(root.open(path))
         column = metadata.schema.to_arrow_schema().get_field_index("feature")
         for index in range(metadata.num_row_groups):
             group = metadata.row_group(index)
@@ -54,15 +55,15 @@ def ranges(groups: Sequence[RowGroup], width: int, rows_at_once: int) -> Iterato
 
 
 def read_range(
-    groups: Sequence[RowGroup], low: int, high: int, columns: Sequence[str]
+    root: Root, groups: Sequence[RowGroup], low: int, high: int, columns: Sequence[str]
 ) -> Iterator[pa.Table]:
     """Yield, file by file, the rows with low <= feature < high."""
-    wanted: dict[Path, list[int]] = {}
+    wanted: dict[str, list[int]] = {}
     for group in groups:
         if group.low < high and group.high >= low:
             wanted.setdefault(group.path, []).append(group.index)
     for path, indices in wanted.items():
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        with pq.ParquetFile(root.open(path), page_checksum_verification=True) as file:
             rows = file.read_row_groups(indices, columns=list(columns))
         feature = rows["feature"].to_numpy()
         yield rows.filter(pa.array((feature >= low) & (feature < high)))

@@ -7,44 +7,80 @@ first lakes, in the ``files`` table.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Final
 
 from scopelake.errors import DamagedFileError
+from scopelake.store.folder_root import FolderRoot
 from scopelake.store.layout import checksum_in_name
-from scopelake.store.receipts import checksum
+from scopelake.store.root import Root
 
-_checked: set[tuple[Path, int, int]] = set()
-"""path, bytes and time of change of files whose checksum was right"""
+_THREADS: Final = 8
+
+_checked: set[tuple[str, str, Hashable]] = set()
+"""lake, path and version of files whose checksum was right"""
 
 
-def check_files(paths: Iterable[Path], known: Mapping[str, str] | None = None) -> None:
+def check_files(root: Root, paths: Iterable[str], known: Mapping[str, str] | None = None) -> None:
     """Refuse files whose bytes are not those that were written.
 
     Args:
-        paths: Parquet files.
+        root: the lake's.
+        paths: Parquet files, relative to it.
         known: checksums by name, of files whose name carries none; such a file that is not there
             either is taken as it is.
 
     Raises:
         DamagedFileError: a file is missing or has another checksum.
     """
-    for path in paths:
-        try:
-            status = path.stat()
-        except FileNotFoundError as error:
-            raise DamagedFileError(
-                f"{path} was to be read; it is not there; run scopelake verify"
-            ) from error
-        key = (path, status.st_size, status.st_mtime_ns)
-        if key in _checked:
-            continue
-        expected = checksum_in_name(path.name) or (known or {}).get(path.name)
-        if expected is not None:
-            found = checksum(path)
-            if found != expected:
-                raise DamagedFileError(
-                    f"{path} was to be read; its checksum is {found}, it was written with "
-                    f"{expected}; run scopelake verify"
-                )
-        _checked.add(key)
+    _check_all(root, root, list(paths), known or {})
+
+
+@contextmanager
+def checked_copies(root: Root, paths: Iterable[str]) -> Iterator[FolderRoot]:
+    """Give a folder in which the files are, to be read at random; those of a folder themselves.
+
+    Raises:
+        DamagedFileError: a file is missing or has another checksum.
+    """
+    wanted = list(paths)
+    try:
+        with root.fetch(wanted) as local:
+            _check_all(root, local, wanted, {})
+            yield local
+    except FileNotFoundError as error:
+        raise DamagedFileError(
+            f"a file was to be read; it is not there ({error}); run scopelake verify"
+        ) from error
+
+
+def _check_all(root: Root, at: Root, paths: Sequence[str], known: Mapping[str, str]) -> None:
+    """Hash files of `root` where they are, or where copies of them are."""
+    if len(paths) == 1:
+        _check(root, at, paths[0], known)
+        return
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for _ in pool.map(lambda path: _check(root, at, path, known), paths):
+            pass
+
+
+def _check(root: Root, at: Root, path: str, known: Mapping[str, str]) -> None:
+    try:
+        key = (root.url, path, root.version(path))
+        if key in _checked and at is root:
+            return
+        name = path.rsplit("/", 1)[-1]
+        expected = checksum_in_name(name) or known.get(name)
+        found = expected and at.checksum(path)
+    except FileNotFoundError as error:
+        raise DamagedFileError(
+            f"{root.url}/{path} was to be read; it is not there; run scopelake verify"
+        ) from error
+    if found != expected:
+        raise DamagedFileError(
+            f"{root.url}/{path} was to be read; its checksum is {found}, it was written with "
+            f"{expected}; run scopelake verify"
+        )
+    _checked.add(key)

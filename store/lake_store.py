@@ -24,13 +24,12 @@ from scopelake.store import delta
 from scopelake.store.layout import (
     FORMAT,
     FORMAT_VERSION,
+    LAKE_FILE,
     TABLES,
-    activations_dir,
-    lake_file,
-    pending_dir,
-    table_path,
+    table_folder,
 )
 from scopelake.store.reading import OPERATORS
+from scopelake.store.root import Root, root_at
 from scopelake.store.schema import SCHEMAS
 from scopelake.store.snapshot import Snapshot
 
@@ -39,43 +38,42 @@ from scopelake.store.snapshot import Snapshot
 class DataFile:
     """One Parquet file of a table."""
 
-    path: Path
-    """Absolute if the lake's root is."""
+    path: str
+    """Relative to the lake."""
     partition: Mapping[str, str]
     n_rows: int
 
 
 @dataclass(frozen=True)
 class LakeStore:
-    """A lake's folder; make one with `create` or `open`."""
+    """A lake; make one with `create` or `open`."""
 
-    root: Path
+    root: Root
 
     @classmethod
     def create(cls, path: str | Path) -> LakeStore:
-        """Make an empty lake at `path`, which must not exist or be an empty folder.
+        """Make an empty lake at `path`, a folder or ``s3://`` prefix that is absent or empty.
 
         Raises:
             LakeExistsError: a lake, a file or a folder that is not empty is there.
-            InvalidArgumentError: the path has a ``%``.
+            InvalidArgumentError: the path has a ``%``, or is no place for a lake.
+            ObjectStoreError: the object store refuses or does not answer.
         """
-        root = Path(path).absolute()
-        if "%" in str(root):
+        root = root_at(path)
+        if "%" in root.url:
             # Readers of Delta tables decode it in one place and not in another (measured: deltalake
             # 1.6 and DuckDB 1.5 look for files in a folder of another name).
             raise InvalidArgumentError(
-                f"a new lake at {root} was asked for; the path has a '%', which Delta readers take "
-                "for a code; choose a path without"
+                f"a new lake at {root.url} was asked for; the path has a '%', which Delta readers "
+                "take for a code; choose a path without"
             )
-        if root.exists() and (not root.is_dir() or any(root.iterdir())):
-            found = "a lake" if lake_file(root).exists() else "something"
+        if not root.is_empty():
+            found = "something" if root.size(LAKE_FILE) is None else "a lake"
             raise LakeExistsError(
-                f"a new lake at {root} was asked for; {found} is there; open it or choose a new "
-                "path"
+                f"a new lake at {root.url} was asked for; {found} is there; open it or choose a "
+                "new path"
             )
-        root.mkdir(parents=True, exist_ok=True)
-        pending_dir(root).mkdir()
-        activations_dir(root).mkdir()
+        root.make()
         for table in TABLES:
             delta.create_table(root, table)
         now = datetime.now(UTC)
@@ -84,17 +82,13 @@ class LakeStore:
         opened = delta.open_table(root, "snapshots")
         delta.add_rows(opened, root, "snapshots", snapshot_rows(first), "create")
         # Last: what was made half is not a lake.
-        lake_file(root).write_text(
-            json.dumps(
-                {
-                    "format": FORMAT,
-                    "format_version": FORMAT_VERSION,
-                    "lake_id": str(uuid4()),
-                    "created_at": now.isoformat(),
-                }
-            )
-            + "\n"
-        )
+        head = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "lake_id": str(uuid4()),
+            "created_at": now.isoformat(),
+        }
+        root.put_new(LAKE_FILE, f"{json.dumps(head)}\n".encode())
         return cls(root)
 
     @classmethod
@@ -105,17 +99,18 @@ class LakeStore:
             LakeNotFoundError: nothing is there.
             NotALakeError: what is there is not a lake.
             FormatVersionError: it is a lake of another format version.
+            ObjectStoreError: the object store refuses or does not answer.
         """
-        root = Path(path).absolute()
+        root = root_at(path)
         if not root.exists():
             raise LakeNotFoundError(
-                f"a lake at {root} was asked for; nothing is there; check the path or create it"
+                f"a lake at {root.url} was asked for; nothing is there; check the path or create it"
             )
         version = _format_version(root)
         if version != FORMAT_VERSION:
             raise FormatVersionError(
-                f"the lake at {root} has format version {version!r}; this package reads version "
-                f"{FORMAT_VERSION}; install a version of scopelake that reads it"
+                f"the lake at {root.url} has format version {version!r}; this package reads "
+                f"version {FORMAT_VERSION}; install a version of scopelake that reads it"
             )
         return cls(root)
 
@@ -131,22 +126,23 @@ class LakeStore:
         wanted = latest if id is None else id
         if not 1 <= wanted <= latest:
             raise SnapshotNotFoundError(
-                f"snapshot {wanted} was asked for; the lake at {self.root} has 1 to {latest}; "
+                f"snapshot {wanted} was asked for; the lake at {self.root.url} has 1 to {latest}; "
                 "choose one of them"
             )
-        rows = delta.read(opened, "snapshots", filters=[("snapshot", "=", wanted)]).to_pylist()
+        filters = [("snapshot", "=", wanted)]
+        rows = delta.read(self.root, opened, "snapshots", filters=filters).to_pylist()
         if not rows:
-            there = delta.read(opened, "snapshots", ["snapshot"])["snapshot"].to_pylist()
+            there = delta.read(self.root, opened, "snapshots", ["snapshot"])
             raise SnapshotNotFoundError(
-                f"snapshot {wanted} was asked for; a vacuum removed it; the lake at {self.root} "
-                f"has {_ranges(there)}; choose one of them"
+                f"snapshot {wanted} was asked for; a vacuum removed it; the lake at "
+                f"{self.root.url} has {_ranges(there['snapshot'].to_pylist())}; choose one of them"
             )
         return to_snapshot(rows[0])
 
     def snapshots(self) -> pa.Table:
         """Return every snapshot, oldest first, in the schema of the snapshots table."""
         opened = delta.open_table(self.root, "snapshots")
-        return delta.read(opened, "snapshots").sort_by("snapshot")
+        return delta.read(self.root, opened, "snapshots").sort_by("snapshot")
 
     def read(
         self,
@@ -187,7 +183,7 @@ class LakeStore:
         if table not in snapshot.versions:
             return schema.empty_table().select(names)
         opened = delta.open_table(self.root, table, snapshot.versions[table])
-        return delta.read(opened, table, names, filters or ())
+        return delta.read(self.root, opened, table, names, filters or ())
 
     def data_files(
         self, table: str, snapshot: Snapshot, sae: str | None = None, corpus: str | None = None
@@ -216,7 +212,7 @@ class LakeStore:
         for row in delta.added_files(opened).to_pylist():
             partition = {name: row[f"partition.{name}"] for name in partitions}
             if all(partition[name] == value for name, value in wanted.items()):
-                path = table_path(self.root, table) / row["path"]
+                path = f"{table_folder(table)}/{row['path']}"
                 found.append(DataFile(path, partition, row["num_records"]))
         return sorted(found, key=lambda file: file.path)
 
@@ -227,7 +223,7 @@ class LakeStore:
             InvalidArgumentError: there is no such table.
         """
         _schema(table)
-        return str(table_path(self.root, table))
+        return delta.table_uri(self.root, table)
 
 
 def snapshot_rows(snapshot: Snapshot) -> pa.Table:
@@ -269,18 +265,18 @@ def _schema(table: str) -> pa.Schema:
     return SCHEMAS[table]
 
 
-def _format_version(root: Path) -> object:
-    file = lake_file(root)
-    if not file.is_file():
-        raise NotALakeError(
-            f"a lake at {root} was asked for; it has no {file.name}; check the path"
-        )
+def _format_version(root: Root) -> object:
     try:
-        values = json.loads(file.read_text())
+        values = json.loads(root.read(LAKE_FILE))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise NotALakeError(
+            f"a lake at {root.url} was asked for; it has no {LAKE_FILE}; check the path"
+        ) from error
     except ValueError:
         values = None
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise NotALakeError(
-            f"a lake at {root} was asked for; its {file.name} is not that of a lake; check the path"
+            f"a lake at {root.url} was asked for; its {LAKE_FILE} is not that of a lake; check the "
+            "path"
         )
     return values.get("format_version")

@@ -1,9 +1,9 @@
-"""Where things are in a lake's folder: pure path arithmetic, no IO."""
+"""Where things are in a lake, relative to its root: pure path arithmetic, no IO."""
 
 from __future__ import annotations
 
 import re
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Final
 from urllib.parse import quote
 from uuid import uuid4
@@ -34,19 +34,19 @@ DENSE: Final = "dense"
 """The kind that dense shards have in the ``files`` table."""
 
 
-def lake_file(root: Path) -> Path:
-    """Return the file that makes a folder a lake."""
-    return root / "lake.json"
+LAKE_FILE: Final = "lake.json"
+"""The file that makes a folder a lake."""
+
+PENDING: Final = "pending"
+"""The folder of commits that have begun; empty when the lake is idle."""
+
+ACTIVATIONS: Final = "activations"
+"""The folder of the Zarr group of dense activations."""
 
 
-def pending_dir(root: Path) -> Path:
-    """Return the folder of commits that have begun; empty when the lake is idle."""
-    return root / "pending"
-
-
-def table_path(root: Path, table: str) -> Path:
+def table_folder(table: str) -> str:
     """Return the folder of a Delta table."""
-    return root / "tables" / table
+    return f"tables/{table}"
 
 
 _DIGEST: Final = re.compile(r"-([0-9a-f]{32})\.parquet\Z")
@@ -71,11 +71,6 @@ def checksum_in_name(name: str) -> str | None:
     """Return the checksum that a file's name carries; the first lakes' have none."""
     match = _DIGEST.search(name)
     return f"xxh3:{match[1]}" if match else None
-
-
-def activations_dir(root: Path) -> Path:
-    """Return the folder of the Zarr group of dense activations."""
-    return root / "activations"
 
 
 def array_name(corpus: str, model: str, site: str, layer: int) -> str:

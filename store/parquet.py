@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, BinaryIO, Final
-from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,6 +13,7 @@ import pyarrow.parquet as pq
 
 from scopelake.store.layout import data_folder, new_data_name
 from scopelake.store.receipts import Receipt, checksum
+from scopelake.store.root import Root
 from scopelake.store.schema import PARTITIONS, SORTED_BY, file_schema
 
 
@@ -61,7 +59,7 @@ _ROWS_PER_PAGE: Final = 16_384
 
 
 def write_parquet(
-    root: Path,
+    root: Root,
     table: str,
     rows: pa.Table,
     partition: dict[str, str],
@@ -72,7 +70,7 @@ def write_parquet(
     """Write rows of one partition to a fresh, durable file that no reader sees yet.
 
     Args:
-        root: the lake's folder.
+        root: the lake's.
         table: one of TABLES.
         rows: in the table's order and file schema (no partition columns), 0 or more.
         partition: value of each partition column.
@@ -80,26 +78,19 @@ def write_parquet(
         shard: the shard of the corpus, where it is of one.
     """
     folder = data_folder(table, {c: partition[c] for c in PARTITIONS[table]})
-    (root / folder).mkdir(parents=True, exist_ok=True)
-    temporary = root / folder / f"{uuid4().hex}.tmp"
-    try:
-        with temporary.open("xb") as file:
+    with root.scratch() as scratch:
+        made = scratch / "rows.parquet"
+        with made.open("xb") as file:
             _write(table, rows, file)
-            file.flush()
-            os.fsync(file.fileno())
-        digest = checksum(temporary)
-        path = folder / new_data_name(digest)
-        full = root / path
-        temporary.rename(full)
-    finally:
-        temporary.unlink(missing_ok=True)
-    fsync_folder(full.parent)
+        digest, n_bytes = checksum(made), made.stat().st_size
+        path = str(folder / new_data_name(digest))
+        root.put(path, made)
     return Receipt(
         table=table,
-        path=str(path),
+        path=path,
         run=run,
         n_rows=rows.num_rows,
-        n_bytes=full.stat().st_size,
+        n_bytes=n_bytes,
         checksum=digest,
         partition=partition,
         stats=delta_stats(rows),
@@ -107,15 +98,6 @@ def write_parquet(
         sae=partition.get("sae"),
         corpus=partition.get("corpus"),
     )
-
-
-def fsync_folder(folder: Path) -> None:
-    """Make the names of new files in a folder durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def delta_stats(rows: pa.Table) -> str:

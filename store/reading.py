@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 import pyarrow as pa
@@ -12,6 +12,8 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
 from scopelake.store.integrity import check_files
+from scopelake.store.layout import table_folder
+from scopelake.store.root import Root
 from scopelake.store.schema import PARTITIONS, SCHEMAS
 
 Filters = Sequence[tuple[str, str, Any]]
@@ -27,6 +29,9 @@ _COMPARE: Final[dict[str, Callable[[Any, Any], Any]]] = {
     ">=": operator.ge,
 }
 OPERATORS: Final = (*_COMPARE, "in", "not in")
+
+_PARQUET: Final = ds.ParquetFileFormat()
+_THREADS: Final = 8
 
 
 def matching_files(actions: pa.Table, filters: Filters) -> pa.Table:
@@ -49,12 +54,12 @@ def matching_files(actions: pa.Table, filters: Filters) -> pa.Table:
 
 
 def read_files(
-    root: Path, table: str, files: pa.Table, columns: Sequence[str], filters: Filters
+    root: Root, table: str, files: pa.Table, columns: Sequence[str], filters: Filters
 ) -> pa.Table:
     """Return the rows of `files` that meet `filters`, in the table's types.
 
     Args:
-        root: the table's folder.
+        root: the lake's.
         table: its name.
         files: path and partition.<column> of each.
         columns: those to return.
@@ -67,15 +72,20 @@ def read_files(
     inside = pa.schema([f for f in schema if f.name not in partitions])
     condition = _condition([f for f in filters if f[0] not in partitions])
     names = [c for c in columns if c not in partitions]
-    groups: dict[tuple[str, ...], list[Path]] = {}
+    groups: dict[tuple[str, ...], list[str]] = {}
     keys = [files[f"partition.{p}"].to_pylist() for p in partitions]
     for path, *values in zip(files["path"].to_pylist(), *keys, strict=True):
-        groups.setdefault(tuple(values), []).append(root / path)
+        groups.setdefault(tuple(values), []).append(f"{table_folder(table)}/{path}")
     parts = []
+
+    def load(path: str) -> pa.Table:
+        fragment = _PARQUET.make_fragment(root.open(path))
+        return fragment.to_table(schema=inside, columns=names, filter=condition)
+
     for key, paths in groups.items():
-        check_files(paths)
-        source = ds.dataset([str(p) for p in paths], schema=inside, format="parquet")
-        rows = source.to_table(columns=names, filter=condition)
+        check_files(root, paths)
+        with ThreadPoolExecutor(_THREADS) as pool:
+            rows = pa.concat_tables(pool.map(load, paths))
         for name, value in zip(partitions, key, strict=True):
             if name in columns:
                 rows = rows.append_column(name, pa.repeat(pa.scalar(value), rows.num_rows))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -13,7 +12,8 @@ import pyarrow as pa
 from scopelake.errors import InvalidArgumentError
 from scopelake.names import KIND_BOS
 from scopelake.store.feature_ranges import RowGroup, ranges, read_range, row_groups
-from scopelake.store.integrity import check_files
+from scopelake.store.integrity import checked_copies
+from scopelake.store.root import Root
 from scopelake.store.schema import SCHEMAS
 
 HISTOGRAM_BINS: Final = 32
@@ -27,7 +27,12 @@ _ROWS_AT_ONCE: Final = 8_000_000
 
 
 def feature_statistics(
-    files: Iterable[Path], width: int, n_tokens: int, *, rows_at_once: int = _ROWS_AT_ONCE
+    root: Root,
+    files: Iterable[str],
+    width: int,
+    n_tokens: int,
+    *,
+    rows_at_once: int = _ROWS_AT_ONCE,
 ) -> pa.Table:
     """Return the statistics of every feature, firings on BOS left out.
 
@@ -35,6 +40,7 @@ def feature_statistics(
     each) are in memory, or those of one feature where it alone has more.
 
     Args:
+        root: the lake's.
         files: postings files of one coder on one corpus; their union is each firing once.
         width: number of features.
         n_tokens: tokens that are not BOS, the denominator of density.
@@ -55,23 +61,25 @@ def feature_statistics(
             f"statistics of {width} features over {n_tokens} tokens were asked for; give 1 or more"
         )
     files = list(files)
-    check_files(files)
-    groups = list(row_groups(files))
-    highest = max((g.high for g in groups), default=0)
-    if highest >= width:
-        raise InvalidArgumentError(
-            f"statistics of {width} features were asked for; the files have feature {highest}; "
-            "give the files and width of one coder"
-        )
-    parts = [
-        _range_statistics(groups, low, high, n_tokens)
-        for low, high in ranges(groups, width, rows_at_once)
-    ]
+    with checked_copies(root, files) as local:
+        groups = list(row_groups(local, files))
+        highest = max((g.high for g in groups), default=0)
+        if highest >= width:
+            raise InvalidArgumentError(
+                f"statistics of {width} features were asked for; the files have feature "
+                f"{highest}; give the files and width of one coder"
+            )
+        parts = [
+            _range_statistics(local, groups, low, high, n_tokens)
+            for low, high in ranges(groups, width, rows_at_once)
+        ]
     return pa.concat_tables(parts).combine_chunks()
 
 
-def _range_statistics(groups: list[RowGroup], low: int, high: int, n_tokens: int) -> pa.Table:
-    feature, activation = _read_range(groups, low, high)
+def _range_statistics(
+    root: Root, groups: list[RowGroup], low: int, high: int, n_tokens: int
+) -> pa.Table:
+    feature, activation = _read_range(root, groups, low, high)
     order = np.lexsort((activation, feature))
     feature, activation = feature[order], activation[order]
     n = high - low
@@ -97,12 +105,12 @@ def _range_statistics(groups: list[RowGroup], low: int, high: int, n_tokens: int
 
 
 def _read_range(
-    groups: list[RowGroup], low: int, high: int
+    root: Root, groups: list[RowGroup], low: int, high: int
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
     """Return feature and activation of the firings with low <= feature < high, BOS left out."""
     features = [np.empty(0, np.int32)]
     activations = [np.empty(0, np.float32)]
-    for rows in read_range(groups, low, high, _COLUMNS):
+    for rows in read_range(root, groups, low, high, _COLUMNS):
         keep = rows["kind"].to_numpy() != KIND_BOS
         features.append(rows["feature"].to_numpy()[keep])
         activations.append(rows["activation"].to_numpy()[keep])

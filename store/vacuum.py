@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Final
 from uuid import uuid4
 
@@ -16,8 +14,10 @@ from scopelake.errors import InvalidArgumentError
 from scopelake.store import delta
 from scopelake.store.commit import Writer
 from scopelake.store.lake_store import LakeStore, to_snapshot
-from scopelake.store.layout import DENSE, activations_dir, pending_dir, table_path
+from scopelake.store.layout import ACTIVATIONS, DENSE, PENDING, table_folder
+from scopelake.store.root import Entry
 from scopelake.store.snapshot import Snapshot
+from scopelake.store.verify import DENSE_SHARD
 
 KEEP: Final = timedelta(days=30)
 GRACE: Final = timedelta(days=1)
@@ -88,7 +88,7 @@ def vacuum(writer: Writer, config: VacuumConfig) -> Vacuumed:
     store = writer.store
     kept, gone = _split(store, config)
     files = list(_unneeded(store, kept, config))
-    n_bytes = sum(_size(path) for path in files)
+    n_bytes = sum(entry.n_bytes for entry in files)
     if config.dry_run:
         return Vacuumed(store.snapshot().id, len(gone), len(files), n_bytes, True)
     if gone:
@@ -98,11 +98,8 @@ def vacuum(writer: Writer, config: VacuumConfig) -> Vacuumed:
             reason=f"remove {len(gone)} snapshots",
             remove={"snapshots": ("snapshot", gone)},
         )
-    for path in files:
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+    for entry in files:
+        store.root.delete(entry.path)
     return Vacuumed(store.snapshot().id, len(gone), len(files), n_bytes, False)
 
 
@@ -120,29 +117,33 @@ def _split(store: LakeStore, config: VacuumConfig) -> tuple[list[Snapshot], list
     return kept, sorted(gone)
 
 
-def _unneeded(store: LakeStore, kept: list[Snapshot], config: VacuumConfig) -> Iterator[Path]:
+def _unneeded(store: LakeStore, kept: list[Snapshot], config: VacuumConfig) -> Iterator[Entry]:
     """Yield what no kept snapshot names, if it was committed once or is older than the grace."""
     root, limit = store.root, time.time() - config.grace.total_seconds()
     for table in kept[0].versions:
-        folder = table_path(root, table)
+        folder = table_folder(table)
         versions = sorted({s.versions[table] for s in kept if table in s.versions})
-        lives = delta.file_lives(folder)
+        lives = delta.file_lives(root, table)
         needed = {
             name
             for name, (first, end) in lives.items()
             if bisect_left(versions, first) < bisect_left(versions, end)
         }
-        for path in folder.rglob("*"):
-            name = path.relative_to(folder).as_posix()
-            if not path.is_file() or name.startswith("_delta_log/") or name in needed:
+        for entry in root.list(folder):
+            name = entry.path.removeprefix(f"{folder}/")
+            if name.startswith("_delta_log/") or name in needed:
                 continue
-            if name in lives or path.stat().st_mtime < limit:
-                yield path
+            if name in lives or entry.modified < limit:
+                yield entry
     dense = _dense_paths(store, kept)
-    shards = activations_dir(root).rglob("c/*/0/0")
-    yield from _old((p for p in shards if p.relative_to(root).as_posix() not in dense), limit)
-    leftovers = (p for p in pending_dir(root).glob("*") if p.suffix != ".json")
-    yield from _old(leftovers, limit)
+    for entry in root.list(ACTIVATIONS):
+        is_shard = DENSE_SHARD.search(entry.path)
+        if is_shard and entry.path not in dense and entry.modified < limit:
+            yield entry
+    for entry in root.list(PENDING):
+        is_intent = entry.path.endswith(".json") and entry.path.count("/") == 1
+        if not is_intent and entry.modified < limit:
+            yield entry
 
 
 def _dense_paths(store: LakeStore, kept: list[Snapshot]) -> set[str]:
@@ -154,15 +155,3 @@ def _dense_paths(store: LakeStore, kept: list[Snapshot]) -> set[str]:
             "path"
         ].to_pylist()
     }
-
-
-def _old(paths: Iterable[Path], limit: float) -> Iterator[Path]:
-    for path in paths:
-        if path.stat().st_mtime < limit:
-            yield path
-
-
-def _size(path: Path) -> int:
-    if path.is_file():
-        return path.stat().st_size
-    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any, Final, Literal
 
 from scopelake.store import delta
 from scopelake.store.lake_store import LakeStore
-from scopelake.store.layout import DENSE, activations_dir, checksum_in_name, table_path
-from scopelake.store.receipts import checksum
+from scopelake.store.layout import ACTIVATIONS, DENSE, checksum_in_name, table_folder
+from scopelake.store.root import Root
 from scopelake.store.snapshot import Snapshot
 
 Problem = Literal["damaged", "missing", "unexpected"]
 
 _THREADS: Final = 4
+DENSE_SHARD: Final = re.compile(r"/c/\d+/0/0\Z")
+"""The end of a dense shard's path; its array's metadata lies beside."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ def _expected(store: LakeStore, snapshot: Snapshot) -> Iterator[_Expected]:
         actions = delta.added_files(delta.open_table(store.root, table, version))
         sizes = actions["size_bytes"].to_pylist()
         for name, size in zip(actions["path"].to_pylist(), sizes, strict=True):
-            path = f"tables/{table}/{name}"
+            path = f"{table_folder(table)}/{name}"
             row = by_path.pop(path, {})
             known = checksum_in_name(name) or row.get("checksum")
             yield _Expected(_finding(path, table, row), known, size)
@@ -151,15 +153,17 @@ def _finding(path: str, table: str, row: dict[str, Any]) -> Finding:
     return Finding(path, "damaged", table, **known)
 
 
-def _check(root: Path, expected: _Expected) -> Finding | None:
-    path, finding = root / expected.finding.path, expected.finding
+def _check(root: Root, expected: _Expected) -> Finding | None:
+    finding = expected.finding
     try:
-        size = path.stat().st_size
-        found = checksum(path) if size == expected.n_bytes else None
+        size = root.size(finding.path)
+        if size is None:
+            return replace(finding, problem="missing")
+        found = root.checksum(finding.path) if size == expected.n_bytes else None
     except FileNotFoundError:
         return replace(finding, problem="missing")
     except OSError as error:
-        return replace(finding, detail=f"cannot be read ({error.strerror})")
+        return replace(finding, detail=f"cannot be read ({root.describe(error)})")
     if found is None:
         detail = f"{size:,} bytes instead of {expected.n_bytes:,}"
     elif expected.checksum is not None and found != expected.checksum:
@@ -173,17 +177,17 @@ def _unexpected(store: LakeStore, expected: set[str], snapshot: Snapshot) -> lis
     """Return files that no version of the lake has named."""
     found = []
     for table in snapshot.versions:
-        folder = table_path(store.root, table)
-        named = expected | {f"tables/{table}/{name}" for name in delta.file_lives(folder)}
+        folder = table_folder(table)
+        lives = delta.file_lives(store.root, table)
+        named = expected | {f"{folder}/{name}" for name in lives}
         found += [
-            Finding(path, "unexpected", table)
-            for path in _relative(store.root, folder.rglob("*"))
-            if "/_delta_log/" not in path and path not in named
+            Finding(entry.path, "unexpected", table)
+            for entry in store.root.list(folder)
+            if not entry.path.startswith(f"{folder}/_delta_log/") and entry.path not in named
         ]
-    shards = activations_dir(store.root).rglob("c/*/0/0")
-    dense = [p for p in _relative(store.root, shards) if p not in expected]
-    return found + [Finding(path, "unexpected", DENSE) for path in dense]
-
-
-def _relative(root: Path, paths: Iterable[Path]) -> list[str]:
-    return [p.relative_to(root).as_posix() for p in paths if p.is_file()]
+    found += [
+        Finding(entry.path, "unexpected", DENSE)
+        for entry in store.root.list(ACTIVATIONS)
+        if DENSE_SHARD.search(entry.path) and entry.path not in expected
+    ]
+    return found

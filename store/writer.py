@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -17,6 +16,7 @@ from scopelake.store.firings import Firings, peaks, ranked
 from scopelake.store.parquet import write_parquet
 from scopelake.store.precision import round_mantissa
 from scopelake.store.receipts import Receipt
+from scopelake.store.root import Root
 from scopelake.store.schema import PARTITIONS, SCHEMAS, SORTED_BY, file_schema
 
 PEAKS_DEPTH: Final = 256
@@ -24,7 +24,7 @@ PEAKS_DEPTH: Final = 256
 
 
 def write_firings(
-    root: Path,
+    root: Root,
     firings: Firings,
     *,
     sae: str,
@@ -37,7 +37,7 @@ def write_firings(
     """Write a shard's firings of one coder in both orders, and its peaks.
 
     Args:
-        root: the lake's folder.
+        root: the lake's.
         firings: in any order; those sorted token-major already are not sorted again.
         sae: the coder's name.
         corpus: the corpus's name.
@@ -79,7 +79,7 @@ def write_firings(
         return [codes.result(), postings, strongest]
 
 
-def write_examples(root: Path, firings: Firings, *, sae: str, corpus: str, run: str) -> Receipt:
+def write_examples(root: Root, firings: Firings, *, sae: str, corpus: str, run: str) -> Receipt:
     """Write published firings of a range of features as peaks, all of them, lossless.
 
     Raises:
@@ -92,20 +92,20 @@ def write_examples(root: Path, firings: Firings, *, sae: str, corpus: str, run: 
     return write_parquet(root, "peaks", ranked(firings), partition, run=run)
 
 
-def write_merged(root: Path, firings: Firings, *, table: str, sae: str, corpus: str) -> Receipt:
+def write_merged(root: Root, firings: Firings, *, table: str, sae: str, corpus: str) -> Receipt:
     """Write a range of features of all shards as one file of ``postings`` or ``peaks``."""
     ordered = firings.feature_major()
     rows = peaks(ordered, PEAKS_DEPTH) if table == "peaks" else _table(table, ordered)
     return write_parquet(root, table, rows, {"sae": sae, "corpus": corpus}, run="")
 
 
-def discard(root: Path, receipts: Iterable[Receipt]) -> None:
+def discard(root: Root, receipts: Iterable[Receipt]) -> None:
     """Remove files that will not be committed."""
     for receipt in receipts:
-        (root / receipt.path).unlink()
+        root.delete(receipt.path)
 
 
-def write_contexts(root: Path, table: pa.Table, corpus: str, run: str) -> list[Receipt]:
+def write_contexts(root: Root, table: pa.Table, corpus: str, run: str) -> list[Receipt]:
     """Write contexts of one corpus, in the contexts table's schema, sorted by context.
 
     Raises:
@@ -117,7 +117,7 @@ def write_contexts(root: Path, table: pa.Table, corpus: str, run: str) -> list[R
     return [write_parquet(root, "contexts", rows, {"corpus": corpus}, run=run)]
 
 
-def write_features(root: Path, table: pa.Table, sae: str, corpus: str, run: str) -> Receipt:
+def write_features(root: Root, table: pa.Table, sae: str, corpus: str, run: str) -> Receipt:
     """Write the statistics of every feature of a coder on a corpus, sorted by feature.
 
     Raises:

@@ -22,7 +22,7 @@ __all__ = ["Lake", "ScopelakeError", "__version__", "create", "open"]
 
 
 def create(path: str | Path) -> Lake:
-    """Create an empty lake in the folder `path`, which must be absent or empty.
+    """Create an empty lake at `path`, a folder or ``s3://`` prefix that is absent or empty.
 
     Raises:
         LakeExistsError: something is there already.

@@ -9,6 +9,7 @@
     |   |-- LakeBusyError             other writers came first again and again
     |   |-- DamagedFileError          a file is missing or not what was written
     |   |-- FormatVersionError        a lake of another format version
+    |   |-- ObjectStoreError          (OSError)      an object store does not do as asked
     |   `-- SnapshotNotFoundError     (LookupError)
     |-- CorpusError
     |   |-- CorpusSourceError         unreadable, empty or malformed corpus file
@@ -67,6 +68,10 @@ class DamagedFileError(LakeError):
 
 class FormatVersionError(LakeError):
     """The lake was written in a format that this version does not read."""
+
+
+class ObjectStoreError(LakeError, OSError):
+    """An object store does not answer, or refuses."""
 
 
 class SnapshotNotFoundError(LakeError, LookupError):

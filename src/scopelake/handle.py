@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scopelake.errors import InvalidArgumentError
+from scopelake.store.folder_root import FolderRoot
 from scopelake.store.lake_store import LakeStore
 from scopelake.store.snapshot import Snapshot
 
@@ -22,9 +23,24 @@ class LakeHandle:
         self._store, self._snapshot, self._pinned = store, snapshot, pinned
 
     @property
+    def url(self) -> str:
+        """Where the lake is: the path of its folder, or ``s3://<bucket>/<prefix>``."""
+        return self._store.root.url
+
+    @property
     def path(self) -> Path:
-        """The lake's folder."""
-        return self._store.root
+        """The lake's folder.
+
+        Raises:
+            InvalidArgumentError: it is in an object store.
+        """
+        root = self._store.root
+        if not isinstance(root, FolderRoot):
+            raise InvalidArgumentError(
+                f"the folder of the lake at {root.url} was asked for; it is in an object store; "
+                "use `url`"
+            )
+        return root.path
 
     @property
     def snapshot(self) -> int:

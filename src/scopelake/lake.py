@@ -27,13 +27,13 @@ class Lake(Building, Asking):
     @classmethod
     def create(cls, path: str | Path) -> Lake:
         """Create an empty lake; see `scopelake.create`."""
-        store = LakeStore.create(Path(path))
+        store = LakeStore.create(path)
         return cls(store, store.snapshot(), pinned=False)
 
     @classmethod
     def open(cls, path: str | Path, snapshot: int | None = None) -> Lake:
         """Open a lake; see `scopelake.open`."""
-        store = LakeStore.open(Path(path))
+        store = LakeStore.open(path)
         return cls(store, store.snapshot(snapshot), pinned=snapshot is not None)
 
     def snapshots(self) -> pa.Table:
@@ -124,7 +124,7 @@ class Lake(Building, Asking):
         return done
 
     def __repr__(self) -> str:
-        return f"Lake({str(self.path)!r}, snapshot={self.snapshot})"
+        return f"Lake({self.url!r}, snapshot={self.snapshot})"
 
     def _repr_html_(self) -> str:
         return self.info()._repr_html_()

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -72,7 +73,7 @@ def test_a_whole_lake_is_whole(lake):
 @pytest.mark.parametrize("seed", range(3))
 def test_a_flipped_bit_is_found_and_answers_nothing(lake, table, seed):
     rng = np.random.default_rng(seed)
-    live = {f.path.name for f in lake._store.data_files(table, lake._snapshot)}
+    live = {Path(f.path).name for f in lake._store.data_files(table, lake._snapshot)}
     files = [f for f in data_files(lake, table) if f.name in live]
     damaged = files[int(rng.integers(len(files)))]
     flip(damaged, rng)

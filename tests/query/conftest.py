@@ -214,7 +214,7 @@ def write_statistics(writer: Writer, sae: str, corpus: str) -> None:
     """Commit the features rows of one SAE on one corpus."""
     store = writer.store
     files = store.data_files("postings", store.snapshot(), sae=sae, corpus=corpus)
-    table = feature_statistics([f.path for f in files], WIDTH, 1000)
+    table = feature_statistics(store.root, [f.path for f in files], WIDTH, 1000)
     for name in SCHEMAS["features"].names[-5:]:
         field = SCHEMAS["features"].field(name)
         table = table.append_column(field, pa.nulls(WIDTH, field.type))

@@ -102,16 +102,16 @@ def test_what_is_not_one_query_of_the_lake_is_refused_in_one_line(built, query):
 
 
 def test_files_beside_the_lake_cannot_be_reached_through_it(built):
-    outside = built.store.root.parent / "secret.txt"
+    outside = built.store.root.path.parent / "secret.txt"
     outside.write_text("secret")
-    tables = str(built.store.root / "tables").replace("'", "''")
+    tables = str(built.store.root.path / "tables").replace("'", "''")
     for path in (f"{tables}/../../secret.txt", f"{tables}/../lake.json"):
         with pytest.raises(QueryError, match="Permission"):
             sql(built.connection, f"SELECT * FROM read_text('{path}')")
 
 
 def test_explain_writes_nothing_into_the_lake(built):
-    target = built.store.root / "tables" / "out.csv"
+    target = built.store.root.path / "tables" / "out.csv"
     path = str(target).replace("'", "''")
     with pytest.raises(QueryError):
         sql(built.connection, f"EXPLAIN ANALYZE COPY (SELECT 1) TO '{path}'")

@@ -48,7 +48,8 @@ def rows(store, table, number=None, sae=SAES[0]):
 
 
 def files(store, table, sae=SAES[0]):
-    return [f.path for f in store.data_files(table, store.snapshot(), sae=sae)]
+    found = store.data_files(table, store.snapshot(), sae=sae)
+    return [store.root.path / f.path for f in found]
 
 
 def run(store, **options):
@@ -99,7 +100,7 @@ def test_older_snapshots_read_as_before_until_a_vacuum(filled):
         vacuum(writer, VacuumConfig(keep=None, grace=timedelta(0)))
     assert {t: rows(store, t) for t in before} == now
     assert verify(store, store.snapshot()).is_whole
-    on_disk = list((store.root / "tables" / "postings").rglob("*.parquet"))
+    on_disk = list((store.root.path / "tables" / "postings").rglob("*.parquet"))
     assert sorted(on_disk) == sorted([*files(store, "postings"), *files(store, "postings", "t")])
 
 
@@ -195,8 +196,8 @@ def test_settings_out_of_range_are_refused(store):
 
 def test_the_command_line(filled, capsys):
     store, _ = filled
-    assert main(["compact", str(store.root), "--json"]) == 0
+    assert main(["compact", str(store.root.path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["n_coders"] == 2
-    assert main(["compact", str(store.root)]) == 0
+    assert main(["compact", str(store.root.path)]) == 0
     assert "nothing to compact" in capsys.readouterr().out
-    assert scopelake.open(store.root).verify().is_whole
+    assert scopelake.open(store.root.path).verify().is_whole

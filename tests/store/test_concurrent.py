@@ -58,30 +58,30 @@ def check(store: LakeStore, saes: set[str]) -> None:
 @pytest.mark.slow
 def test_writers_of_different_shards_all_succeed(store):
     saes = [f"s{i}" for i in range(N_WRITERS)]
-    assert work(store.root, saes) == [0] * N_WRITERS
+    assert work(store.root.path, saes) == [0] * N_WRITERS
     check(store, set(saes))
     assert store.snapshot().id == 1 + N_WRITERS * N_SHARDS
-    on_disk = list(store.root.glob("tables/codes/**/*.parquet"))
+    on_disk = list(store.root.path.glob("tables/codes/**/*.parquet"))
     assert len(on_disk) == N_WRITERS * N_SHARDS
 
 
 @pytest.mark.slow
 def test_writers_of_the_same_shards_write_each_once(store):
-    assert work(store.root, ["s"] * N_WRITERS) == [0] * N_WRITERS
+    assert work(store.root.path, ["s"] * N_WRITERS) == [0] * N_WRITERS
     check(store, {"s"})
     # What came second is deleted, not left behind.
-    assert len(list(store.root.glob("tables/codes/**/*.parquet"))) == N_SHARDS
+    assert len(list(store.root.path.glob("tables/codes/**/*.parquet"))) == N_SHARDS
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_writers_that_are_killed_hinder_nobody(store, seed):
     kill_after = int(np.random.default_rng(seed).integers(1, 2 * N_SHARDS))
-    codes = work(store.root, ["s", "t", "t"], kill_after)
+    codes = work(store.root.path, ["s", "t", "t"], kill_after)
     assert codes[0] == 0
     # Of two at the same shards one may find all of them done before its time has come.
     assert -9 in codes[1:]
-    work(store.root, ["s", "t", "t"])
+    work(store.root.path, ["s", "t", "t"])
     check(store, {"s", "t"})
 
 
@@ -170,5 +170,5 @@ def test_two_writers_of_a_dense_shard_leave_one_whole_and_its_checksum(store):
         for writer, receipt in zip((one, two), made, strict=True):
             writer.commit([receipt], transaction=receipt.checksum, reason="dense")
     (row,) = store.read("files", store.snapshot()).to_pylist()
-    assert row["checksum"] == checksum(store.root / row["path"]) == made[1].checksum
+    assert row["checksum"] == checksum(store.root.path / row["path"]) == made[1].checksum
     assert np.all(open_array(store.root, "c", "m", "resid_post", 1)[:] == 2.0)

@@ -54,12 +54,12 @@ def test_values_come_back_bit_by_bit(store):
 
 def test_other_readers_see_the_same_values(store):
     data, _ = fill(store)
-    path = store.root / "activations" / "c" / "google~some-model" / "resid_post" / "layer_2"
+    path = store.root.path / "activations" / "c" / "google~some-model" / "resid_post" / "layer_2"
     spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": str(path)}}
     found = tensorstore.open(spec, read=True).result()
     assert str(found.dtype.name) == "bfloat16"
     assert (bits(found.read().result()) == bits(data)).all()
-    plain = zarr.open_group(store.root / "activations", mode="r")
+    plain = zarr.open_group(store.root.path / "activations", mode="r")
     assert (bits(plain["c/google~some-model/resid_post/layer_2"][:]) == bits(data)).all()
 
 

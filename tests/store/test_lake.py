@@ -35,7 +35,7 @@ def run_rows(state: str, run: str = "r1") -> pa.Table:
 
 
 def test_a_new_lake_is_empty_and_at_snapshot_1(store):
-    snapshot = LakeStore.open(store.root).snapshot()
+    snapshot = LakeStore.open(store.root.path).snapshot()
     assert (snapshot.id, snapshot.reason, snapshot.run) == (1, "create", None)
     assert set(snapshot.versions) == set(TABLES)
     for table in TABLES:
@@ -51,17 +51,17 @@ def test_paths_that_are_not_lakes(tmp_path, store):
     with pytest.raises(NotALakeError):
         LakeStore.open(tmp_path)
     with pytest.raises(LakeExistsError, match="a lake"):
-        LakeStore.create(store.root)
+        LakeStore.create(store.root.path)
     with pytest.raises(LakeExistsError, match="something"):
         LakeStore.create(tmp_path)
-    marker = store.root / "lake.json"
+    marker = store.root.path / "lake.json"
     values = json.loads(marker.read_text())
     marker.write_text(json.dumps(values | {"format_version": 2}))
     with pytest.raises(FormatVersionError, match="2"):
-        LakeStore.open(store.root)
+        LakeStore.open(store.root.path)
     marker.write_text("{")
     with pytest.raises(NotALakeError):
-        LakeStore.open(store.root)
+        LakeStore.open(store.root.path)
 
 
 @pytest.mark.parametrize("name", ["a b", "é", "a#b?c", "a=b&c"])
@@ -123,11 +123,11 @@ def test_commits_that_cannot_be_are_refused(store, make_firings):
                 writer.commit(receipts, transaction="a", reason="x", rows=rows)
         with pytest.raises(InvalidArgumentError, match="give exactly these"):
             writer.commit([], transaction="a", reason="x", rows={"runs": pa.table({"run": ["r"]})})
-        (store.root / receipts[1].path).unlink()
+        (store.root.path / receipts[1].path).unlink()
         with pytest.raises(LakeError, match="no file"):
             writer.commit(receipts, transaction="a", reason="x")
     assert store.snapshot().id == 1
-    assert list((store.root / "pending").iterdir()) == []
+    assert list((store.root.path / "pending").iterdir()) == []
 
 
 def test_reads_that_cannot_be_are_refused(store):

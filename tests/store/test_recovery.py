@@ -48,7 +48,7 @@ with Writer(store, on_step=kill) as writer:
 def run_until(store: LakeStore, step: str) -> None:
     path = [str(Path(scopelake.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     done = subprocess.run(
-        [sys.executable, "-P", "-c", KILLED_WRITER, str(store.root), step],
+        [sys.executable, "-P", "-c", KILLED_WRITER, str(store.root.path), step],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(p for p in path if p)},
         capture_output=True,
         text=True,
@@ -66,7 +66,7 @@ def check_committed_once(store: LakeStore) -> None:
         assert snapshot.versions[table] == 1
     assert store.read("files", snapshot).num_rows == 3
     assert store.read("runs", snapshot)["state"].to_pylist() == ["complete"]
-    assert list((store.root / "pending").iterdir()) == []
+    assert list((store.root.path / "pending").iterdir()) == []
 
 
 @pytest.mark.parametrize("step", ["pending", "codes", "peaks", "runs", "files", "snapshots"])
@@ -87,7 +87,7 @@ def test_a_killed_commit_is_finished_once(store, step):
 
 def test_files_without_a_commit_stay_invisible(store):
     run_until(store, "files written")
-    assert len(list(store.root.glob("tables/codes/**/*.parquet"))) == 1
+    assert len(list(store.root.path.glob("tables/codes/**/*.parquet"))) == 1
     with Writer(store):
         pass
     assert store.snapshot().id == 1

@@ -62,7 +62,7 @@ def test_files_have_the_promised_encodings_order_and_checksums(store, make_firin
         "activation": "BYTE_STREAM_SPLIT",
     }
     for receipt in receipts[:2]:
-        path = store.root / receipt.path
+        path = store.root.path / receipt.path
         assert receipt.n_bytes == path.stat().st_size
         assert receipt.checksum == f"xxh3:{xxhash.xxh3_128_hexdigest(path.read_bytes())}"
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
@@ -80,7 +80,9 @@ def test_files_have_the_promised_encodings_order_and_checksums(store, make_firin
 
 
 def test_a_damaged_page_is_noticed(store, make_firings):
-    path = store.root / write_firings(store.root, make_firings(1023), shard=0, **ADDRESS)[0].path
+    path = (
+        store.root.path / write_firings(store.root, make_firings(1023), shard=0, **ADDRESS)[0].path
+    )
     with pq.ParquetFile(path) as file:
         column = file.metadata.row_group(0).column(3)
         at = column.data_page_offset + column.total_compressed_size - 2
@@ -149,7 +151,7 @@ def context_rows(contexts: list[int], corpus: str = "web.v1") -> pa.Table:
 def test_contexts_come_back_and_have_small_row_groups(store):
     table = context_rows(list(range(130)))
     receipts = write_contexts(store.root, table, "web.v1", "corpus:web.v1")
-    with pq.ParquetFile(store.root / receipts[0].path) as file:
+    with pq.ParquetFile(store.root.path / receipts[0].path) as file:
         sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
     assert sizes == [64, 64, 2]
     snapshot = commit(store, receipts, "corpus:web.v1")
@@ -169,7 +171,7 @@ def test_rows_that_do_not_fit_are_refused(store, make_firings):
         write_firings(root, make_firings(1), shard=0, **(ADDRESS | {"corpus": "a/b"}))
     with pytest.raises(InvalidArgumentError, match="mantissa"):
         write_firings(root, make_firings(1), shard=0, **(ADDRESS | {"bits": 30}))
-    assert not list(root.glob("tables/codes/**/*.parquet"))
+    assert not list(root.path.glob("tables/codes/**/*.parquet"))
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

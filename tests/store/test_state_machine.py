@@ -144,12 +144,13 @@ class LakeMachine(RuleBasedStateMachine):
         if not files:
             return
         file = files[which % len(files)]
+        path = self.folder / "lake" / file.path
         if is_missing:
-            file.path.unlink()
+            path.unlink()
         else:
-            data = bytearray(file.path.read_bytes())
+            data = bytearray(path.read_bytes())
             data[which % len(data)] ^= 1
-            file.path.write_bytes(data)
+            path.write_bytes(data)
         found = verify(self.store, self.store.snapshot())
         assert [f.problem for f in found.broken] == ["missing" if is_missing else "damaged"]
         with self.writer() as writer:

@@ -19,14 +19,14 @@ def files(store, parts):
         receipts = write_firings(
             store.root, firings, sae="s", corpus="c", shard=shard, run="r", bits=23
         )
-        paths.append(store.root / receipts[1].path)
+        paths.append(receipts[1].path)
     return paths
 
 
 @pytest.mark.parametrize("rows_at_once", [1, 50, 8_000_000])
 def test_statistics_equal_numpy(store, make_firings, rows_at_once):
     parts = [make_firings(700, seed=1), make_firings(0), make_firings(63, first_context=500)]
-    found = feature_statistics(files(store, parts), 64, 1000, rows_at_once=rows_at_once)
+    found = feature_statistics(store.root, files(store, parts), 64, 1000, rows_at_once=rows_at_once)
     merged = Firings.concat(parts)
     rows = found.to_pylist()
     assert [r["feature"] for r in rows] == list(range(64))
@@ -49,8 +49,8 @@ def test_statistics_equal_numpy(store, make_firings, rows_at_once):
             assert row[name] == pytest.approx(np.quantile(values, q), rel=1e-6)
 
 
-def test_no_files_give_silent_features():
-    found = feature_statistics([], 3, 10)
+def test_no_files_give_silent_features(store):
+    found = feature_statistics(store.root, [], 3, 10)
     assert found["firings"].to_pylist() == [0, 0, 0]
     assert found["mean"].null_count == 3
 
@@ -58,6 +58,6 @@ def test_no_files_give_silent_features():
 def test_features_beyond_the_width_are_refused(store, make_firings):
     paths = files(store, [make_firings(300)])
     with pytest.raises(InvalidArgumentError, match="feature 39"):
-        feature_statistics(paths, 39, 10)
+        feature_statistics(store.root, paths, 39, 10)
     with pytest.raises(InvalidArgumentError, match="1 or more"):
-        feature_statistics(paths, 64, 0)
+        feature_statistics(store.root, paths, 64, 0)

@@ -105,14 +105,14 @@ def test_files_that_no_snapshot_names_go_when_they_are_old(store, make_firings):
             run="r",
         )  # fmt: skip
     )
-    leftover = store.root / "pending" / "x.tmp"
+    leftover = store.root.path / "pending" / "x.tmp"
     leftover.write_text("x")
     assert run(store, keep=timedelta(days=1)).n_files == 0
-    for path in [*(store.root / r.path for r in orphans), leftover]:
+    for path in [*(store.root.path / r.path for r in orphans), leftover]:
         os.utime(path, times=(time.time() - 2 * 86_400,) * 2)
     done = run(store, keep=timedelta(days=1))
     assert (done.n_files, done.n_snapshots) == (5, 0)
-    assert not any((store.root / r.path).exists() for r in orphans)
+    assert not any((store.root.path / r.path).exists() for r in orphans)
     assert store.read("codes", store.snapshot()).num_rows == 20
 
 
@@ -138,7 +138,7 @@ def test_settings_out_of_range_are_refused(options):
 
 def test_the_command_line(store, make_firings, capsys):
     fill(store, make_firings)
-    path = str(store.root)
+    path = str(store.root.path)
     assert main(["vacuum", path, "--keep", "0s", "--dry-run"]) == 0
     assert "would delete" in capsys.readouterr().out
     assert main(["vacuum", path, "--keep-snapshots", "2", "--grace", "0s", "--json"]) == 0

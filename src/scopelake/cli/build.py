@@ -32,7 +32,7 @@ def _add_create(verbs: Any) -> None:  # noqa: ANN401
 
 def _create(arguments: argparse.Namespace) -> None:
     lake = scopelake.create(arguments.lake)
-    print(f"created an empty lake in {lake.path}")
+    print(f"created an empty lake in {lake.url}")
 
 
 def _add_corpus(verbs: Any) -> None:  # noqa: ANN401

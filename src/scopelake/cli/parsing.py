@@ -6,7 +6,6 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 
@@ -26,7 +25,7 @@ def add_verb(
 
 def add_lake(parser: argparse.ArgumentParser, *, snapshot: bool = True) -> None:
     """Add the lake's folder, and for verbs that read also the snapshot."""
-    parser.add_argument("lake", type=Path, help="folder of the lake")
+    parser.add_argument("lake", help="folder of the lake, or s3://<bucket>/<prefix>")
     if snapshot:
         parser.add_argument("--snapshot", type=int, help="read this snapshot, not the latest")
 

@@ -1,0 +1,265 @@
+"""A lake in an object store that speaks S3: AWS, or any by ``AWS_ENDPOINT_URL``.
+
+The standard environment variables say where and who: ``AWS_ACCESS_KEY_ID``,
+``AWS_SECRET_ACCESS_KEY``, ``AWS_SESSION_TOKEN``, ``AWS_REGION``, ``AWS_ENDPOINT_URL``. Answers of
+5xx and timeouts are tried again with growing pauses, ten times within three minutes. A number of
+the log is taken by a conditional write (``If-None-Match: *``), which the store must know.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections import OrderedDict
+from collections.abc import Hashable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+import obstore
+import pyarrow as pa
+import xxhash
+from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.store import S3Store
+
+from scopelake.errors import InvalidArgumentError, ObjectStoreError
+from scopelake.store.folder_root import FolderRoot
+from scopelake.store.root import S3, Entry
+
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig, RetryConfig
+
+_RETRIES: Final[RetryConfig] = {"max_retries": 10, "retry_timeout": timedelta(minutes=3)}
+_BLOCK: Final = 8 << 20
+_MOST_TEXT: Final = 300
+_THREADS: Final = 8
+_TIMEOUT: Final = timedelta(seconds=60)
+"""Of one request."""
+_SECRETS: Final = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+
+
+class SmallObjects:
+    """Bytes of small objects that were hashed, the latest used; data files never change.
+
+    The catalogue is many small files that are read again and again.
+    """
+
+    MOST_BYTES: ClassVar[int] = 1 << 20
+    _IN_ALL: ClassVar[int] = 64 << 20
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[tuple[str, str], bytes] = OrderedDict()
+        self._n_bytes, self._lock = 0, Lock()
+
+    def get(self, url: str, path: str) -> bytes | None:
+        """Return an object's bytes, if they are kept."""
+        with self._lock:
+            if (url, path) in self._kept:
+                self._kept.move_to_end((url, path))
+            return self._kept.get((url, path))
+
+    def put(self, url: str, path: str, data: bytes) -> None:
+        """Keep an object's bytes, and let others go."""
+        with self._lock:
+            self._n_bytes += len(data) - len(self._kept.pop((url, path), b""))
+            self._kept[url, path] = data
+            while self._n_bytes > self._IN_ALL:
+                self._n_bytes -= len(self._kept.popitem(last=False)[1])
+
+
+_small = SmallObjects()
+
+
+@dataclass(frozen=True)
+class ObjectRoot:
+    """The files of a lake under a prefix of a bucket."""
+
+    url: str
+    """``s3://<bucket>/<prefix>``, without a slash at the end."""
+
+    @classmethod
+    def at(cls, url: str) -> ObjectRoot:
+        """Return the root at a URL.
+
+        Raises:
+            InvalidArgumentError: it has no bucket or no prefix.
+        """
+        bucket, _, prefix = url.removeprefix(S3).strip("/").partition("/")
+        if not bucket or not prefix:
+            raise InvalidArgumentError(
+                f"a lake at {url!r} was asked for; a lake is under a prefix of a bucket; give "
+                f"{S3}<bucket>/<prefix>"
+            )
+        return cls(f"{S3}{bucket}/{prefix}")
+
+    @property
+    def delta_options(self) -> dict[str, str] | None:
+        """How long a request may take, and whether plain HTTP is meant."""
+        plain = {"AWS_ALLOW_HTTP": "true"} if plain_http() else {}
+        return {"timeout": f"{_TIMEOUT.total_seconds():.0f}s", **plain}
+
+    def exists(self) -> bool:
+        """Whether an object is under the prefix."""
+        return next(self.list(""), None) is not None
+
+    def is_empty(self) -> bool:
+        """Whether no object is under the prefix."""
+        return not self.exists()
+
+    def make(self) -> None:
+        """Make nothing: a prefix is there once an object is."""
+
+    def describe(self, error: Exception) -> str:
+        """Return an error's message on one line, shortened, without credentials."""
+        text = " ".join(str(error).split("Debug source:")[0].split())
+        for name in _SECRETS:
+            if value := os.environ.get(name):
+                text = text.replace(value, f"<{name}>")
+        return text if len(text) <= _MOST_TEXT else f"{text[:_MOST_TEXT]}..."
+
+    def size(self, path: str) -> int | None:
+        """Return the bytes of an object; None if there is none."""
+        try:
+            with self._asked("the size of", path):
+                return int(obstore.head(self._store(), path)["size"])
+        except FileNotFoundError:
+            return None
+
+    def version(self, path: str) -> Hashable:
+        """Return nothing: data files have names of their own, and the store keeps their bytes."""
+        return None
+
+    def read(self, path: str) -> bytes:
+        """Return an object's bytes."""
+        with self._asked("reading", path):
+            return obstore.get(self._store(), path).bytes().to_bytes()
+
+    def open(self, path: str) -> pa.NativeFile:
+        """Open an object whose bytes are all read before.
+
+        Arrow must not call back into Python: its threads may do so while the interpreter ends.
+        """
+        data = _small.get(self.url, path)
+        return pa.BufferReader(self.read(path) if data is None else data)
+
+    @contextmanager
+    def fetch(self, paths: Iterable[str]) -> Iterator[FolderRoot]:
+        """Download objects into a scratch folder."""
+        with self.scratch() as folder, ThreadPoolExecutor(_THREADS) as pool:
+            for _ in pool.map(lambda path: self._download(path, folder / path), paths):
+                pass
+            yield FolderRoot(folder)
+
+    def checksum(self, path: str) -> str:
+        """Return the checksum of an object's bytes; a small one is kept for `open`."""
+        digest, kept, n_bytes = xxhash.xxh3_128(), list[bytes](), 0
+        for block in self._blocks(path):
+            digest.update(block)
+            n_bytes += len(block)
+            kept = [*kept, block] if n_bytes <= SmallObjects.MOST_BYTES else []
+        if n_bytes <= SmallObjects.MOST_BYTES:
+            _small.put(self.url, path, b"".join(kept))
+        return f"xxh3:{digest.hexdigest()}"
+
+    def _blocks(self, path: str) -> Iterator[bytes]:
+        with self._asked("reading", path):
+            for block in obstore.get(self._store(), path).stream(min_chunk_size=_BLOCK):
+                yield bytes(block)
+
+    def _download(self, path: str, target: Path) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("wb") as file:
+            for block in self._blocks(path):
+                file.write(block)
+
+    def put(self, path: str, file: Path) -> None:
+        """Upload a file: in parts if it is large, and visible when all of it is there."""
+        try:
+            with self._asked("writing", path):
+                obstore.put(self._store(), path, file)
+        except FileNotFoundError as error:
+            raise self._no_bucket(path) from error
+
+    def put_new(self, path: str, data: bytes) -> bool:
+        """Upload an object unless one is there.
+
+        When the store's answer is lost and the request tried again, this says False of an object
+        of our own: what is there has to be read to know.
+        """
+        try:
+            with self._asked("writing", path):
+                obstore.put(self._store(), path, data, mode="create")
+        except FileExistsError:
+            return False
+        except FileNotFoundError as error:
+            raise self._no_bucket(path) from error
+        return True
+
+    def delete(self, path: str) -> None:
+        """Delete an object, if it is there."""
+        try:
+            with self._asked("deleting", path):
+                obstore.delete(self._store(), path)
+        except FileNotFoundError:
+            pass
+
+    def list(self, folder: str) -> Iterator[Entry]:
+        """Yield every object under a prefix."""
+        with self._asked("listing", folder):
+            for found in obstore.list(self._store(), prefix=folder or None):
+                for entry in found:
+                    modified = entry["last_modified"].timestamp()
+                    yield Entry(entry["path"], entry["size"], modified)
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """Make a folder of this machine's for temporary files (``TMPDIR``)."""
+        with tempfile.TemporaryDirectory(prefix="scopelake-") as folder:
+            yield Path(folder)
+
+    def zarr(self, folder: str, *, read_only: bool) -> Any:  # noqa: ANN401
+        """Return the Zarr store of a prefix."""
+        import zarr.storage  # slow to import, and needed for dense activations only
+
+        return zarr.storage.ObjectStore(self._store(folder), read_only=read_only)
+
+    def zarr_settings(self) -> dict[str, Any]:
+        """Return zarr-python's own pipeline, which asks this store for what it reads."""
+        return {"codec_pipeline.path": "zarr.core.codec_pipeline.BatchedCodecPipeline"}
+
+    def _no_bucket(self, path: str) -> ObjectStoreError:
+        return ObjectStoreError(
+            f"writing {self.url}/{path} was asked for; there is no such bucket; create it first"
+        )
+
+    def _store(self, folder: str = "") -> S3Store:
+        # Made anew: it is cheap, and the object travels to other processes without connections.
+        client: ClientConfig = {"allow_http": plain_http(), "timeout": _TIMEOUT}
+        url = f"{self.url}/{folder}" if folder else self.url
+        with self._asked("opening", folder):
+            return S3Store.from_url(url, client_options=client, retry_config=_RETRIES)
+
+    @contextmanager
+    def _asked(self, what: str, path: str) -> Iterator[None]:
+        """Turn what the client raises into our errors, which show no credentials."""
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{self.url}/{path}") from error
+        except AlreadyExistsError as error:
+            raise FileExistsError(f"{self.url}/{path}") from error
+        except BaseError as error:
+            raise ObjectStoreError(
+                f"{what} {self.url}/{path} was asked for; the store answered: "
+                f"{self.describe(error)}; check the bucket, AWS_ENDPOINT_URL, AWS_REGION and the "
+                "credentials"
+            ) from None
+
+
+def plain_http() -> bool:
+    """Whether the endpoint in the environment is one without TLS."""
+    return os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://")

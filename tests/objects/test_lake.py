@@ -1,0 +1,206 @@
+"""A lake on S3 does what a lake in a folder does, and says what goes wrong without credentials."""
+
+import io
+import json
+import logging
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+import scopelake
+from scopelake import tiny
+from scopelake.cli import main
+from scopelake.errors import (
+    DamagedFileError,
+    InvalidArgumentError,
+    LakeExistsError,
+    LakeNotFoundError,
+    ObjectStoreError,
+    QueryError,
+)
+
+BUCKET = "lakes"
+KEY_ID, SECRET = "AKIAEXAMPLEONLYFORTESTS", "secret-that-must-never-be-shown"
+SAES = [tiny.coders_path() / "resid_post_all/layer_0*", tiny.coders_path() / "mlp_out_all/*"]
+TABLES = ("contexts", "codes", "postings", "peaks", "features", "saes", "models")
+
+
+def fill(lake, folder):
+    text = tiny.stdlib_files(held_out=True)[1].read_text(encoding="utf-8")
+    (folder / "a.txt").write_text(text[:3000])
+    lake.add_corpus("text", folder / "a.txt", tokenizer=tiny.MODEL_NAME, context_length=64,
+                    shard_contexts=8)  # fmt: skip
+    lake.ingest("text", model=tiny.MODEL_NAME, saes=SAES, dense=[("resid_post", 0)], device="cpu")
+    return lake
+
+
+def answers(lake):
+    rows = {t: lake.sql(f"SELECT * FROM {t} ORDER BY ALL").to_pylist() for t in TABLES}
+    feature = lake.sql("SELECT feature FROM features ORDER BY firings DESC, feature LIMIT 1")
+    top = lake.top_contexts(feature["feature"][0].as_py(), layer=0, site="resid_post", k=3)
+    here = lake.features_at(0, position=3, k=5)
+    return rows, top.table.to_pylist(), here.table.to_pylist(), lake.activations(0)[:].tobytes()
+
+
+@pytest.fixture(scope="module")
+def there(module_server, tmp_path_factory):
+    """A filled lake on S3, and one in a folder with the same."""
+    root = tmp_path_factory.mktemp("objects")
+    remote = fill(scopelake.create(f"s3://{BUCKET}/filled"), root)
+    return remote, fill(scopelake.create(root / "folder"), root)
+
+
+@pytest.mark.slow
+def test_every_verb_gives_the_same_on_s3_as_in_a_folder(server, there):
+    remote, local = there
+    before = answers(local)
+    assert answers(remote) == before
+    assert (remote.verify().is_whole, remote.url) == (True, f"s3://{BUCKET}/filled")
+    assert answers(scopelake.open(remote.url)) == before
+    again = remote.ingest("text", model=tiny.MODEL_NAME, saes=SAES, dense=[("resid_post", 0)],
+                          device="cpu")  # fmt: skip
+    assert again.already_complete
+    old = remote.snapshot
+    assert remote.compact().n_coders == local.compact().n_coders == 2
+    after = answers(remote)
+    assert after == answers(local)
+    assert after[1:] == before[1:]
+    assert answers(scopelake.open(remote.url, snapshot=old)) == before
+    n_keys = len(server.keys(remote.url))
+    assert remote.vacuum(None).n_files > 0
+    assert len(server.keys(remote.url)) < n_keys
+    assert remote.verify().is_whole
+    assert answers(remote) == after
+    with pytest.raises(InvalidArgumentError, match="object store"):
+        _ = remote.path
+
+
+@pytest.mark.slow
+def test_the_command_line_takes_the_url(server, url, tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("def depth(lake):\n    return lake.depth\n")
+    assert main(["create", url]) == 0
+    assert main(["add-corpus", url, "text", str(tmp_path / "a.txt"), "--tokenizer",
+                 tiny.MODEL_NAME, "--context-length", "32"]) == 0  # fmt: skip
+    capsys.readouterr()
+    assert main(["sql", url, "SELECT count(*) AS n FROM tokens", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["n"] > 5
+    assert main(["info", url]) == 0
+    assert url in capsys.readouterr().out
+    assert main(["create", url]) == 2
+    assert "a lake is there" in capsys.readouterr().err
+    assert main(["sql", url, "--init"]) == 0
+    init = capsys.readouterr().out
+    assert "LOAD httpfs" in init
+    assert KEY_ID not in init
+    assert SECRET not in init
+
+
+def test_what_is_not_a_lake_is_refused(server, url):
+    with pytest.raises(LakeNotFoundError, match="nothing is there"):
+        scopelake.open(url)
+    for wrong in ("s3://", f"s3://{BUCKET}", f"s3://{BUCKET}/", "gs://bucket/lake", "s3:///lake"):
+        with pytest.raises(InvalidArgumentError, match="s3://<bucket>/<prefix>"):
+            scopelake.create(wrong)
+    with pytest.raises(ObjectStoreError, match="no-such-bucket"):
+        scopelake.create("s3://no-such-bucket/lake")
+    server.client.put_object(
+        Bucket=BUCKET, Key=f"{url.removeprefix(f's3://{BUCKET}/')}/x", Body=b""
+    )
+    with pytest.raises(LakeExistsError, match="something is there"):
+        scopelake.create(url)
+
+
+def test_a_flipped_bit_is_found_and_answers_nothing(server, there, tmp_path):
+    remote, _ = there
+    prefix = f"{remote.url.removeprefix(f's3://{BUCKET}/')}/tables/codes/"
+    live = remote.sql("SELECT path FROM files WHERE kind = 'codes'")["path"].to_pylist()
+    key = next(k for k in server.keys(remote.url) if k.startswith(prefix) and k[7:] in live)
+    whole = server.client.get_object(Bucket=BUCKET, Key=key)["Body"].read()
+    damaged = bytearray(whole)
+    damaged[len(damaged) // 2] ^= 4
+    server.client.put_object(Bucket=BUCKET, Key=key, Body=bytes(damaged))
+    try:
+        (finding,) = remote.verify().findings
+        assert (finding.problem, finding.table) == ("damaged", "codes")
+        # Another process: this one has seen the object when it was whole.
+        from scopelake.store import integrity
+
+        integrity._checked.clear()
+        with pytest.raises(DamagedFileError, match="checksum"):
+            scopelake.open(remote.url).sql("SELECT sum(activation) FROM codes")
+    finally:
+        server.client.put_object(Bucket=BUCKET, Key=key, Body=whole)
+    assert remote.verify().is_whole
+
+
+@pytest.fixture
+def messages(caplog):
+    """Everything that any library logs meanwhile."""
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    logging.getLogger().addHandler(handler)
+    caplog.set_level(logging.DEBUG)
+    yield stream
+    logging.getLogger().removeHandler(handler)
+
+
+def test_credentials_are_nowhere_to_be_seen(server, there, messages, capsys, tmp_path):
+    remote, _ = there
+    shown = [repr(remote), str(remote.info()), remote._repr_html_()]
+    shown += [str(remote.sql(f"SELECT * FROM {t}").to_pylist()) for t in ("runs", "files", "saes")]
+    shown.append(str(remote.sql("EXPLAIN SELECT * FROM codes").to_pylist()))
+    shown.append(str(remote.sql("SELECT * FROM duckdb_settings()").to_pylist()))
+    for query in ("FROM duckdb_secrets()", "SELECT * FROM which_secret('s3://lakes/x', 's3')"):
+        with pytest.raises(QueryError, match="credentials") as refused:
+            remote.sql(query)
+        shown.append(str(refused.value))
+    with pytest.raises(QueryError, match="credentials"):
+        remote.top_contexts(1, layer=0, site="resid_post",
+                            where="position IN (SELECT 1 FROM duckdb_secrets())")  # fmt: skip
+    server.fail(methods=["GET", "HEAD", "PUT"], deny=True)
+    for act in (lambda: scopelake.open(remote.url), remote.verify, remote.compact):
+        with pytest.raises(Exception, match=r".") as refused:
+            act()
+        shown.append(str(refused.value))
+    assert main(["info", remote.url]) == 2
+    server.fail()
+    printed = capsys.readouterr()
+    assert printed.err.count("\n") == 1
+    stored = b"".join(
+        server.client.get_object(Bucket=BUCKET, Key=key)["Body"].read()
+        for key in server.keys(remote.url)
+        if key.endswith(".json")
+    )
+    text = "".join([*shown, printed.out, printed.err, stored.decode()])
+    # The test's own client logs its requests; what is asked of the lake must not.
+    logged = "".join(line for line in messages.getvalue().splitlines() if "boto" not in line)
+    for secret in (KEY_ID, SECRET):
+        assert secret not in text
+    assert SECRET not in logged
+
+
+def test_an_endpoint_that_is_not_there_is_one_line(monkeypatch, capsys):
+    from scopelake.store import object_root
+
+    monkeypatch.setattr(object_root, "_RETRIES", {"max_retries": 1})
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY_ID)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    assert main(["info", "s3://lakes/nowhere"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "AWS_ENDPOINT_URL" in error
+    assert KEY_ID not in error
+
+
+def test_dense_activations_are_read_by_range(server, there):
+    remote, local = there
+    array = remote.activations(0)
+    assert array.shape == local.activations(0).shape
+    server.fail()
+    part = array[3, 5:9, :]
+    assert server.fail()["requests"] <= 6
+    assert np.array_equal(np.asarray(part, np.float32),
+                          np.asarray(local.activations(0)[3, 5:9, :], np.float32))  # fmt: skip
+    assert isinstance(remote.sql("SELECT 1 AS one"), pa.Table)
