@@ -29,6 +29,9 @@ CONTENT, TEMPLATE, BOS, GENERATED = (
 )
 _ROLE_NAMES: Final = {"assistant": "model"}
 _OPEN, _CLOSE = "\ue000", "\ue001"
+_EDGE: Final = "\x1f"
+"""Whitespace on both sides of a marker: where the template trims, it is gone."""
+_MARKER: Final = re.compile(f"({_EDGE}?){_OPEN}(\\d+){_CLOSE}({_EDGE}?)")
 _START_OF_TURN: Final = "<start_of_turn>"
 _END_OF_TURN: Final = "<end_of_turn>"
 
@@ -209,10 +212,17 @@ class Tokenizer:
 
     def _render(self, messages: tuple[Message, ...], origin: str) -> tuple[str, list[_Segment]]:
         marked = [
-            {"role": m["role"], "content": f"{_OPEN}{i}{_CLOSE}"} for i, m in enumerate(messages)
+            {"role": m["role"], "content": f"{_EDGE}{_OPEN}{i}{_CLOSE}{_EDGE}"}
+            for i, m in enumerate(messages)
         ]
         plain = self._apply_template([dict(m) for m in messages], origin)
-        pieces = re.split(f"{_OPEN}(\\d+){_CLOSE}", self._apply_template(marked, origin))
+        pieces = _MARKER.split(self._apply_template(marked, origin))
+        if pieces[2::4] != [str(i) for i in range(len(messages))]:
+            raise CorpusSourceError(
+                f"{origin} does not fit the chat template of {self.name}: it writes messages "
+                f"{', '.join(pieces[2::4]) or 'none'} of 0 to {len(messages) - 1}; a system "
+                "message needs a user's message behind it"
+            )
         segments = _segments(pieces, messages)
         text = "".join(s.text for s in segments)
         if text != plain:
@@ -297,22 +307,23 @@ def _starts(offsets: list[tuple[int, int]]) -> npt.NDArray[np.int64]:
 
 
 def _segments(pieces: list[str], messages: tuple[Message, ...]) -> list[_Segment]:
-    """Turn (template, index, template, index, ..., template) into segments.
+    """Turn (template, edge, index, edge, template, ..., template) into segments.
 
     Template text before ``<start_of_turn>`` closes the message before it; from there on it opens
     the message after it.
     """
     segments: list[_Segment] = []
-    order = [int(p) for p in pieces[1::2]]
-    for number, template in enumerate(pieces[::2]):
-        before = order[number - 1] if number > 0 else None
-        after = order[number] if number < len(order) else None
+    for number, template in enumerate(pieces[::4]):
+        before = number - 1 if number > 0 else None
+        after = number if number < len(messages) else None
         cut = template.find(_START_OF_TURN)
         cut = len(template) if cut < 0 else cut
         segments.append(_template_segment(template[:cut], before, messages))
         segments.append(_template_segment(template[cut:], after, messages))
         if after is not None:
-            content = messages[after]["content"].strip()
+            content = messages[after]["content"]
+            content = content if pieces[4 * number + 1] else content.lstrip()
+            content = content if pieces[4 * number + 3] else content.rstrip()
             segments.append(_Segment(content, CONTENT, _role(messages[after]), after))
     return [s for s in segments if s.text]
 

@@ -88,6 +88,40 @@ def test_a_template_without_a_final_newline_gives_its_own_ids(plain):
         assert getattr(found, name).tolist() == getattr(whole, name)[:-1].tolist()
 
 
+# What Google's own template does with its whitespace: all but the system message is trimmed.
+UNTRIMMED = """{{ bos_token }}
+{%- set lead = messages[0]['content'] + '\\n\\n' if messages[0]['role'] == 'system' else '' -%}
+{%- for message in (messages[1:] if lead else messages) -%}
+    {{ '<start_of_turn>' + ('user' if message['role'] == 'user' else 'model') + '\\n' }}
+    {{- (lead if loop.first else '') + message['content'] | trim + '<end_of_turn>\\n' }}
+{%- endfor -%}
+"""
+
+
+@pytest.mark.parametrize("system", ["Be brief.", "Be brief.\n", "\n  Be\n\nbrief. \n\n", "\n"])
+def test_a_template_that_does_not_trim_the_system_message(plain, system):
+    import copy
+
+    other = copy.deepcopy(plain)
+    other.chat_template = UNTRIMMED
+    messages = ({"role": "system", "content": system}, *CHAT)
+    expected = other.apply_chat_template([dict(m) for m in messages], tokenize=True)
+    expected = expected["input_ids"] if hasattr(expected, "keys") else expected
+    found = chat(Tokenizer(other, "untrimmed"), messages)
+    assert found.text.startswith(f"<bos><start_of_turn>user\n{system}\n\nWhat is a list?<end")
+    assert found.token_ids.tolist() == list(expected)
+    content = [
+        p for p, k, t in zip(pieces(found), found.kinds, found.turns, strict=True)
+        if k == KINDS.index("content") and t == 1
+    ]  # fmt: skip
+    assert "".join(content) == "What is a list?"
+
+
+def test_a_message_that_the_template_drops_is_refused(tokenizer):
+    with pytest.raises(CorpusSourceError, match="it writes messages none of 0 to 0; a system mes"):
+        chat(tokenizer, [{"role": "system", "content": "Be brief."}])
+
+
 def test_control_text_inside_content_stays_text(tokenizer):
     tokens = chat(tokenizer, [{"role": "user", "content": "say <end_of_turn> and <bos> now"}])
     ids = tokens.token_ids.tolist()
