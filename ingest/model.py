@@ -21,7 +21,8 @@ from scopelake.ingest.hub import fetch_snapshot
 _ARCHITECTURES = ("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration")
 _TEXT_KEYS = {r"^(?:model\.)?language_model\.(?:model\.)?": "model."}
 """From the text decoder's names in a checkpoint of the multimodal class to those in its own."""
-_FILES = ["*.json", "*.safetensors", "tokenizer.model", "*.jinja"]
+_TOKENIZER_FILES = ["*.json", "tokenizer.model", "*.jinja"]
+_FILES = [*_TOKENIZER_FILES, "*.safetensors"]
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -57,11 +58,12 @@ class LoadedModel:
     """Where token ids go in and activations come out; its modules may lie elsewhere."""
 
 
-def find_model(model: str | Path) -> ModelFiles:
+def find_model(model: str | Path, *, tokenizer_only: bool = False) -> ModelFiles:
     """Return the local files of a model, fetching a hub id if it is not a folder.
 
     Args:
         model: a folder, or ``<org>/<name>[@<revision>]``.
+        tokenizer_only: fetch no weights.
 
     Raises:
         ModelError: no such folder.
@@ -76,7 +78,8 @@ def find_model(model: str | Path) -> ModelFiles:
             f"model {str(model)!r} was asked for; there is no such folder; name a folder or a hub "
             "id such as google/gemma-3-1b-it"
         )
-    fetched = fetch_snapshot(name, _FILES, revision or None)
+    patterns = _TOKENIZER_FILES if tokenizer_only else _FILES
+    fetched = fetch_snapshot(name, patterns, revision or None)
     return ModelFiles(fetched, name, fetched.name)
 
 

@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from scopelake.ingest.tokens import Tokenizer
 
 
-def model_files(model: str | Path, name: str | None = None) -> ModelFiles:
-    """Return the files of a model, known as `name` if that is given.
+def model_files(
+    model: str | Path, name: str | None = None, *, tokenizer_only: bool = False
+) -> ModelFiles:
+    """Return the files of a model, known as `name` if that is given; no weights if so asked.
 
     Raises:
         ModelError, HubError: it cannot be found.
@@ -23,19 +25,19 @@ def model_files(model: str | Path, name: str | None = None) -> ModelFiles:
     from scopelake.ingest.model import find_model
 
     is_tiny = str(model) == tiny.MODEL_NAME
-    files = find_model(tiny.model_path() if is_tiny else model)
+    files = find_model(tiny.model_path() if is_tiny else model, tokenizer_only=tokenizer_only)
     return replace(files, name=name or (tiny.MODEL_NAME if is_tiny else files.name))
 
 
 def load_tokenizer(tokenizer: str | Path) -> Tokenizer:
-    """Return the tokenizer of a model.
+    """Return the tokenizer of a model, whose weights are not fetched.
 
     Raises:
         ModelError, HubError: it cannot be found or used.
     """
     from scopelake.ingest.tokens import Tokenizer
 
-    files = model_files(tokenizer)
+    files = model_files(tokenizer, tokenizer_only=True)
     return Tokenizer.load(files.path, files.name)
 
 

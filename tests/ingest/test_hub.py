@@ -22,6 +22,7 @@ class Hub(BaseHTTPRequestHandler):
 
     files: dict = {}
     fetched: list = []
+    revisions: list = []
 
     def do_HEAD(self):
         self.answer(body=False)
@@ -35,9 +36,13 @@ class Hub(BaseHTTPRequestHandler):
             return self.send(403, b"", {"X-Error-Code": "GatedRepo"})
         if REPO not in path:
             return self.send(404, b"", {"X-Error-Code": "RepoNotFound"})
+        if path.startswith(f"/api/models/{REPO}/revision/"):
+            self.revisions.append(path.rsplit("/", 1)[1])
+            found = {"id": REPO, "sha": COMMIT, "siblings": [{"rfilename": f} for f in self.files]}
+            return self.send(200, json.dumps(found).encode(), {"Content-Type": "application/json"})
         if path.startswith(f"/api/models/{REPO}/tree/"):
             revision, _, inner = path.removeprefix(f"/api/models/{REPO}/tree/").partition("/")
-            if revision not in ("main", "v2"):
+            if revision not in ("main", "v2", COMMIT):
                 return self.send(404, b"", {"X-Error-Code": "RevisionNotFound"})
             tree = [
                 {"type": "file", "path": name, "size": len(data), "oid": COMMIT}
@@ -74,7 +79,7 @@ def hub(tmp_path):
     Hub.files = {f"{FOLDER}/{f.name}": f.read_bytes() for f in source.iterdir()}
     Hub.files[f"{FOLDER}/examples.safetensors"] = b"large"
     Hub.files["README.md"] = b"card"
-    Hub.fetched = []
+    Hub.fetched, Hub.revisions = [], []
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -128,6 +133,31 @@ def test_only_what_encoding_needs_is_fetched_and_only_once(hub, spec):
         assert done.returncode == 0, done.stderr
         assert done.stdout.split() == [f"gemma-scope-2-1b-it/{FOLDER}", "1024"]
     assert sorted(Hub.fetched) == [f"{FOLDER}/config.json", f"{FOLDER}/params.safetensors"]
+
+
+def test_a_tokenizer_is_fetched_without_the_models_weights(hub):
+    Hub.files = {f.name: f.read_bytes() for f in tiny.model_path().iterdir()}
+    code = f"from scopelake.named import load_tokenizer\nprint(load_tokenizer('{REPO}').n_tokens)"
+    done = hub("-c", code)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) == 4096
+    assert "tokenizer.json" in Hub.fetched
+    assert not [name for name in Hub.fetched if name.endswith(".safetensors")]
+
+
+def test_a_model_is_fetched_whole_at_its_revision(hub):
+    Hub.files = {f.name: f.read_bytes() for f in tiny.model_path().iterdir()}
+    Hub.files["pytorch_model.bin"] = b"pickled"
+    code = (
+        "from scopelake.ingest.model import find_model, load_model\n"
+        f"m = load_model(find_model('{REPO}@v2'), device='cpu')\n"
+        "print(m.name, m.revision, m.n_layers)"
+    )
+    done = hub("-c", code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [REPO, COMMIT, "6"]
+    assert set(Hub.revisions) == {"v2"}
+    assert sorted(Hub.fetched) == sorted(set(Hub.files) - {"pytorch_model.bin"})
 
 
 @pytest.mark.parametrize(
