@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from scopelake.errors import CoderFileError
 from scopelake.ingest.families import FolderName, hook_points, parse_folder
+from scopelake.ingest.hub import repo_of_cached
 from scopelake.names import SiteLayer
 
 _REPO: Final = re.compile(r"gemma-scope-2-(?P<model>\w+-(?:pt|it))\Z")
@@ -58,7 +59,7 @@ def read_identity(path: Path, repo: str | None, layers: tuple[int, ...]) -> Code
 
     Args:
         path: its folder, resolved.
-        repo: the repository's name, if the folder's grandparent is not called so.
+        repo: the repository's name, if neither the hub's cache nor the folder's grandparent says.
         layers: those that it reads.
 
     Raises:
@@ -66,7 +67,7 @@ def read_identity(path: Path, repo: str | None, layers: tuple[int, ...]) -> Code
     """
     parsed, config = check_folder(path), _read_config(path)
     family, folder = path.parent.name, path.name
-    repo = repo or path.parent.parent.name
+    repo = repo or (repo_of_cached(path) or path.parent.parent.name).rsplit("/", 1)[-1]
     hook_in, hook_out = hook_points(parsed.family, layers)
     return CoderIdentity(
         name=f"{repo}/{family}/{folder}",

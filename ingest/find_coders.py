@@ -9,7 +9,7 @@ from glob import glob
 from pathlib import Path, PurePosixPath
 from typing import Final, Protocol, TypeVar
 
-from scopelake.errors import CoderFileError
+from scopelake.errors import CoderFileError, HubUnreachableError
 from scopelake.ingest import hub
 from scopelake.ingest.coders import LAYER_PARAMS, PARAMS, CoderFiles, read_coder
 from scopelake.ingest.examples import EXAMPLES, Examples, read_examples
@@ -109,11 +109,20 @@ def _folders(spec: str, is_wanted: _IsWanted) -> list[tuple[Path, str | None]]:
 
 
 def _fetch(repo: str, pattern: str, revision: str | None, is_wanted: _IsWanted) -> list[Path]:
-    """Fetch exactly the files that are wanted: a folder's others may be far larger."""
-    plain = not any(c in pattern for c in "*?[")
+    """Fetch exactly the files that are wanted: a folder's others may be far larger.
+
+    Where the hub is out of reach, those that were fetched before are all there is.
+    """
+    folder = None if any(c in pattern for c in "*?[") else pattern
+    try:
+        files = hub.list_files(repo, folder, revision)
+    except HubUnreachableError:
+        files = hub.list_cached_files(repo, folder, revision)
+        if not files:
+            raise
     listed = [
         PurePosixPath(file.path)
-        for file in hub.list_files(repo, pattern if plain else None, revision)
+        for file in files
         if fnmatchcase(str(PurePosixPath(file.path).parent), pattern)
     ]
     wanted = [path for path in listed if is_wanted(path.name)]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from scopelake.errors import HubError
+from scopelake.errors import HubError, HubUnreachableError
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,35 @@ def list_files(repo: str, folder: str | None = None, revision: str | None = None
             (HubFile(f.path, int(f.size)) for f in tree if isinstance(f, RepoFile)),
             key=lambda f: f.path,
         )
+
+
+def list_cached_files(
+    repo: str, folder: str | None = None, revision: str | None = None
+) -> list[HubFile]:
+    """Return those files of a repository that were fetched before, sorted by path."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        root = Path(snapshot_download(repo, revision=revision, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return []
+    files = (f for f in (root / (folder or "")).rglob("*") if f.is_file())
+    return sorted(
+        (HubFile(f.relative_to(root).as_posix(), f.stat().st_size) for f in files),
+        key=lambda f: f.path,
+    )
+
+
+def repo_of_cached(path: Path) -> str | None:
+    """Return ``<org>/<name>`` if `path` lies in the hub's cache, else None.
+
+    Folders there are ``models--<org>--<name>/snapshots/<revision>``.
+    """
+    for part in path.parts:
+        if part.startswith("models--"):
+            return part.removeprefix("models--").replace("--", "/", 1)
+    return None
 
 
 def fetch_file(repo: str, path: str, revision: str | None = None) -> Path:
@@ -87,7 +116,7 @@ def _one_line(asked: str) -> Iterator[None]:
             "check the name, and set HF_TOKEN if it is private or gated"
         ) from error
     except LocalEntryNotFoundError as error:
-        raise HubError(
+        raise HubUnreachableError(
             f"{asked} was asked for; it is not in the local cache and the hub cannot be reached; "
             "check the network, or name a local folder"
         ) from error
@@ -98,7 +127,8 @@ def _one_line(asked: str) -> Iterator[None]:
         ) from error
     except (http_error, HfHubHTTPError, HFValidationError, OSError) as error:
         reason = " ".join(str(error).split())
-        raise HubError(
+        has_answered = isinstance(error, (HfHubHTTPError, HFValidationError))
+        raise (HubError if has_answered else HubUnreachableError)(
             f"{asked} was asked for; the hub did not give it ({reason}); check the name and the "
             "network, or name a local folder"
         ) from error

@@ -16,7 +16,7 @@ import torch
 
 from scopelake.errors import InvalidArgumentError, MissingDependencyError, ModelError
 from scopelake.ingest.digest import digest_files
-from scopelake.ingest.hub import fetch_snapshot
+from scopelake.ingest.hub import fetch_snapshot, repo_of_cached
 
 _ARCHITECTURES = ("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration")
 _TEXT_KEYS = {r"^(?:model\.)?language_model\.(?:model\.)?": "model."}
@@ -71,7 +71,8 @@ def find_model(model: str | Path, *, tokenizer_only: bool = False) -> ModelFiles
     """
     path = Path(model)
     if path.is_dir():
-        return ModelFiles(path, _name_of_folder(path.resolve()), "local")
+        name = repo_of_cached(path.resolve()) or path.resolve().name
+        return ModelFiles(path, name, "local")
     name, _, revision = str(model).partition("@")
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
         raise ModelError(
@@ -258,11 +259,3 @@ def _read_config(files: ModelFiles) -> dict[str, Any]:
             f"{' and '.join(_ARCHITECTURES)}"
         )
     return config
-
-
-def _name_of_folder(path: Path) -> str:
-    """Hub cache folders are ``models--<org>--<name>/snapshots/<revision>``."""
-    for part in path.parts:
-        if part.startswith("models--"):
-            return part.removeprefix("models--").replace("--", "/", 1)
-    return path.name

@@ -17,6 +17,7 @@
     |   `-- CorpusNotFoundError       (LookupError)
     |-- ModelError                    a model or tokenizer that cannot be used
     |-- HubError                      the hub did not give what was asked for
+    |   `-- HubUnreachableError       it did not answer at all
     |-- CoderError
     |   |-- CoderFileError            missing or malformed coder files
     |   `-- CoderMismatchError        a coder that does not fit the model or site
@@ -100,6 +101,10 @@ class ModelError(ScopelakeError):
 
 class HubError(ScopelakeError):
     """The Hugging Face hub did not give what was asked for."""
+
+
+class HubUnreachableError(HubError):
+    """The hub did not answer, and what was asked for is not in its local cache."""
 
 
 class CoderError(ScopelakeError):

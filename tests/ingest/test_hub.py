@@ -135,6 +135,24 @@ def test_only_what_encoding_needs_is_fetched_and_only_once(hub, spec):
     assert sorted(Hub.fetched) == [f"{FOLDER}/config.json", f"{FOLDER}/params.safetensors"]
 
 
+@pytest.mark.parametrize("inner", [FOLDER, "resid_post_all/*_width_1024_l0_small"])
+def test_what_was_fetched_before_needs_no_hub(hub, inner):
+    code = (
+        "import os; os.environ['HF_HUB_OFFLINE'] = '{}'\n"
+        "from scopelake.ingest.find_coders import find_coders\n"
+        f"(coder,) = find_coders(['{REPO}/{inner}'])\n"
+        "(same,) = find_coders([coder.path.parents[1]])\n"
+        "print(coder.name, same == coder)"
+    )
+    for offline in (0, 1):
+        done = hub("-c", code.format(offline))
+        assert done.returncode == 0, done.stderr
+        # The cache's own folders are called by revision; a coder in them keeps its name.
+        assert done.stdout.split() == [f"gemma-scope-2-1b-it/{FOLDER}", "True"]
+    other = code.replace("width_1024", "width_2048").format(1)
+    assert "was asked for" in hub("-c", other).stderr.splitlines()[-1]
+
+
 def test_a_tokenizer_is_fetched_without_the_models_weights(hub):
     Hub.files = {f.name: f.read_bytes() for f in tiny.model_path().iterdir()}
     code = f"from scopelake.named import load_tokenizer\nprint(load_tokenizer('{REPO}').n_tokens)"
