@@ -46,6 +46,7 @@ class Evaluation:
     n_tokens: int
     """Tokens that count."""
     fvu: float
+    """NaN where the activations do not vary, as those of one token."""
     l0: float
     """Mean firings a token of the encoder of this layer."""
     dead: int
@@ -97,7 +98,7 @@ def evaluate(
             layer=site.layer,
             n_contexts=len(contexts),
             n_tokens=n,
-            fvu=sums.error[i] / (sums.squares[i] - float(sums.total[i].square().sum()) / n),
+            fvu=_fvu(sums, i),
             l0=float(fired[i].sum()) / n,
             dead=int((fired[i] == 0).sum()),
             loss=clean_loss,
@@ -105,6 +106,13 @@ def evaluate(
         )
         for i, site in enumerate(coder.sites)
     ]
+
+
+def _fvu(sums: _Sums, layer: int) -> float:
+    variation = sums.squares[layer] - float(sums.total[layer].square().sum()) / sums.n_tokens
+    # What is left of equal squares is rounding.
+    is_varied = variation > 1e-12 * sums.squares[layer]
+    return sums.error[layer] / variation if is_varied else float("nan")
 
 
 def model_loss(model: LoadedModel, contexts: Sequence[EvaluationContext]) -> float:

@@ -177,3 +177,15 @@ def test_the_lake_keeps_evaluations_and_shows_them(tmp_path):
     assert row["l0"] == pytest.approx(codes / row["n_tokens"], rel=1e-3)
     assert 0 < row["fvu"] < 1
     assert f"FVU {row['fvu']:.3f}" in lake.info().to_text()
+
+
+def test_one_token_has_no_variance_to_explain(tmp_path):
+    (tmp_path / "a.txt").write_text("a")
+    lake = scopelake.create(tmp_path / "lake")
+    lake.add_corpus("text", tmp_path / "a.txt", tokenizer=tiny.MODEL_NAME)
+    sae = tiny.coders_path() / "resid_post_all/layer_3_width_1024_l0_small"
+    lake.ingest("text", model=tiny.MODEL_NAME, saes=[sae], device="cpu", evaluate=True)
+    (row,) = lake.sql("SELECT n_tokens, isnan(fvu) AS none, l0 FROM evaluations").to_pylist()
+    assert (row["n_tokens"], row["none"]) == (1, True)
+    assert row["l0"] > 0
+    assert "FVU nan" in lake.info().to_text()
