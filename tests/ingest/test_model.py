@@ -8,6 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from scopelake import tiny
+from scopelake.cli import main
 from scopelake.errors import ModelError
 from scopelake.ingest.capture import capture, decoder_layers, site_width
 from scopelake.ingest.model import LoadedModel, ModelFiles, find_model, load_model
@@ -152,6 +154,15 @@ def test_float16_is_refused_with_the_reason(checkpoints):
     files = find_model(checkpoints[0] / "Gemma3ForCausalLM")
     with pytest.raises(ModelError, match="65504"):
         load_model(files, device="cpu", dtype="float16")
+
+
+def test_float16_is_refused_with_the_reason_on_the_command_line_too(tmp_path, capsys):
+    lake = str(tmp_path / "lake")
+    assert main(["create", lake]) == 0
+    sae = f"{tiny.CODERS_REPO}/resid_post_all/layer_1_width_1024_l0_small"
+    options = ["--model", tiny.MODEL_NAME, "--sae", sae, "--dtype", "float16"]
+    assert main(["inspect", lake, "x", *options]) == 2
+    assert "65504" in capsys.readouterr().err
 
 
 def test_other_architectures_are_refused(tmp_path):

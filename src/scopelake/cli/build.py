@@ -241,7 +241,7 @@ def _add_replies(parser: argparse.ArgumentParser) -> None:
 
 def _add_placement(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"])
+    parser.add_argument("--dtype", default="auto", help="float32, bfloat16, or auto")
     parser.add_argument("--device-map", metavar="MAP",
                         help="'auto' spreads a model over several devices")  # fmt: skip
     parser.add_argument("--model-name", help="what the coders call the model")
