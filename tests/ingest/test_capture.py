@@ -1,11 +1,13 @@
 """Captured tensors equal plain transformers' own, whatever the batch and padding."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
 from scopelake.errors import CoderMismatchError
-from scopelake.ingest.capture import capture, site_width
+from scopelake.ingest.capture import capture, hook_site, site_width
 from scopelake.ingest.encode_shard import batches
 from scopelake.names import SITES, SiteLayer
 
@@ -68,6 +70,40 @@ def test_hooks_are_removed_even_after_an_error(tiny_model):
     layer = tiny_model.module.model.layers[0]
     assert not layer._forward_hooks
     assert not layer.self_attn.o_proj._forward_pre_hooks
+
+
+def test_the_forward_stops_after_the_highest_layer(tiny_model):
+    ran = []
+    handles = [
+        block.register_forward_pre_hook(lambda m, args, n=n: ran.append(n))
+        for n, block in enumerate(tiny_model.module.model.layers)
+    ]
+    capture(tiny_model, contexts(), [SiteLayer("mlp_in", 3), SiteLayer("resid_post", 1)])
+    for handle in handles:
+        handle.remove()
+    assert ran == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("is_tuple", [False, True])
+def test_a_layer_may_return_a_tuple(is_tuple):
+    """As decoder layers did up to transformers 4, and as no version does that can be installed."""
+
+    class Layer(torch.nn.Module):
+        def forward(self, x):
+            return (x + 1, "cache") if is_tuple else x + 1
+
+    layer = Layer()
+    module = SimpleNamespace(model=SimpleNamespace(layers=[layer]))
+    model = SimpleNamespace(module=module)
+    x, seen = torch.zeros(2, 3, 4), []
+    with_hook = hook_site(model, SiteLayer("resid_post", 0), seen.append)
+    assert torch.equal(layer(x)[0], (x + 1) if is_tuple else (x + 1)[0])
+    assert torch.equal(seen[0], x + 1)
+    with_hook.remove()
+    hook_site(model, SiteLayer("resid_post", 0), lambda tensor: tensor * 5)
+    found = layer(x)
+    assert torch.equal(found[0] if is_tuple else found, (x + 1) * 5)
+    assert not is_tuple or found[1] == "cache"
 
 
 def test_a_layer_that_is_not_there_is_refused(tiny_model):
