@@ -97,9 +97,11 @@ def _read_config(path: Path) -> dict[str, Any]:
     if not file.exists():
         return {}
     try:
-        config: dict[str, Any] = json.loads(file.read_text())
+        config = json.loads(file.read_text())
     except (OSError, ValueError) as error:
         raise CoderFileError(f"{file} was read; it is not JSON; fetch it again") from error
+    if not isinstance(config, dict):
+        raise CoderFileError(f"{file} was read; it is no JSON object; fetch it again")
     return config
 
 

@@ -1,5 +1,8 @@
 """Coder files: read in Gemma Scope 2's layout, refused with both names where they do not fit."""
 
+import dataclasses
+from contextlib import nullcontext
+
 import pytest
 import torch
 
@@ -78,6 +81,40 @@ def test_another_model_width_or_layer_is_refused_naming_both(tmp_path, write_cod
     deep = write_coder(tmp_path / "c", folder="layer_6_width_64_l0_small")
     with pytest.raises(CoderMismatchError, match="layers 0 to 5"):
         check_fits(read_coder(deep), tiny_model)
+
+
+@pytest.mark.parametrize(
+    ("trained_on", "given"),
+    [("google/gemma-3-1b-it", "google/gemma-3-1b-pt"), ("gemma-3-1b-pt", "google/gemma-3-1b-it"),
+     ("gemma-v3-1b-it", "google/gemma-3-1b-pt"), ("gemma-3-270m-pt", "google/gemma-3-270m-it"),
+     ("google/gemma-3-270m-it", "google/gemma-3-270m")],
+)  # fmt: skip
+def test_pt_and_it_are_not_crossed(tmp_path, write_coder, tiny_model, trained_on, given):
+    coder = read_coder(write_coder(tmp_path, config={"model_name": trained_on}))
+    with pytest.raises(CoderMismatchError, match=rf"trained on {trained_on}; .* is {given};"):
+        check_fits(coder, dataclasses.replace(tiny_model, name=given))
+
+
+@pytest.mark.parametrize("name", ["gemma-3-270m-pt", "gemma-v3-270m-pt", "google/gemma-3-270m"])
+def test_270m_is_called_without_pt(tmp_path, write_coder, tiny_model, name):
+    coder = read_coder(write_coder(tmp_path, config={"model_name": name}))
+    check_fits(coder, dataclasses.replace(tiny_model, name="google/gemma-3-270m"))
+
+
+@pytest.mark.parametrize(("size", "fits"), [("1b-it", True), ("1b-pt", False), ("4b-it", False)])
+def test_without_config_the_repository_says_the_model(
+    tmp_path, write_coder, tiny_model, size, fits
+):
+    (write_coder(tmp_path, config=False).parents[1]).rename(tmp_path / f"gemma-scope-2-{size}")
+    (coder,) = find_coders([tmp_path / f"gemma-scope-2-{size}"])
+    model = dataclasses.replace(tiny_model, name="google/gemma-3-1b-it")
+    with nullcontext() if fits else pytest.raises(CoderMismatchError, match=f"gemma-3-{size}"):
+        check_fits(coder, model)
+
+
+def test_a_config_that_is_no_object_is_refused(tmp_path, write_coder):
+    with pytest.raises(CoderFileError, match="is no JSON object"):
+        read_coder(write_coder(tmp_path, config=[1]))
 
 
 @pytest.mark.parametrize("name", ["gemma-3-tiny", "gemma-v3-tiny", "scopelake/gemma-3-tiny"])
