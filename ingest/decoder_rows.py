@@ -24,6 +24,8 @@ from scopelake.store.schema import SCHEMAS
 
 N_TOKENS: Final = 10
 UNIT_TOLERANCE: Final = 0.01
+EARLY_SHARE: Final = 0.01
+"""Of a row's norm, at layers before its encoder's."""
 _TOKEN_COLUMNS: Final = ("top_tokens", "top_logits", "bottom_tokens", "bottom_logits")
 _TILE: Final = 1024
 
@@ -34,20 +36,24 @@ def decoder_columns(coder: CoderFiles, model: LoadedModel) -> dict[str, pa.Array
     The decoder is read from its files a slice at a time, once.
 
     Warns:
-        CoderWarning: the rows of an SAE's decoder are not of unit norm.
+        CoderWarning: the rows of an SAE's decoder are not of unit norm, or features of a coder of
+            several layers write to layers before their own.
 
     Raises:
         CoderFileError: a value is not finite.
     """
     norms: list[float] = []
+    n_early = 0
     tokens: tuple[list[Any], ...] = ([], [], [], [])
     with torch.inference_mode():
         readout = None if coder.targets[0].site == "attn_out" else _readout(model)
         for rows in decoder_rows(coder, model.device):
+            n_early += _count_early(rows, len(norms) // coder.features_per_layer)
             norms += rows.flatten(1).norm(dim=1).tolist()
             if readout is not None:
                 _add_tokens(tokens, _direction(coder, rows), readout)
     _check_norms(coder, norms)
+    _check_causal(coder, n_early)
     schema = SCHEMAS["features"]
     columns = {
         name: pa.array(values or [None] * coder.width, schema.field(name).type)
@@ -66,6 +72,24 @@ def _check_norms(coder: CoderFiles, norms: list[float]) -> None:
             f"coder {coder.name} has {len(odd)} of {coder.width} decoder rows whose norm is not 1 "
             f"({min(odd):.4g} to {max(odd):.4g}); Gemma Scope 2's SAEs have unit rows; check that "
             "its file is whole and not rescaled",
+            CoderWarning,
+            stacklevel=2,
+        )
+
+
+def _count_early(rows: torch.Tensor, encoder: int) -> int:
+    """Count features of an encoder with a share of their rows at layers before it."""
+    early = rows[:, :encoder].flatten(1).norm(dim=1)
+    return int((early > EARLY_SHARE * rows.flatten(1).norm(dim=1)).sum())
+
+
+def _check_causal(coder: CoderFiles, n_early: int) -> None:
+    """Decoders are stored over all layers; were they stored relative to the encoder's, it shows."""
+    if n_early:
+        warnings.warn(
+            f"coder {coder.name} has {n_early} of {coder.width} features that write to layers "
+            "before the one that they read; in Gemma Scope 2's their decoder is zero there; check "
+            "that its files are whole and in order",
             CoderWarning,
             stacklevel=2,
         )
