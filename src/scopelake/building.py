@@ -36,6 +36,8 @@ class Building(LakeHandle):
         temperature: float = 0.0,
         seed: int = 0,
         device: str = "auto",
+        dtype: str = "auto",
+        device_map: str | Mapping[str, int | str] | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> CorpusSummary:
         """Tokenize text or chats into contexts, shared by every model of that tokenizer.
@@ -52,7 +54,7 @@ class Building(LakeHandle):
                 so many tokens; they get the kind ``generated``.
             temperature: of these answers; 0 is greedy.
             seed: of sampling them.
-            device: where the model runs.
+            device: where the model runs; dtype and device_map as in `ingest`.
             progress: called with (documents, tokens) so far.
 
         Raises:
@@ -74,7 +76,10 @@ class Building(LakeHandle):
         backend = load_tokenizer(tokenizer)
         replier = None
         if replies is not None:
-            replier = Replier(load_model(model_files(tokenizer), device=device), backend, replies)
+            model = load_model(
+                model_files(tokenizer), device=device, dtype=dtype, device_map=device_map
+            )
+            replier = Replier(model, backend, replies)
         files = FileSource.find(source, chat=chat, root=root)
         summary = add_corpus(self._store, config, files, backend, progress, replier)
         self.refresh()

@@ -8,7 +8,7 @@ import torch
 
 import scopelake
 from scopelake import tiny
-from scopelake.errors import InvalidArgumentError
+from scopelake.errors import InvalidArgumentError, ModelError
 from scopelake.ingest.replies import Replier, ReplyConfig
 from scopelake.ingest.sources import Document
 from scopelake.ingest.tokens import GENERATED, TEMPLATE
@@ -103,6 +103,23 @@ def test_a_corpus_keeps_replies_and_says_whose_they_are(tmp_path):
     assert row["source"] == (
         "chats.jsonl; replies of scopelake/gemma-3-tiny (greedy, at most 8 tokens)"
     )
+
+
+def test_a_model_spread_over_devices_replies_as_a_whole_one(tmp_path):
+    (tmp_path / "chats.jsonl").write_text(json.dumps({"messages": ASK}) + "\n")
+    lake = scopelake.create(tmp_path / "lake")
+    whole = ("model.embed_tokens", "model.rotary_emb", "model.norm", "lm_head")
+    spread = dict.fromkeys(whole, "cpu") | {f"model.layers.{n}": "disk" for n in range(6)}
+    for name, options in (("whole", {"device": "cpu"}),
+                          ("spread", {"device_map": spread, "dtype": "float32"})):  # fmt: skip
+        lake.add_corpus(name, tmp_path / "chats.jsonl", tokenizer=tiny.MODEL_NAME, chat=True,
+                        generate=8, **options)  # fmt: skip
+    rows = lake.sql("SELECT token_ids, kinds FROM contexts").to_pylist()
+    assert rows[0] == rows[1]
+    assert "generated" in rows[0]["kinds"]
+    with pytest.raises(ModelError, match="65504"):
+        lake.add_corpus("no", tmp_path / "chats.jsonl", tokenizer=tiny.MODEL_NAME, chat=True,
+                        generate=8, dtype="float16")  # fmt: skip
 
 
 @pytest.mark.parametrize("options", [{"max_tokens": 0}, {"max_tokens": 5, "temperature": -1.0},

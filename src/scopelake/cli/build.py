@@ -45,7 +45,7 @@ def _add_corpus(verbs: Any) -> None:  # noqa: ANN401
     parser.add_argument("--shard-contexts", type=int, default=256, metavar="N")
     parser.add_argument("--chat", action="store_true", help="records hold 'messages'")
     _add_replies(parser)
-    parser.add_argument("--device", default="auto")
+    _add_device(parser)
 
 
 def _corpus(arguments: argparse.Namespace) -> None:
@@ -63,6 +63,8 @@ def _corpus(arguments: argparse.Namespace) -> None:
             temperature=arguments.temperature,
             seed=arguments.seed,
             device=arguments.device,
+            dtype=arguments.dtype,
+            device_map=arguments.device_map,
             progress=progress,
         )
     print(
@@ -239,11 +241,15 @@ def _add_replies(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of sampling the answer")
 
 
-def _add_placement(parser: argparse.ArgumentParser) -> None:
+def _add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto", help="float32, bfloat16, or auto")
     parser.add_argument("--device-map", metavar="MAP",
                         help="'auto' spreads a model over several devices")  # fmt: skip
+
+
+def _add_placement(parser: argparse.ArgumentParser) -> None:
+    _add_device(parser)
     parser.add_argument("--model-name", help="what the coders call the model")
 
 
