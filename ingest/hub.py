@@ -54,6 +54,14 @@ def list_cached_files(
     )
 
 
+def cached_repos() -> list[str]:
+    """Return the repositories of which something was fetched before."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    names = (repo_of_cached(Path(folder.name)) for folder in Path(HF_HUB_CACHE).glob("models--*"))
+    return sorted(name for name in names if name is not None)
+
+
 def repo_of_cached(path: Path) -> str | None:
     """Return ``<org>/<name>`` if `path` lies in the hub's cache, else None.
 
@@ -66,7 +74,10 @@ def repo_of_cached(path: Path) -> str | None:
 
 
 def fetch_file(repo: str, path: str, revision: str | None = None) -> Path:
-    """Return the local copy of one file, downloading what of it is not there yet.
+    """Return the local copy of one file, downloading it if it is not there yet.
+
+    huggingface_hub goes on with a download that breaks off, but of one that it gave up, or whose
+    process ended, it keeps nothing: that file is fetched anew.
 
     Raises:
         HubError: the file is missing, gated or out of reach.

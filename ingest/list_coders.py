@@ -74,6 +74,16 @@ def list_coders(repo: str | Path) -> CoderListing:
     return _listing(name, files)
 
 
+def list_cached_coders() -> list[CoderListing]:
+    """List the coders that were fetched before, of each hub repository in the local cache."""
+    files = {repo: hub.list_cached_files(repo) for repo in hub.cached_repos()}
+    return [
+        _listing(repo, there)
+        for repo, there in files.items()
+        if any(is_weights(PurePosixPath(f.path).name) for f in there)
+    ]
+
+
 def _listing(repo: str, files: Iterable[hub.HubFile]) -> CoderListing:
     weights: dict[str, list[hub.HubFile]] = {}
     configs = set()

@@ -23,6 +23,7 @@ class Hub(BaseHTTPRequestHandler):
     files: dict = {}
     fetched: list = []
     revisions: list = []
+    cut = "nothing"
 
     def do_HEAD(self):
         self.answer(body=False)
@@ -58,6 +59,9 @@ class Hub(BaseHTTPRequestHandler):
         if body:
             self.fetched.append(name)
         headers = {"ETag": f'"{COMMIT}{len(name)}"', "X-Repo-Commit": COMMIT}
+        if body and name.endswith(self.cut):
+            self.send(200, self.files[name], headers, body=False)
+            return self.wfile.write(self.files[name][:9])
         return self.send(200, self.files[name], headers, body=body)
 
     def send(self, status, data, headers, *, body=True):
@@ -79,7 +83,7 @@ def hub(tmp_path):
     Hub.files = {f"{FOLDER}/{f.name}": f.read_bytes() for f in source.iterdir()}
     Hub.files[f"{FOLDER}/examples.safetensors"] = b"large"
     Hub.files["README.md"] = b"card"
-    Hub.fetched, Hub.revisions = [], []
+    Hub.fetched, Hub.revisions, Hub.cut = [], [], "nothing"
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -119,6 +123,19 @@ def test_a_repository_is_listed_without_fetching(hub):
     assert Hub.fetched == []
 
 
+def test_without_a_repository_what_is_on_this_machine_is_listed(hub):
+    code = f"from scopelake.ingest.find_coders import find_coders\nfind_coders(['{REPO}/{FOLDER}'])"
+    assert hub("-c", code).returncode == 0
+    done = hub("-m", "scopelake", "saes", "--json")
+    assert done.returncode == 0, done.stderr
+    bundled, cached = map(json.loads, done.stdout.splitlines())
+    assert (bundled["repo"], len(bundled["saes"])) == (tiny.CODERS_REPO, 14)
+    assert (cached["repo"], [row["sae"] for row in cached["saes"]]) == (REPO, [FOLDER])
+    table = hub("-m", "scopelake", "saes").stdout
+    assert f"14 SAEs in {tiny.CODERS_REPO}" in table
+    assert f"1 SAEs in {REPO}" in table
+
+
 @pytest.mark.parametrize(
     "spec", [f"/{FOLDER}", "/resid_post_all/*_width_1024_l0_small", f"@v2/{FOLDER}"]
 )
@@ -133,6 +150,18 @@ def test_only_what_encoding_needs_is_fetched_and_only_once(hub, spec):
         assert done.returncode == 0, done.stderr
         assert done.stdout.split() == [f"gemma-scope-2-1b-it/{FOLDER}", "1024"]
     assert sorted(Hub.fetched) == [f"{FOLDER}/config.json", f"{FOLDER}/params.safetensors"]
+
+
+def test_a_download_that_breaks_off_leaves_what_was_whole(hub):
+    Hub.cut = "params.safetensors"
+    code = f"from scopelake.ingest.find_coders import find_coders\nfind_coders(['{REPO}/{FOLDER}'])"
+    broken = hub("-c", code)
+    assert "params.safetensors was asked for; the hub did not give it" in broken.stderr
+    assert Hub.fetched.count(f"{FOLDER}/config.json") == 1
+    Hub.cut, Hub.fetched[:] = "nothing", []
+    done = hub("-c", code)
+    assert done.returncode == 0, done.stderr
+    assert Hub.fetched == [f"{FOLDER}/params.safetensors"]
 
 
 @pytest.mark.parametrize("inner", [FOLDER, "resid_post_all/*_width_1024_l0_small"])

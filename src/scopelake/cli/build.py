@@ -6,13 +6,16 @@ import argparse
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import scopelake
 from scopelake import tiny
 from scopelake.cli.parsing import add_lake, add_verb, show
 from scopelake.errors import InvalidArgumentError
 from scopelake.names import SITES, Site
+
+if TYPE_CHECKING:
+    from scopelake.ingest.list_coders import CoderListing
 
 
 def _add_demo(verbs: Any) -> None:  # noqa: ANN401
@@ -75,17 +78,28 @@ def _corpus(arguments: argparse.Namespace) -> None:
 
 def _add_saes(verbs: Any) -> None:  # noqa: ANN401
     parser = add_verb(verbs, "saes", _saes, "list the SAEs of a folder or hub repository")
-    parser.add_argument("repo", help="folder, or hub id such as google/gemma-scope-2-1b-it")
-    parser.add_argument("--json", action="store_true", help="one JSON object")
+    parser.add_argument("repo", nargs="?",
+                        help="folder, or hub id such as google/gemma-scope-2-1b-it; without one, "
+                             "what ships here and what the hub's cache holds")  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="one JSON object a repository")
 
 
 def _saes(arguments: argparse.Namespace) -> None:
-    from scopelake.ingest.list_coders import list_coders
+    from scopelake.ingest.list_coders import list_cached_coders, list_coders
+
+    if arguments.repo is None:
+        listings = [list_coders(tiny.coders_path()), *list_cached_coders()]
+    else:
+        is_tiny = arguments.repo == tiny.CODERS_REPO
+        listings = [list_coders(tiny.coders_path() if is_tiny else arguments.repo)]
+    for found in listings:
+        _show_listing(found, arguments.json)
+
+
+def _show_listing(found: CoderListing, as_json: bool) -> None:
     from scopelake.render import print_table
 
-    repo = tiny.coders_path() if arguments.repo == tiny.CODERS_REPO else arguments.repo
-    found = list_coders(repo)
-    if arguments.json:
+    if as_json:
         values = {"repo": found.repo, "saes": found.table.to_pylist(), "missing": found.missing,
                   "incomplete": found.incomplete}  # fmt: skip
         print(json.dumps(values))
