@@ -91,7 +91,9 @@ def compact_here(root: Path) -> dict[str, float]:
 
 
 def live_bytes(store: LakeStore, table: str) -> int:
-    return sum((store.root.path / f.path).stat().st_size for f in store.data_files(table, store.snapshot()))
+    return sum(
+        (store.root.path / f.path).stat().st_size for f in store.data_files(table, store.snapshot())
+    )
 
 
 def main() -> int:
