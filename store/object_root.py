@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
 _RETRIES: Final[RetryConfig] = {"max_retries": 10, "retry_timeout": timedelta(minutes=3)}
 _BLOCK: Final = 8 << 20
 _MOST_TEXT: Final = 300
+_PAUSES: Final = (0.1, 0.4, 1.6, 6.4)
+"""Seconds between tries of a conditional write whose answer did not come."""
+
 _THREADS: Final = 8
 _TIMEOUT: Final = timedelta(seconds=60)
 """Of one request."""
@@ -187,16 +191,23 @@ class ObjectRoot:
     def put_new(self, path: str, data: bytes) -> bool:
         """Upload an object unless one is there.
 
-        When the store's answer is lost and the request tried again, this says False of an object
-        of our own: what is there has to be read to know.
+        The client does not repeat a conditional write whose answer does not come, so that is done
+        here. This may then say False of an object of our own: it has to be read to know.
         """
-        try:
-            with self._asked("writing", path):
-                obstore.put(self._store(), path, data, mode="create")
-        except FileExistsError:
-            return False
-        except FileNotFoundError as error:
-            raise self._no_bucket(path) from error
+        for pause in (*_PAUSES, None):
+            try:
+                with self._asked("writing", path):
+                    obstore.put(self._store(), path, data, mode="create")
+            except FileExistsError:
+                return False
+            except FileNotFoundError as error:
+                raise self._no_bucket(path) from error
+            except ObjectStoreError:
+                if pause is None:
+                    raise
+                time.sleep(pause)
+            else:
+                break
         return True
 
     def delete(self, path: str) -> None:

@@ -124,3 +124,15 @@ def test_a_commit_whose_first_answer_was_lost_keeps_its_files(server, url):
         writer.commit(receipts, transaction="once", reason="again")
     assert store.snapshot().id == 2
     assert verify(store, store.snapshot()).broken == ()
+
+
+def test_a_commit_that_hangs_is_carried_out_once(server, url, monkeypatch):
+    monkeypatch.setattr(object_root, "_TIMEOUT", timedelta(seconds=1))
+    store = LakeStore.create(url)
+    with Writer(store) as writer:
+        server.fail(methods=["PUT"], hang=3, seconds=3.0)
+        writer.commit([], transaction="a", reason="first")
+        assert server.fail()["failed"] == 3
+        server.fail(methods=["GET"], hang=3, seconds=3.0)
+        writer.commit([], transaction="b", reason="second")
+    assert store.snapshots()["reason"].to_pylist() == ["create", "first", "second"]
