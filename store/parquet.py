@@ -50,6 +50,11 @@ _STYLES: Final[dict[str, _Style]] = {
         ("feature", "position"),
         {"rank": "DELTA_BINARY_PACKED", "context": "DELTA_BINARY_PACKED", **_ACTIVATION},
     ),
+    "samples": _Style(
+        131_072,
+        ("position", "band"),
+        {"feature": "DELTA_BINARY_PACKED", "context": "DELTA_BINARY_PACKED", **_ACTIVATION},
+    ),
     "features": _Style(16_384, ("histogram.list.element",), {"feature": "DELTA_BINARY_PACKED"}),
 }  # fmt: skip
 

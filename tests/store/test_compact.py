@@ -16,9 +16,10 @@ from scopelake.store import compact as compact_module
 from scopelake.store.commit import Writer
 from scopelake.store.compact import compact
 from scopelake.store.firings import Firings, peaks
+from scopelake.store.running import PEAKS_DEPTH
 from scopelake.store.vacuum import VacuumConfig, vacuum
 from scopelake.store.verify import verify
-from scopelake.store.writer import PEAKS_DEPTH, write_firings
+from scopelake.store.writer import write_firings
 
 SIZES = [700, 0, 1, 63, 1023]
 SAES = ("repo/resid_post/s", "t")
@@ -62,7 +63,7 @@ def test_rows_are_the_same_and_files_do_not_overlap(filled, rows_per_file):
     store, firings = filled
     before = {t: rows(store, t) for t in ("codes", "postings")}
     done = run(store, rows_per_file=rows_per_file)
-    assert done.n_coders == 2
+    assert done.n_parts == (6 if rows_per_file == 1 else 8)
     assert {t: rows(store, t) for t in before} == before
     strongest = peaks(firings, PEAKS_DEPTH).to_pylist()
     found = store.read("peaks", store.snapshot(), filters=[("sae", "=", SAES[0])]).to_pylist()
@@ -84,7 +85,7 @@ def test_a_second_run_does_nothing(filled):
     first = run(store)
     assert "compacted" in first.to_text()
     second = run(store)
-    assert (second.n_coders, second.snapshot) == (0, first.snapshot)
+    assert (second.n_parts, second.snapshot) == (0, first.snapshot)
     assert "nothing to compact" in second.to_text()
 
 
@@ -120,22 +121,22 @@ def test_ingest_goes_on_after_it_and_shards_stay_done(filled, make_firings):
         put(writer, make_firings(50, seed=8, first_context=9000), 5)
     assert store.read("postings", store.snapshot()).num_rows == n + 50
     again = run(store)
-    assert again.n_coders == 1
+    assert again.n_parts == 4
     assert store.read("postings", store.snapshot()).num_rows == n + 50
 
 
 def test_a_shard_that_comes_in_between_stays(filled, make_firings, monkeypatch):
     store, _ = filled
     n = len(rows(store, "postings"))
-    plain = compact_module._merge
+    plain = compact_module.merge
 
-    def slowly(opened, part, rows_per_file):
-        yield from plain(opened, part, rows_per_file)
+    def slowly(root, part, rows_per_file):
+        yield from plain(root, part, rows_per_file)
         if part.table == "postings" and part.sae == SAES[0]:
             with Writer(store) as other:
                 put(other, make_firings(40, seed=1, first_context=9000), 7)
 
-    monkeypatch.setattr(compact_module, "_merge", slowly)
+    monkeypatch.setattr(compact_module, "merge", slowly)
     run(store)
     assert len(rows(store, "postings")) == n + 40
     assert verify(store, store.snapshot()).is_whole
@@ -144,15 +145,15 @@ def test_a_shard_that_comes_in_between_stays(filled, make_firings, monkeypatch):
 def test_two_compactions_at_once_do_not_double(filled, monkeypatch):
     store, _ = filled
     before = rows(store, "postings")
-    plain = compact_module._merge
+    plain = compact_module.merge
 
-    def slowly(opened, part, rows_per_file):
-        yield from plain(opened, part, rows_per_file)
+    def slowly(root, part, rows_per_file):
+        yield from plain(root, part, rows_per_file)
         if part.table == "peaks":
-            monkeypatch.setattr(compact_module, "_merge", plain)
+            monkeypatch.setattr(compact_module, "merge", plain)
             run(store)
 
-    monkeypatch.setattr(compact_module, "_merge", slowly)
+    monkeypatch.setattr(compact_module, "merge", slowly)
     with pytest.raises(LakeBusyError, match="compact again"):
         run(store)
     assert rows(store, "postings") == before
@@ -197,7 +198,7 @@ def test_settings_out_of_range_are_refused(store):
 def test_the_command_line(filled, capsys):
     store, _ = filled
     assert main(["compact", str(store.root.path), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["n_coders"] == 2
+    assert json.loads(capsys.readouterr().out)["n_parts"] == 8
     assert main(["compact", str(store.root.path)]) == 0
     assert "nothing to compact" in capsys.readouterr().out
     assert scopelake.open(store.root.path).verify().is_whole
