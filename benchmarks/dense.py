@@ -30,6 +30,7 @@ from scopelake.named import model_files
 from scopelake.names import SiteLayer
 from scopelake.store import dense
 from scopelake.store.lake_store import LakeStore
+from scopelake.store.root import Root
 
 N_CONTEXTS, LENGTH, SHARDS, REPEATS, READS = 256, 1_024, 4, 5, 200
 SITE: Final = SiteLayer("resid_post", 3)
@@ -61,7 +62,7 @@ def real_activations() -> np.ndarray:
     return found
 
 
-def write(root: Any, name: str, values: np.ndarray) -> tuple[float, int]:
+def write(root: Root, name: str, values: np.ndarray) -> tuple[float, int]:
     """Write SHARDS shards; return seconds and bytes."""
     sizes = (SHARDS * N_CONTEXTS, *values.shape[1:])
     dense.ensure_array(root, "c", name, "resid_post", 3, *sizes, N_CONTEXTS)
@@ -75,7 +76,7 @@ def write(root: Any, name: str, values: np.ndarray) -> tuple[float, int]:
     return time.perf_counter() - start, n_bytes
 
 
-def read(root: Any, name: str, rng: np.random.Generator) -> list[float]:
+def read(root: Root, name: str, rng: np.random.Generator) -> list[float]:
     """Return milliseconds of each read of 64 tokens."""
     array = dense.open_array(root, "c", name, "resid_post", 3)
     taken = []
