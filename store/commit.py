@@ -18,9 +18,10 @@ from typing import Any, Final, Self
 
 import pyarrow as pa
 
-from scopelake.errors import InvalidArgumentError, LakeBusyError, LakeError
+from scopelake.errors import DamagedFileError, InvalidArgumentError, LakeBusyError, LakeError
 from scopelake.store.apply import Applier
 from scopelake.store.intents import (
+    intent_path,
     put_intent,
     read_intent,
     remove_intent,
@@ -152,7 +153,7 @@ class Writer:
             # Only now is it sure that the intent read is that of a snapshot still to be made: a
             # late writer may put one under a number that was done and removed.
             if text is not None and number == latest.id + 1:
-                self._carry_out(number, Commit.from_json(text))
+                self._carry_out(number, self._parse(number, text))
                 latest = self.store.snapshot()
             if number <= latest.id:
                 remove_intent(root, number)
@@ -172,6 +173,16 @@ class Writer:
         remove_intent(self.store.root, number)
         self._on_step("done")
         return True
+
+    def _parse(self, number: int, text: str) -> Commit:
+        try:
+            return Commit.from_json(text)
+        except (ValueError, KeyError, TypeError) as error:
+            path = f"{self.store.root.url}/{intent_path(number)}"
+            raise DamagedFileError(
+                f"{path} was to be carried out; it is no commit ({error}); restore it from a copy, "
+                "or delete it: what it was to add is then left out, and can be ingested again"
+            ) from error
 
     def _carry_out(self, number: int, commit: Commit) -> None:
         self._check_files(commit.receipts)

@@ -18,7 +18,7 @@ _NUMBERED: Final = re.compile(rf"{PENDING}/(\d{{12}})\.json\Z")
 
 def put_intent(root: Root, number: int, text: str) -> bool:
     """Decide what snapshot `number` will be; False if that is decided already."""
-    if root.put_new(_path(number), text.encode()):
+    if root.put_new(intent_path(number), text.encode()):
         return True
     # A store whose answer was lost says so of an intent of our own.
     return read_intent(root, number) == text
@@ -27,14 +27,14 @@ def put_intent(root: Root, number: int, text: str) -> bool:
 def read_intent(root: Root, number: int) -> str | None:
     """Return what was decided on as snapshot `number`, if anything is waiting."""
     try:
-        return root.read(_path(number)).decode()
+        return root.read(intent_path(number)).decode()
     except FileNotFoundError:
         return None
 
 
 def remove_intent(root: Root, number: int) -> None:
     """Forget a number whose snapshot is there; who carried it out with us may have done so."""
-    root.delete(_path(number))
+    root.delete(intent_path(number))
 
 
 def waiting_intents(root: Root) -> list[int]:
@@ -43,5 +43,6 @@ def waiting_intents(root: Root) -> list[int]:
     return sorted(int(match[1]) for match in found if match)
 
 
-def _path(number: int) -> str:
+def intent_path(number: int) -> str:
+    """Return where the commit that makes snapshot `number` waits."""
     return f"{PENDING}/{number:012d}.json"

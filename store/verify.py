@@ -10,8 +10,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, Literal
 
 from scopelake.store import delta
+from scopelake.store.intents import intent_path, read_intent, waiting_intents
 from scopelake.store.lake_store import LakeStore
-from scopelake.store.layout import ACTIVATIONS, DENSE, checksum_in_name, table_folder
+from scopelake.store.layout import ACTIVATIONS, DENSE, PENDING, checksum_in_name, table_folder
+from scopelake.store.planned import Commit
 from scopelake.store.root import Root
 from scopelake.store.snapshot import Snapshot
 
@@ -125,6 +127,7 @@ def verify(
             if on_progress is not None:
                 on_progress(done, total)
     findings += _unexpected(store, {e.finding.path for e in expected}, snapshot)
+    findings += _waiting(store)
     findings.sort(key=lambda f: (f.problem, f.path))
     return Verification(
         snapshot.id, len(expected), total, time.monotonic() - started, tuple(findings)
@@ -185,9 +188,27 @@ def _unexpected(store: LakeStore, expected: set[str], snapshot: Snapshot) -> lis
             for entry in store.root.list(folder)
             if not entry.path.startswith(f"{folder}/_delta_log/") and entry.path not in named
         ]
+    # Shards of later snapshots lie beside those of this one.
+    dense = store.read("files", store.snapshot(), ["path"], [("kind", "=", DENSE)])
+    named = expected | set(dense["path"].to_pylist())
     found += [
         Finding(entry.path, "unexpected", DENSE)
         for entry in store.root.list(ACTIVATIONS)
-        if DENSE_SHARD.search(entry.path) and entry.path not in expected
+        if DENSE_SHARD.search(entry.path) and entry.path not in named
     ]
+    return found
+
+
+def _waiting(store: LakeStore) -> list[Finding]:
+    """Return what waits to be carried out and is no commit: it would stop every writer."""
+    found = []
+    latest = store.snapshot().id
+    for number in waiting_intents(store.root):
+        text = read_intent(store.root, number)
+        if number > latest and text is not None:
+            try:
+                Commit.from_json(text)
+            except (ValueError, KeyError, TypeError) as error:
+                path = intent_path(number)
+                found.append(Finding(path, "damaged", PENDING, detail=f"no commit ({error})"))
     return found

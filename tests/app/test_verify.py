@@ -210,3 +210,22 @@ def test_damage_of_the_log_is_one_error(lake):
     log.write_text("{")
     with pytest.raises(ScopelakeError):
         scopelake.open(lake.path).verify()
+
+
+def test_shards_of_later_snapshots_are_not_unexpected(lake):
+    for number in lake.snapshots()["snapshot"].to_pylist():
+        assert scopelake.open(lake.path, snapshot=number).verify().is_whole
+
+
+def test_what_waits_and_is_no_commit_is_named(lake, capsys):
+    junk = lake.path / "pending" / f"{lake.snapshot + 1:012d}.json"
+    junk.write_text("junk")
+    (finding,) = lake.verify().findings
+    assert (finding.problem, finding.path) == ("damaged", f"pending/{junk.name}")
+    for words in (["compact", str(lake.path)], ["vacuum", str(lake.path)]):
+        assert main(words) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert junk.name in error
+    junk.unlink()
+    assert main(["compact", str(lake.path)]) == 0
