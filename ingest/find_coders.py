@@ -120,13 +120,13 @@ def _fetch(repo: str, pattern: str, revision: str | None, is_wanted: _IsWanted) 
         files = hub.list_cached_files(repo, folder, revision)
         if not files:
             raise
-    listed = [
-        PurePosixPath(file.path)
+    listed = {
+        path: file
         for file in files
-        if fnmatchcase(str(PurePosixPath(file.path).parent), pattern)
-    ]
+        if fnmatchcase(str((path := PurePosixPath(file.path)).parent), pattern)
+    }
     wanted = [path for path in listed if is_wanted(path.name)]
     folders = {path.parent for path in wanted}
     configs = [path for path in listed if path.name == "config.json" and path.parent in folders]
-    local = {path: hub.fetch_file(repo, str(path), revision) for path in (*configs, *wanted)}
+    local = {p: hub.fetch_file(repo, listed[p], revision) for p in (*configs, *wanted)}
     return sorted({local[path].parent for path in wanted})

@@ -1,10 +1,13 @@
 """The hub, over HTTP on loopback: only what is needed is fetched, and refusals are one line."""
 
+import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
@@ -23,7 +26,14 @@ class Hub(BaseHTTPRequestHandler):
     files: dict = {}
     fetched: list = []
     revisions: list = []
+    sent: dict = {}
+    """Bytes of each file, over all answers."""
+    lies: dict = {}
+    reached = released = threading.Event()
     cut = "nothing"
+    cut_after = 9
+    hangs = False
+    has_ranges = True
 
     def do_HEAD(self):
         self.answer(body=False)
@@ -58,11 +68,24 @@ class Hub(BaseHTTPRequestHandler):
             return self.send(404, b"", {"X-Error-Code": "EntryNotFound"})
         if body:
             self.fetched.append(name)
-        headers = {"ETag": f'"{COMMIT}{len(name)}"', "X-Repo-Commit": COMMIT}
-        if body and name.endswith(self.cut):
-            self.send(200, self.files[name], headers, body=False)
-            return self.wfile.write(self.files[name][:9])
-        return self.send(200, self.files[name], headers, body=body)
+        data = self.files[name]
+        headers = {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Repo-Commit": COMMIT}
+        start = self.headers.get("Range", "bytes=-").removeprefix("bytes=").split("-")[0]
+        status, data = 200, Hub.lies.get(name, data)
+        if self.has_ranges and start:
+            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+            status, data = 206, data[int(start) :]
+        cut = self.cut_after if body and name.endswith(self.cut) else len(data)
+        self.sent[name] = self.sent.get(name, 0) + (min(cut, len(data)) if body else 0)
+        if cut >= len(data):
+            return self.send(status, data, headers, body=body)
+        self.send(status, data, headers, body=False)
+        self.wfile.write(data[:cut])
+        self.wfile.flush()
+        if self.hangs:
+            Hub.reached.set()
+            Hub.released.wait(30)
+        return None
 
     def send(self, status, data, headers, *, body=True):
         self.send_response(status)
@@ -83,7 +106,9 @@ def hub(tmp_path):
     Hub.files = {f"{FOLDER}/{f.name}": f.read_bytes() for f in source.iterdir()}
     Hub.files[f"{FOLDER}/examples.safetensors"] = b"large"
     Hub.files["README.md"] = b"card"
-    Hub.fetched, Hub.revisions, Hub.cut = [], [], "nothing"
+    Hub.fetched, Hub.revisions, Hub.sent, Hub.lies = [], [], {}, {}
+    Hub.cut, Hub.cut_after, Hub.hangs, Hub.has_ranges = "nothing", 9, False, True
+    Hub.reached, Hub.released = threading.Event(), threading.Event()
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -99,7 +124,9 @@ def hub(tmp_path):
             env=environment, cwd=tmp_path,
         )  # fmt: skip
 
+    run.environment = environment
     yield run
+    Hub.released.set()
     server.shutdown()
     server.server_close()
     thread.join()
@@ -162,6 +189,72 @@ def test_a_download_that_breaks_off_leaves_what_was_whole(hub):
     done = hub("-c", code)
     assert done.returncode == 0, done.stderr
     assert Hub.fetched == [f"{FOLDER}/params.safetensors"]
+
+
+PARAMS = f"{FOLDER}/params.safetensors"
+LARGE = (
+    "from scopelake.ingest import download\ndownload.LARGE_BYTES = 100_000\n"
+    "from scopelake.ingest.find_coders import find_coders\n"
+    f"(coder,) = find_coders(['{REPO}/{FOLDER}'])\n"
+    "print(coder.width)"
+)
+
+
+def partials(tmp_path):
+    return sorted(tmp_path.glob("hf/hub/*/blobs/*.scopelake-partial"))
+
+
+def test_a_large_download_goes_on_where_the_connection_broke(hub, tmp_path):
+    Hub.cut, Hub.cut_after = "params.safetensors", 400_000
+    done = hub("-c", LARGE)
+    assert done.returncode == 0, done.stderr
+    # Several answers, and no byte sent twice.
+    assert Hub.sent[PARAMS] == len(Hub.files[PARAMS])
+    assert Hub.fetched.count(PARAMS) == -(-len(Hub.files[PARAMS]) // 400_000)
+    assert partials(tmp_path) == []
+
+
+def test_a_large_download_goes_on_after_its_process_was_killed(hub, tmp_path):
+    n_bytes = len(Hub.files[PARAMS])
+    Hub.cut, Hub.cut_after, Hub.hangs = "params.safetensors", n_bytes // 2, True
+    killed = subprocess.Popen([sys.executable, "-P", "-c", LARGE], env=hub.environment)
+    assert Hub.reached.wait(30)
+    while not (found := partials(tmp_path)) or found[0].stat().st_size < n_bytes // 2:
+        time.sleep(0.05)
+    killed.kill()
+    assert killed.wait() == -signal.SIGKILL
+    Hub.released.set()
+    Hub.cut, Hub.sent = "nothing", {}
+    done = hub("-c", LARGE)
+    assert done.returncode == 0, done.stderr
+    assert Hub.sent[PARAMS] == n_bytes - n_bytes // 2
+    assert partials(tmp_path) == []
+    assert hub("-c", LARGE).returncode == 0
+    assert Hub.sent[PARAMS] == n_bytes - n_bytes // 2
+
+
+def test_two_processes_download_a_large_file_once(hub):
+    both = [subprocess.Popen([sys.executable, "-P", "-c", LARGE], env=hub.environment)
+            for _ in range(2)]  # fmt: skip
+    assert [process.wait() for process in both] == [0, 0]
+    assert Hub.sent[PARAMS] == len(Hub.files[PARAMS])
+
+
+def test_a_large_download_of_other_bytes_is_refused_and_deleted(hub, tmp_path):
+    Hub.lies = {PARAMS: Hub.files[PARAMS][::-1]}
+    done = hub("-c", LARGE)
+    assert "the hub did not give it (its bytes have the sha256" in done.stderr.splitlines()[-1]
+    assert partials(tmp_path) == []
+    Hub.lies = {}
+    assert hub("-c", LARGE).returncode == 0
+
+
+def test_a_server_without_ranges_is_left_to_the_library(hub, tmp_path):
+    Hub.has_ranges = False
+    done = hub("-c", LARGE)
+    assert done.returncode == 0, done.stderr
+    assert "the server sends no parts of files" in done.stderr
+    assert partials(tmp_path) == []
 
 
 @pytest.mark.parametrize("inner", [FOLDER, "resid_post_all/*_width_1024_l0_small"])
