@@ -27,6 +27,7 @@ _BLOCK: Final = 4 << 20
 _ATTEMPTS: Final = 5
 """In a row in which not one byte came."""
 _WAIT_S: Final = 0.5
+_HEADER_BYTES: Final = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,17 @@ def download_large(repo: str, path: str, revision: str | None = None) -> None:
     with FileLock(wanted.lock):
         if not wanted.blob.exists() and _fill(wanted):
             wanted.partial.replace(wanted.blob)
+
+
+def read_start(repo: str, path: str, revision: str | None = None) -> bytes | None:
+    """Return the first 64 KiB of a file; None if the hub does not give parts of it."""
+    from huggingface_hub import hf_hub_url
+
+    try:
+        url = hf_hub_url(repo, path, revision=revision)
+        return b"".join(_blocks(url, f"bytes=0-{_HEADER_BYTES - 1}"))
+    except (_NoRangeError, http_error(), OSError):
+        return None
 
 
 def _wanted(repo: str, path: str, revision: str | None) -> _Download | None:
@@ -124,7 +136,7 @@ def _fill(wanted: _Download) -> bool:
         while (start := file.tell()) < wanted.n_bytes:
             failure: Exception = OSError("the connection ended early")
             try:
-                for block in _blocks(wanted, start):
+                for block in _blocks(wanted.url, f"bytes={start}-"):
                     file.write(block)
                     digest.update(block)
                     bar.update(len(block))
@@ -148,14 +160,14 @@ class _NoRangeError(Exception):
     """The server answered with the whole file."""
 
 
-def _blocks(wanted: _Download, start: int) -> Iterator[bytes]:
-    """Yield the file's bytes from `start` on, as they come."""
+def _blocks(url: str, wanted: str) -> Iterator[bytes]:
+    """Yield a range of a file's bytes as they come."""
     from huggingface_hub.constants import HF_HUB_DOWNLOAD_TIMEOUT
 
     utils = _hub_utils()
-    headers = utils.build_hf_headers() | {"Range": f"bytes={start}-", "Accept-Encoding": "identity"}
+    headers = utils.build_hf_headers() | {"Range": wanted, "Accept-Encoding": "identity"}
     with utils.get_session().stream(
-        "GET", wanted.url, headers=headers, timeout=HF_HUB_DOWNLOAD_TIMEOUT
+        "GET", url, headers=headers, timeout=HF_HUB_DOWNLOAD_TIMEOUT
     ) as response:
         utils.hf_raise_for_status(response)
         if response.status_code != HTTPStatus.PARTIAL_CONTENT:

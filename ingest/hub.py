@@ -92,6 +92,16 @@ def fetch_file(repo: str, file: HubFile, revision: str | None = None) -> Path:
         return Path(hf_hub_download(repo, file.path, revision=revision))
 
 
+def read_start(repo: str, file: HubFile, revision: str | None = None) -> bytes | None:
+    """Return the first bytes of a large file, more than a header has; None if they do not come.
+
+    A small file is soon fetched whole: of one None is returned, too.
+    """
+    if file.n_bytes < download.LARGE_BYTES:
+        return None
+    return download.read_start(repo, file.path, revision)
+
+
 def fetch_snapshot(repo: str, patterns: list[str], revision: str | None = None) -> Path:
     """Return a local folder with those files of a repository that match `patterns`.
 

@@ -29,6 +29,18 @@ def model_files(
     return replace(files, name=name or (tiny.MODEL_NAME if is_tiny else files.name))
 
 
+def model_called(model: str | Path, name: str | None = None) -> str:
+    """Return what `model_files` will call a model, without fetching it.
+
+    Raises:
+        ModelError: there is no such folder.
+    """
+    is_hub_id = str(model) != tiny.MODEL_NAME and not Path(model).is_dir()
+    if is_hub_id and str(model).count("/") == 1:
+        return name or str(model).partition("@")[0]
+    return model_files(model, name, tokenizer_only=True).name
+
+
 def load_tokenizer(tokenizer: str | Path) -> Tokenizer:
     """Return the tokenizer of a model, whose weights are not fetched.
 

@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from safetensors.torch import load, save
 
 from scopelake import tiny
 
@@ -70,11 +71,13 @@ class Hub(BaseHTTPRequestHandler):
             self.fetched.append(name)
         data = self.files[name]
         headers = {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Repo-Commit": COMMIT}
-        start = self.headers.get("Range", "bytes=-").removeprefix("bytes=").split("-")[0]
+        asked = self.headers.get("Range", "bytes=-").removeprefix("bytes=")
+        start, stop = (int(n) if n else None for n in asked.split("-"))
         status, data = 200, Hub.lies.get(name, data)
-        if self.has_ranges and start:
-            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
-            status, data = 206, data[int(start) :]
+        if self.has_ranges and start is not None:
+            part = data[start : None if stop is None else stop + 1]
+            headers["Content-Range"] = f"bytes {start}-{start + len(part) - 1}/{len(data)}"
+            status, data = 206, part
         cut = self.cut_after if body and name.endswith(self.cut) else len(data)
         self.sent[name] = self.sent.get(name, 0) + (min(cut, len(data)) if body else 0)
         if cut >= len(data):
@@ -254,6 +257,41 @@ def test_a_server_without_ranges_is_left_to_the_library(hub, tmp_path):
     done = hub("-c", LARGE)
     assert done.returncode == 0, done.stderr
     assert "the server sends no parts of files" in done.stderr
+    assert partials(tmp_path) == []
+
+
+OTHER = (
+    "from scopelake.ingest import download\ndownload.LARGE_BYTES = 100_000\n"
+    "from scopelake.ingest.find_coders import find_coders\n"
+    "find_coders(['{}'], '{}')"
+)
+
+
+@pytest.mark.parametrize("has_config", [True, False])
+def test_a_coder_of_another_model_is_refused_before_its_weights_come(hub, tmp_path, has_config):
+    if not has_config:
+        del Hub.files[f"{FOLDER}/config.json"]
+    local = tmp_path / REPO.split("/")[1] / FOLDER
+    local.mkdir(parents=True)
+    for name, data in Hub.files.items():
+        if name.startswith(FOLDER):
+            (local / name.rsplit("/", 1)[1]).write_bytes(data)
+    refusals = [
+        hub("-c", OTHER.format(spec, "google/gemma-3-1b-pt")).stderr.splitlines()[-1]
+        for spec in (f"{REPO}/{FOLDER}", local)
+    ]
+    trained_on = tiny.MODEL_NAME if has_config else "gemma-3-1b-it"
+    assert f"{FOLDER} was trained on {trained_on}; the model given is google/" in refusals[0]
+    assert refusals[0] == refusals[1]
+    assert Hub.fetched == [f"{FOLDER}/config.json"] * has_config
+
+
+def test_weights_that_are_no_coders_are_refused_by_their_header(hub, tmp_path):
+    tensors = load(Hub.files[PARAMS])
+    Hub.files[PARAMS] = save({k: v for k, v in tensors.items() if k != "threshold"})
+    done = hub("-c", OTHER.format(f"{REPO}/{FOLDER}", tiny.MODEL_NAME))
+    assert "and lacks threshold; use a JumpReLU coder" in done.stderr.splitlines()[-1]
+    assert Hub.sent[PARAMS] == 1 << 16
     assert partials(tmp_path) == []
 
 
