@@ -9,10 +9,11 @@ from pathlib import Path, PurePath
 from typing import Any, Final
 
 from scopelake.errors import CoderFileError, CoderMismatchError
-from scopelake.ingest.families import FolderName, hook_points, parse_folder
+from scopelake.ingest.families import FolderName, hook_points, is_hook_point, parse_folder
 from scopelake.ingest.hub import repo_of_cached
 from scopelake.names import SiteLayer
 
+_ARCHITECTURE: Final = "jump_relu"
 _REPO: Final = re.compile(r"gemma-scope-2-(?P<model>\w+-(?:pt|it))\Z")
 
 
@@ -75,12 +76,14 @@ def identify(
     """Return what the coder ``.../<family>/<folder>`` of a repository is, given its config.json.
 
     Raises:
-        CoderFileError: the folder's name is not Gemma Scope 2's.
+        CoderFileError: the folder's name is not Gemma Scope 2's, or config.json says otherwise.
     """
     parsed, family, folder = check_folder(path), path.parent.name, path.name
+    name = f"{repo}/{family}/{folder}"
     hook_in, hook_out = hook_points(parsed.family, layers)
+    _check_config(name, config, {"hf_hook_point_in": hook_in, "hf_hook_point_out": hook_out})
     return CoderIdentity(
-        name=f"{repo}/{family}/{folder}",
+        name=name,
         repo=repo,
         family=family,
         folder=folder,
@@ -93,6 +96,22 @@ def identify(
         hook_in=str(config.get("hf_hook_point_in", hook_in)),
         hook_out=str(config.get("hf_hook_point_out", hook_out)),
     )
+
+
+def _check_config(name: str, config: dict[str, Any], hooks: dict[str, str]) -> None:
+    architecture = str(config.get("architecture", _ARCHITECTURE))
+    if architecture.lower().replace("_", "") != _ARCHITECTURE.replace("_", ""):
+        raise CoderFileError(
+            f"coder {name} was asked for; its config.json says architecture {architecture!r}; "
+            f"scopelake reads {_ARCHITECTURE!r}"
+        )
+    for key, derived in hooks.items():
+        written = str(config.get(key, derived))
+        if not is_hook_point(written, derived):
+            raise CoderFileError(
+                f"coder {name} was asked for; its folder's name says {derived} and its "
+                f"config.json, as {key}, {written}; fetch it again into a folder of its own"
+            )
 
 
 def plain_model(name: str) -> str:

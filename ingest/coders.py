@@ -8,11 +8,12 @@ file is never opened.
 from __future__ import annotations
 
 import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from scopelake.errors import CoderFileError, CoderMismatchError
+from scopelake.errors import CoderFileError, CoderMismatchError, CoderWarning
 from scopelake.ingest.capture import site_width
 from scopelake.ingest.coder_header import Header, read_header
 from scopelake.ingest.coder_identity import (
@@ -22,7 +23,7 @@ from scopelake.ingest.coder_identity import (
     read_identity,
 )
 from scopelake.ingest.digest import digest_files
-from scopelake.ingest.families import FolderName
+from scopelake.ingest.families import FolderName, is_of_width
 from scopelake.ingest.model import LoadedModel
 
 PARAMS: Final = "params.safetensors"
@@ -61,6 +62,9 @@ def read_coder(path: Path, repo: str | None = None, model_name: str | None = Non
     Raises:
         CoderFileError: missing files, an unknown family or folder name, wrong keys or shapes.
         CoderMismatchError: it was trained on another model than `model_name`.
+
+    Warns:
+        CoderWarning: nothing says which model it was trained on.
     """
     path = path.resolve()
     name = f"{path.parent.name}/{path.name}"
@@ -69,6 +73,14 @@ def read_coder(path: Path, repo: str | None = None, model_name: str | None = Non
     identity = read_identity(path, repo, parsed.layers or tuple(range(len(params))))
     if model_name is not None:
         check_model(identity, model_name)
+    if identity.model_name is None:
+        warnings.warn(
+            f"coder {identity.name} does not say which model it was trained on: it has no "
+            f"config.json that does, and {identity.repo} is not called gemma-scope-2-<model>; "
+            "check that it is of the model that you use",
+            CoderWarning,
+            stacklevel=2,
+        )
     multi_layer = parsed.family.is_multi_layer
     headers = {p.name: read_header(p, name, multi_layer=multi_layer) for p in params}
     header = check_headers(headers, parsed, name)
@@ -146,6 +158,12 @@ def check_headers(headers: dict[str, Header], parsed: FolderName, name: str) -> 
         raise CoderFileError(
             f"coder {name} was asked for; its decoder writes to {first.n_out} layers and it has "
             f"files for {len(headers)}; fetch the others"
+        )
+    width = first.width * len(headers)
+    if not is_of_width(parsed, width):
+        raise CoderFileError(
+            f"coder {name} was asked for; its files have {width:,} features and its folder's name "
+            f"says {parsed.width_label}; fetch it again into a folder of its own"
         )
     if first.affine != parsed.affine:
         raise CoderFileError(
