@@ -41,6 +41,24 @@ FAMILIES: Final[dict[str, Family]] = {
     "clt": Family("clt", "mlp_in", "mlp_out"),
 }
 
+
+@dataclass(frozen=True)
+class Layers:
+    """Layers of one of Gemma 3's sizes."""
+
+    n_layers: int
+    deep_dive: tuple[int, ...]
+    """Those of the families that are not ``_all``."""
+
+
+LAYERS: Final = {
+    "270m": Layers(18, (5, 9, 12, 15)),
+    "1b": Layers(26, (7, 13, 17, 22)),
+    "4b": Layers(34, (9, 17, 22, 29)),
+    "12b": Layers(48, (12, 24, 31, 41)),
+    "27b": Layers(62, (16, 31, 40, 53)),
+}
+
 _TOTAL_TOLERANCE: Final = 0.01
 _FOLDER: Final = re.compile(
     r"(?:layer_(?P<layers>\d+(?:_\d+)*)_)?width_(?P<width>\d+[km]?)_l0_(?P<label>[a-z0-9]+?)"
