@@ -15,7 +15,7 @@ from scopelake.ingest.fetch_coders import fetch_folders
 from scopelake.names import SiteLayer
 
 _HUB_ID: Final = re.compile(
-    r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w.-]+))?/(?P<inner>[^/]+/[^/]+)\Z"
+    r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w.-]+(?:/[\w.-]+)*))?/(?P<inner>[^/]+/[^/]+)\Z"
 )
 
 

@@ -35,9 +35,9 @@ def model_called(model: str | Path, name: str | None = None) -> str:
     Raises:
         ModelError: there is no such folder.
     """
-    is_hub_id = str(model) != tiny.MODEL_NAME and not Path(model).is_dir()
-    if is_hub_id and str(model).count("/") == 1:
-        return name or str(model).partition("@")[0]
+    hub_id = str(model).partition("@")[0]
+    if hub_id != tiny.MODEL_NAME and hub_id.count("/") == 1 and not Path(model).is_dir():
+        return name or hub_id
     return model_files(model, name, tokenizer_only=True).name
 
 

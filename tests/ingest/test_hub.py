@@ -9,12 +9,14 @@ import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
 from safetensors.torch import load, save
 
 from scopelake import tiny
+from scopelake.named import model_called
 
 REPO = "google/gemma-scope-2-1b-it"
 FOLDER = "resid_post_all/layer_1_width_1024_l0_small"
@@ -30,6 +32,7 @@ class Hub(BaseHTTPRequestHandler):
     sent: dict = {}
     """Bytes of each file, over all answers."""
     lies: dict = {}
+    resolved: set = set()
     reached = released = threading.Event()
     cut = "nothing"
     cut_after = 9
@@ -43,18 +46,20 @@ class Hub(BaseHTTPRequestHandler):
         self.answer(body=True)
 
     def answer(self, *, body):
-        path = unquote(urlsplit(self.path).path)
+        raw = urlsplit(self.path).path
+        path = unquote(raw)
         if "gated" in path:
             return self.send(403, b"", {"X-Error-Code": "GatedRepo"})
         if REPO not in path:
             return self.send(404, b"", {"X-Error-Code": "RepoNotFound"})
         if path.startswith(f"/api/models/{REPO}/revision/"):
-            self.revisions.append(path.rsplit("/", 1)[1])
+            self.revisions.append(unquote(raw.rsplit("/", 1)[1]))
             found = {"id": REPO, "sha": COMMIT, "siblings": [{"rfilename": f} for f in self.files]}
             return self.send(200, json.dumps(found).encode(), {"Content-Type": "application/json"})
         if path.startswith(f"/api/models/{REPO}/tree/"):
-            revision, _, inner = path.removeprefix(f"/api/models/{REPO}/tree/").partition("/")
-            if revision not in ("main", "v2", COMMIT):
+            revision, _, inner = raw.removeprefix(f"/api/models/{REPO}/tree/").partition("/")
+            revision, inner = unquote(revision), unquote(inner)
+            if revision not in ("main", "v2", "refs/pr/1", COMMIT):
                 return self.send(404, b"", {"X-Error-Code": "RevisionNotFound"})
             tree = [
                 {"type": "file", "path": name, "size": len(data), "oid": COMMIT}
@@ -64,7 +69,8 @@ class Hub(BaseHTTPRequestHandler):
             if not tree:
                 return self.send(404, b"", {"X-Error-Code": "EntryNotFound"})
             return self.send(200, json.dumps(tree).encode(), {"Content-Type": "application/json"})
-        name = path.split("/resolve/", 1)[1].split("/", 1)[1]
+        revision, name = map(unquote, raw.split("/resolve/", 1)[1].split("/", 1))
+        Hub.resolved.add(revision)
         if name not in self.files:
             return self.send(404, b"", {"X-Error-Code": "EntryNotFound"})
         if body:
@@ -109,7 +115,7 @@ def hub(tmp_path):
     Hub.files = {f"{FOLDER}/{f.name}": f.read_bytes() for f in source.iterdir()}
     Hub.files[f"{FOLDER}/examples.safetensors"] = b"large"
     Hub.files["README.md"] = b"card"
-    Hub.fetched, Hub.revisions, Hub.sent, Hub.lies = [], [], {}, {}
+    Hub.fetched, Hub.revisions, Hub.sent, Hub.lies, Hub.resolved = [], [], {}, {}, set()
     Hub.cut, Hub.cut_after, Hub.hangs, Hub.has_ranges = "nothing", 9, False, True
     Hub.reached, Hub.released = threading.Event(), threading.Event()
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
@@ -180,6 +186,31 @@ def test_only_what_encoding_needs_is_fetched_and_only_once(hub, spec):
         assert done.returncode == 0, done.stderr
         assert done.stdout.split() == [f"gemma-scope-2-1b-it/{FOLDER}", "1024"]
     assert sorted(Hub.fetched) == [f"{FOLDER}/config.json", f"{FOLDER}/params.safetensors"]
+
+
+@pytest.mark.parametrize("inner", [FOLDER, "resid_post_all/*_width_1024_l0_small"])
+def test_a_revision_may_have_slashes(hub, inner):
+    code = (
+        "from scopelake.ingest.find_coders import find_coders\n"
+        f"(coder,) = find_coders(['{REPO}@refs/pr/1/{inner}'])\n"
+        "print(coder.name)"
+    )
+    done = hub("-c", code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [f"gemma-scope-2-1b-it/{FOLDER}"]
+    assert Hub.resolved == {"refs/pr/1"}
+    listed = hub("-m", "scopelake", "saes", f"{REPO}@refs/pr/1", "--json")
+    assert json.loads(listed.stdout)["repo"] == REPO
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [("google/gemma-3-1b-it", None), ("google/gemma-3-1b-it@refs/pr/1", None),
+     ("google/gemma-3-1b-it@v2", "other"), (tiny.MODEL_NAME, None), (tiny.model_path(), None)],
+)  # fmt: skip
+def test_a_models_name_is_known_before_it_is_fetched(model, name):
+    expected = "gemma-3-tiny" if isinstance(model, Path) else str(model).partition("@")[0]
+    assert model_called(model, name) == (name or expected)
 
 
 def test_a_download_that_breaks_off_leaves_what_was_whole(hub):
