@@ -33,12 +33,14 @@ def model_called(model: str | Path, name: str | None = None) -> str:
     """Return what `model_files` will call a model, without fetching it.
 
     Raises:
-        ModelError: there is no such folder.
+        ModelError: it is neither a folder nor a hub id.
     """
-    hub_id = str(model).partition("@")[0]
-    if hub_id != tiny.MODEL_NAME and hub_id.count("/") == 1 and not Path(model).is_dir():
-        return name or hub_id
-    return model_files(model, name, tokenizer_only=True).name
+    from scopelake.ingest.model import split_hub_id
+
+    if str(model) == tiny.MODEL_NAME or Path(model).is_dir():
+        return model_files(model, name).name
+    hub_name, _ = split_hub_id(model)
+    return name or hub_name
 
 
 def load_tokenizer(tokenizer: str | Path) -> Tokenizer:
