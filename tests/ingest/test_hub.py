@@ -9,14 +9,12 @@ import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
 from safetensors.torch import load, save
 
 from scopelake import tiny
-from scopelake.named import model_called
 
 REPO = "google/gemma-scope-2-1b-it"
 FOLDER = "resid_post_all/layer_1_width_1024_l0_small"
@@ -201,16 +199,6 @@ def test_a_revision_may_have_slashes(hub, inner):
     assert Hub.resolved == {"refs/pr/1"}
     listed = hub("-m", "scopelake", "saes", f"{REPO}@refs/pr/1", "--json")
     assert json.loads(listed.stdout)["repo"] == REPO
-
-
-@pytest.mark.parametrize(
-    ("model", "name"),
-    [("google/gemma-3-1b-it", None), ("google/gemma-3-1b-it@refs/pr/1", None),
-     ("google/gemma-3-1b-it@v2", "other"), (tiny.MODEL_NAME, None), (tiny.model_path(), None)],
-)  # fmt: skip
-def test_a_models_name_is_known_before_it_is_fetched(model, name):
-    expected = "gemma-3-tiny" if isinstance(model, Path) else str(model).partition("@")[0]
-    assert model_called(model, name) == (name or expected)
 
 
 def test_a_download_that_breaks_off_leaves_what_was_whole(hub):
