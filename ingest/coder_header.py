@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -34,11 +35,38 @@ def read_header(params: Path, name: str, *, multi_layer: bool) -> Header:
     Raises:
         CoderFileError: not a whole safetensors file, missing tensors, wrong shapes or dtypes.
     """
-    shapes, dtypes = _shapes(params, name)
+    return _check(params.name, *_shapes(params, name), name, multi_layer=multi_layer)
+
+
+def parse_header(start: bytes, file: str, name: str, *, multi_layer: bool) -> Header | None:
+    """Read and check a header from the `start` of a params file; None if that has not all of it.
+
+    Raises:
+        CoderFileError: as of `read_header`.
+    """
+    stop = 8 + int.from_bytes(start[:8], "little")
+    try:
+        tensors = json.loads(start[8:stop]) if 8 < stop <= len(start) else {}
+        tensors.pop("__metadata__", None)
+        shapes = {key: [int(n) for n in value["shape"]] for key, value in tensors.items()}
+        dtypes = {key: str(value["dtype"]) for key, value in tensors.items()}
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
+    return _check(file, shapes, dtypes, name, multi_layer=multi_layer) if shapes else None
+
+
+def _check(
+    file: str,
+    shapes: dict[str, list[int]],
+    dtypes: dict[str, str],
+    name: str,
+    *,
+    multi_layer: bool,
+) -> Header:
     missing = [key for key in TENSORS if key not in shapes]
     if missing:
         raise CoderFileError(
-            f"coder {name} was asked for; {params.name} holds {', '.join(sorted(shapes))} and "
+            f"coder {name} was asked for; {file} holds {', '.join(sorted(shapes))} and "
             f"lacks {', '.join(missing)}; use a JumpReLU coder of Gemma Scope 2"
         )
     n_dims = 3 if multi_layer else 2

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Final
 
-from scopelake.errors import CoderFileError
-from scopelake.ingest.families import FolderName, hook_points, parse_folder
+from scopelake.errors import CoderFileError, CoderMismatchError
+from scopelake.ingest.families import FolderName, hook_points, is_hook_point, parse_folder
 from scopelake.ingest.hub import repo_of_cached
 from scopelake.names import SiteLayer
 
+_ARCHITECTURE: Final = "jump_relu"
 _REPO: Final = re.compile(r"gemma-scope-2-(?P<model>\w+-(?:pt|it))\Z")
 
 
@@ -39,7 +40,7 @@ class CoderIdentity:
     hook_out: str
 
 
-def check_folder(path: Path) -> FolderName:
+def check_folder(path: PurePath) -> FolderName:
     """Return what the names of a coder's two folders say.
 
     Raises:
@@ -65,12 +66,24 @@ def read_identity(path: Path, repo: str | None, layers: tuple[int, ...]) -> Code
     Raises:
         CoderFileError: the folder's name is not Gemma Scope 2's, or config.json is not JSON.
     """
-    parsed, config = check_folder(path), _read_config(path)
-    family, folder = path.parent.name, path.name
     repo = repo or (repo_of_cached(path) or path.parent.parent.name).rsplit("/", 1)[-1]
+    return identify(path, repo, read_config(path), layers)
+
+
+def identify(
+    path: PurePath, repo: str, config: dict[str, Any], layers: tuple[int, ...]
+) -> CoderIdentity:
+    """Return what the coder ``.../<family>/<folder>`` of a repository is, given its config.json.
+
+    Raises:
+        CoderFileError: the folder's name is not Gemma Scope 2's, or config.json says otherwise.
+    """
+    parsed, family, folder = check_folder(path), path.parent.name, path.name
+    name = f"{repo}/{family}/{folder}"
     hook_in, hook_out = hook_points(parsed.family, layers)
+    _check_config(name, config, {"hf_hook_point_in": hook_in, "hf_hook_point_out": hook_out})
     return CoderIdentity(
-        name=f"{repo}/{family}/{folder}",
+        name=name,
         repo=repo,
         family=family,
         folder=folder,
@@ -85,14 +98,50 @@ def read_identity(path: Path, repo: str | None, layers: tuple[int, ...]) -> Code
     )
 
 
+def _check_config(name: str, config: dict[str, Any], hooks: dict[str, str]) -> None:
+    architecture = str(config.get("architecture", _ARCHITECTURE))
+    if architecture.lower().replace("_", "") != _ARCHITECTURE.replace("_", ""):
+        raise CoderFileError(
+            f"coder {name} was asked for; its config.json says architecture {architecture!r}; "
+            f"scopelake reads {_ARCHITECTURE!r}"
+        )
+    for key, derived in hooks.items():
+        written = str(config.get(key, derived))
+        if not is_hook_point(written, derived):
+            raise CoderFileError(
+                f"coder {name} was asked for; its folder's name says {derived} and its "
+                f"config.json, as {key}, {written}; fetch it again into a folder of its own"
+            )
+
+
 def plain_model(name: str) -> str:
     """Return a model's name without its org, ``-v3`` for ``-3``, and 270m's absent ``-pt``."""
     plain = name.rsplit("/", 1)[-1].lower().replace("-v3", "-3")
     return "gemma-3-270m" if plain == "gemma-3-270m-pt" else plain
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    """Some published folders lack config.json; its facts then come from the folder's name."""
+def check_model(coder: CoderIdentity, model_name: str) -> None:
+    """Refuse a coder that was trained on another model.
+
+    Raises:
+        CoderMismatchError: another size, or pt and it crossed.
+    """
+    if coder.model_name is not None and plain_model(coder.model_name) != plain_model(model_name):
+        raise CoderMismatchError(
+            f"coder {coder.name} was trained on {coder.model_name}; the model given is "
+            f"{model_name}; use that model, or give model_name={coder.model_name!r} if this "
+            "folder is a copy of it"
+        )
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Return what config.json in folder `path` says; {} if there is none.
+
+    Some published folders lack it; its facts then come from the folder's name.
+
+    Raises:
+        CoderFileError: it is no JSON object.
+    """
     file = path / "config.json"
     if not file.exists():
         return {}

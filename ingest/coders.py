@@ -8,21 +8,22 @@ file is never opened.
 from __future__ import annotations
 
 import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from scopelake.errors import CoderFileError, CoderMismatchError
+from scopelake.errors import CoderFileError, CoderMismatchError, CoderWarning
 from scopelake.ingest.capture import site_width
 from scopelake.ingest.coder_header import Header, read_header
 from scopelake.ingest.coder_identity import (
     CoderIdentity,
     check_folder,
-    plain_model,
+    check_model,
     read_identity,
 )
 from scopelake.ingest.digest import digest_files
-from scopelake.ingest.families import FolderName
+from scopelake.ingest.families import FolderName, is_of_width
 from scopelake.ingest.model import LoadedModel
 
 PARAMS: Final = "params.safetensors"
@@ -50,22 +51,39 @@ class CoderFiles(CoderIdentity):
         return self.features_per_layer * len(self.sites)
 
 
-def read_coder(path: Path, repo: str | None = None) -> CoderFiles:
+def read_coder(path: Path, repo: str | None = None, model_name: str | None = None) -> CoderFiles:
     """Read what the coder in folder `path` is.
 
     Args:
         path: its folder.
         repo: the repository's name, if the folder's grandparent is not called so.
+        model_name: of the model that it is for: another's is refused before its weights are hashed.
 
     Raises:
         CoderFileError: missing files, an unknown family or folder name, wrong keys or shapes.
+        CoderMismatchError: it was trained on another model than `model_name`.
+
+    Warns:
+        CoderWarning: nothing says which model it was trained on.
     """
     path = path.resolve()
     name = f"{path.parent.name}/{path.name}"
     parsed = check_folder(path)
     params = _params_files(path, parsed, name)
-    header = _check_headers(params, parsed, name)
     identity = read_identity(path, repo, parsed.layers or tuple(range(len(params))))
+    if model_name is not None:
+        check_model(identity, model_name)
+    if identity.model_name is None:
+        warnings.warn(
+            f"coder {identity.name} does not say which model it was trained on: it has no "
+            f"config.json that does, and {identity.repo} is not called gemma-scope-2-<model>; "
+            "check that it is of the model that you use",
+            CoderWarning,
+            stacklevel=2,
+        )
+    multi_layer = parsed.family.is_multi_layer
+    headers = {p.name: read_header(p, name, multi_layer=multi_layer) for p in params}
+    header = check_headers(headers, parsed, name)
     return CoderFiles(
         **vars(identity),
         path=path,
@@ -84,12 +102,7 @@ def check_fits(coder: CoderFiles, model: LoadedModel) -> None:
     Raises:
         CoderMismatchError: another model, layers that are not there, or another width.
     """
-    if coder.model_name is not None and plain_model(coder.model_name) != plain_model(model.name):
-        raise CoderMismatchError(
-            f"coder {coder.name} was trained on {coder.model_name}; the model given is "
-            f"{model.name}; use that model, or give model_name={coder.model_name!r} if this "
-            "folder is a copy of it"
-        )
+    check_model(coder, model.name)
     if coder.type == "clt" and len(coder.sites) != model.n_layers:
         raise CoderMismatchError(
             f"coder {coder.name} has files for {len(coder.sites)} layers; {model.name} has "
@@ -127,20 +140,30 @@ def _params_files(path: Path, parsed: FolderName, name: str) -> tuple[Path, ...]
     return tuple(found[i] for i in range(n_layers))
 
 
-def _check_headers(params: tuple[Path, ...], parsed: FolderName, name: str) -> Header:
-    """The headers of a coder's files must be the same, with one output for each layer."""
-    headers = [read_header(p, name, multi_layer=parsed.family.is_multi_layer) for p in params]
-    first = headers[0]
-    for file, header in zip(params, headers, strict=True):
+def check_headers(headers: dict[str, Header], parsed: FolderName, name: str) -> Header:
+    """Return the header that all files of a coder have, by the files' names.
+
+    Raises:
+        CoderFileError: they differ, or do not have one output for each layer, or are not what the
+            folder's name says.
+    """
+    (first_file, first), *_ = headers.items()
+    for file, header in headers.items():
         if header != first:
             raise CoderFileError(
-                f"coder {name} was asked for; {params[0].name} is {first} and {file.name} is "
+                f"coder {name} was asked for; {first_file} is {first} and {file} is "
                 f"{header}; fetch them again"
             )
-    if first.n_out != len(params):
+    if first.n_out != len(headers):
         raise CoderFileError(
             f"coder {name} was asked for; its decoder writes to {first.n_out} layers and it has "
-            f"files for {len(params)}; fetch the others"
+            f"files for {len(headers)}; fetch the others"
+        )
+    width = first.width * len(headers)
+    if not is_of_width(parsed, width):
+        raise CoderFileError(
+            f"coder {name} was asked for; its files have {width:,} features and its folder's name "
+            f"says {parsed.width_label}; fetch it again into a folder of its own"
         )
     if first.affine != parsed.affine:
         raise CoderFileError(

@@ -87,6 +87,7 @@ def add_corpus(
     Raises:
         CorpusExistsError: the lake has a corpus of that name.
         CorpusSourceError: a source file is missing, empty, not UTF-8 or malformed.
+        InvalidArgumentError: a chat and its reply are longer than the model's context.
         LakeBusyError: other writers came first again and again.
     """
     with Writer(store) as writer:
@@ -211,6 +212,8 @@ class _Making:
 def _add_replies(batch: list[Document], tokens: list[TokenizedText], replier: Replier) -> None:
     """Replace the tokens of chats that end with the user by those with a reply."""
     asked = [i for i, d in enumerate(batch) if d.messages and d.messages[-1]["role"] == "user"]
+    for index in asked:
+        replier.check_length(tokens[index], batch[index].origin)
     turns = [len(batch[i].messages or ()) for i in asked]
     for index, extended in zip(
         asked, replier.extend([tokens[i] for i in asked], turns), strict=True

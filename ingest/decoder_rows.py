@@ -10,8 +10,11 @@ is read before W_O, there is none and the token columns are null.
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 from typing import Any, Final
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import torch
 
@@ -42,35 +45,69 @@ def decoder_columns(coder: CoderFiles, model: LoadedModel) -> dict[str, pa.Array
     Raises:
         CoderFileError: a value is not finite.
     """
-    norms: list[float] = []
-    n_early = 0
-    tokens: tuple[list[Any], ...] = ([], [], [], [])
+    norms = np.empty(coder.width, dtype=np.float32)
+    n_early = done = 0
     with torch.inference_mode():
         readout = None if coder.targets[0].site == "attn_out" else _readout(model)
+        tokens = None if readout is None else _Tokens.empty(coder.width, readout.shape[1])
         for rows in decoder_rows(coder, model.device):
-            n_early += _count_early(rows, len(norms) // coder.features_per_layer)
-            norms += rows.flatten(1).norm(dim=1).tolist()
-            if readout is not None:
-                _add_tokens(tokens, _direction(coder, rows), readout)
+            n_early += _count_early(rows, done // coder.features_per_layer)
+            norms[done : done + len(rows)] = rows.flatten(1).norm(dim=1).cpu().numpy()
+            if readout is not None and tokens is not None:
+                tokens.fill(done, _direction(coder, rows), readout)
+            done += len(rows)
     _check_norms(coder, norms)
     _check_causal(coder, n_early)
-    schema = SCHEMAS["features"]
+    fields = {name: SCHEMAS["features"].field(name).type for name in _TOKEN_COLUMNS}
     columns = {
-        name: pa.array(values or [None] * coder.width, schema.field(name).type)
-        for name, values in zip(_TOKEN_COLUMNS, tokens, strict=True)
+        name: pa.nulls(coder.width, type_) if tokens is None else tokens.column(name).cast(type_)
+        for name, type_ in fields.items()
     }
-    return {"decoder_norm": pa.array(norms, pa.float32()), **columns}
+    return {"decoder_norm": pa.array(norms), **columns}
 
 
-def _check_norms(coder: CoderFiles, norms: list[float]) -> None:
+@dataclass(frozen=True)
+class _Tokens:
+    """The token columns of all features, as flat as they are stored."""
+
+    values: dict[str, npt.NDArray[Any]]
+    """By column, [width, k]."""
+
+    @classmethod
+    def empty(cls, width: int, n_tokens: int) -> _Tokens:
+        k = min(N_TOKENS, n_tokens)
+        dtypes = {name: np.int32 if "tokens" in name else np.float32 for name in _TOKEN_COLUMNS}
+        return cls({name: np.empty((width, k), dtype) for name, dtype in dtypes.items()})
+
+    def fill(self, first: int, directions: torch.Tensor, readout: torch.Tensor) -> None:
+        """Set what features from `first` on promote and suppress, given their directions."""
+        k = self.values[_TOKEN_COLUMNS[0]].shape[1]
+        for start in range(0, len(directions), _TILE):
+            logits = directions[start : start + _TILE] @ readout
+            top = logits.topk(k, dim=1)
+            bottom = logits.topk(k, dim=1, largest=False)
+            parts = (top.indices, top.values, bottom.indices, bottom.values)
+            for name, part in zip(_TOKEN_COLUMNS, parts, strict=True):
+                place = slice(first + start, first + start + len(part))
+                self.values[name][place] = part.cpu().numpy()
+
+    def column(self, name: str) -> pa.Array:
+        """Return a column as lists, one of each feature."""
+        values = self.values[name]
+        offsets = np.arange(len(values) + 1, dtype=np.int32) * np.int32(values.shape[1])
+        return pa.ListArray.from_arrays(offsets, values.reshape(-1))
+
+
+def _check_norms(coder: CoderFiles, norms: npt.NDArray[np.float32]) -> None:
     """Single-layer SAEs were trained with unit decoder rows; of the other types it is not known."""
     if coder.type != "sae":
         return
-    odd = [norm for norm in norms if abs(norm - 1.0) > UNIT_TOLERANCE]
-    if odd:
+    odd = norms[np.abs(norms - 1.0) > UNIT_TOLERANCE]
+    if len(odd):
+        extent = f"{odd.min():.4g} to {odd.max():.4g}"
         warnings.warn(
             f"coder {coder.name} has {len(odd)} of {coder.width} decoder rows whose norm is not 1 "
-            f"({min(odd):.4g} to {max(odd):.4g}); Gemma Scope 2's SAEs have unit rows; check that "
+            f"({extent}); Gemma Scope 2's SAEs have unit rows; check that "
             "its file is whole and not rescaled",
             CoderWarning,
             stacklevel=2,
@@ -104,16 +141,3 @@ def _readout(model: LoadedModel) -> torch.Tensor:
     """From the stream to logits, [d_model, vocab], float32."""
     gain = 1.0 + weight_of(model, text_model(model.module).norm)
     return (weight_of(model, model.module.get_output_embeddings()) * gain).T
-
-
-def _add_tokens(
-    columns: tuple[list[Any], ...], directions: torch.Tensor, readout: torch.Tensor
-) -> None:
-    k = min(N_TOKENS, readout.shape[1])
-    for start in range(0, len(directions), _TILE):
-        logits = directions[start : start + _TILE] @ readout
-        top = logits.topk(k, dim=1)
-        bottom = logits.topk(k, dim=1, largest=False)
-        parts = (top.indices, top.values, bottom.indices, bottom.values)
-        for column, part in zip(columns, parts, strict=True):
-            column.extend(part.tolist())

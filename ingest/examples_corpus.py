@@ -86,11 +86,17 @@ def place(examples: Examples, grid: Grid, block: FiringBlock) -> Placed:
     """Return a block's firings by context and position; what is 0 is none.
 
     Raises:
-        CoderFileError: an activation is negative or not finite, or lies outside the corpus.
+        CoderFileError: an activation is negative, not finite, out of order or outside the corpus.
     """
     if not (np.isfinite(block.activations).all() and (block.activations >= 0).all()):
         raise CoderFileError(
             f"{examples.file} has activations that are negative or not finite; fetch it again"
+        )
+    if unsorted := np.flatnonzero((np.diff(block.activations, axis=1) > 0).any(axis=1)).tolist():
+        raise CoderFileError(
+            f"{examples.file} has activations out of order, first those of feature "
+            f"{block.first_feature + unsorted[0]}; they are published strongest first; fetch it "
+            "again"
         )
     row, column = np.nonzero(block.activations)
     context, place = block.contexts[row, column], block.columns[row, column]

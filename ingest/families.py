@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from math import log2
 from typing import Final
 
 from scopelake.names import Site
@@ -40,6 +41,25 @@ FAMILIES: Final[dict[str, Family]] = {
     "clt": Family("clt", "mlp_in", "mlp_out"),
 }
 
+
+@dataclass(frozen=True)
+class Layers:
+    """Layers of one of Gemma 3's sizes."""
+
+    n_layers: int
+    deep_dive: tuple[int, ...]
+    """Those of the families that are not ``_all``."""
+
+
+LAYERS: Final = {
+    "270m": Layers(18, (5, 9, 12, 15)),
+    "1b": Layers(26, (7, 13, 17, 22)),
+    "4b": Layers(34, (9, 17, 22, 29)),
+    "12b": Layers(48, (12, 24, 31, 41)),
+    "27b": Layers(62, (16, 31, 40, 53)),
+}
+
+_TOTAL_TOLERANCE: Final = 0.01
 _FOLDER: Final = re.compile(
     r"(?:layer_(?P<layers>\d+(?:_\d+)*)_)?width_(?P<width>\d+[km]?)_l0_(?P<label>[a-z0-9]+?)"
     r"(?P<affine>_affine)?(?:_seed_(?P<seed>\d+))?\Z"
@@ -80,6 +100,27 @@ def parse_folder(family: str, folder: str) -> FolderName | None:
         match["affine"] is not None,
         int(match["seed"]) if match["seed"] else None,
     )
+
+
+def is_of_width(name: FolderName, width: int) -> bool:
+    """Whether a coder of `width` features, of all layers together, fits its folder's label.
+
+    ``16k`` is 16,384, ``1m`` 1,048,576. Over several layers the total is not exact: the 262k CLT
+    of the 1b has 26 times 10,080 features, 262,080.
+    """
+    digits = name.width_label.rstrip("km")
+    unit = {"k": 1_000, "m": 1_000_000}.get(name.width_label[len(digits) :])
+    nominal = int(digits) if unit is None else 2 ** round(log2(max(1, int(digits)) * unit))
+    slack = nominal * _TOTAL_TOLERANCE if name.family.is_multi_layer else 0
+    return abs(width - nominal) <= slack
+
+
+def is_hook_point(written: str, derived: str) -> bool:
+    """Whether config.json's hook point is the one that a folder's name says.
+
+    The modules above the layers may be called otherwise, as in the multimodal sizes.
+    """
+    return written.replace(" ", "").partition("layers.")[2] == derived.partition("layers.")[2]
 
 
 def hook_points(family: Family, layers: tuple[int, ...]) -> tuple[str, str]:

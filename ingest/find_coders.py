@@ -4,35 +4,39 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from fnmatch import fnmatchcase
 from glob import glob
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Final, Protocol, TypeVar
 
-from scopelake.errors import CoderFileError, HubUnreachableError
-from scopelake.ingest import hub
+from scopelake.errors import CoderFileError
 from scopelake.ingest.coders import LAYER_PARAMS, PARAMS, CoderFiles, read_coder
 from scopelake.ingest.examples import EXAMPLES, Examples, read_examples
+from scopelake.ingest.fetch_coders import fetch_folders
 from scopelake.names import SiteLayer
 
 _HUB_ID: Final = re.compile(
-    r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w.-]+))?/(?P<inner>[^/]+/[^/]+)\Z"
+    r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w.-]+(?:/[\w.-]+)*))?/(?P<inner>[^/]+/[^/]+)\Z"
 )
 
 
-def find_coders(specs: Sequence[str | Path]) -> list[CoderFiles]:
+def find_coders(specs: Sequence[str | Path], model_name: str | None = None) -> list[CoderFiles]:
     """Return the coders that `specs` name, sorted by layer and name, each once.
 
     Args:
         specs: folders of a coder, of a family or of a whole repo; shell patterns over such
             paths; hub ids ``<org>/<repo>[@<revision>]/<family>/<folder>``, the last two of which
             may be patterns.
+        model_name: of the model that they are for, so that a coder of another is refused before
+            its weights are fetched and hashed.
 
     Raises:
         CoderFileError: a spec names no coder, or two folders share a name.
+        CoderMismatchError: a coder was trained on another model than `model_name`.
         HubError: the hub did not give a coder.
     """
-    return _find(specs, is_weights, read_coder)
+    return _find(
+        specs, is_weights, lambda path, repo: read_coder(path, repo, model_name), model_name
+    )
 
 
 def find_examples(specs: Sequence[str | Path]) -> list[Examples]:
@@ -67,13 +71,16 @@ _T = TypeVar("_T", bound=_Found)
 
 
 def _find(
-    specs: Sequence[str | Path], is_wanted: _IsWanted, read: Callable[[Path, str | None], _T]
+    specs: Sequence[str | Path],
+    is_wanted: _IsWanted,
+    read: Callable[[Path, str | None], _T],
+    model_name: str | None = None,
 ) -> list[_T]:
     if not specs:
         raise CoderFileError("no SAE was asked for; name at least one folder, pattern or hub id")
     found: dict[str, _T] = {}
     for spec in specs:
-        for path, repo in _folders(str(spec), is_wanted):
+        for path, repo in _folders(str(spec), is_wanted, model_name):
             coder = read(path, repo)
             earlier = found.setdefault(coder.name, coder)
             if earlier.path != coder.path:
@@ -84,7 +91,9 @@ def _find(
     return sorted(found.values(), key=lambda c: (c.sites[0].layer, c.name))
 
 
-def _folders(spec: str, is_wanted: _IsWanted) -> list[tuple[Path, str | None]]:
+def _folders(
+    spec: str, is_wanted: _IsWanted, model_name: str | None
+) -> list[tuple[Path, str | None]]:
     matches = sorted(Path(m) for m in glob(spec, recursive=True))
     files = (f for m in matches if m.is_dir() for f in m.rglob("*.safetensors"))
     folders = sorted({file.parent for file in files if is_wanted(file.name)})
@@ -94,7 +103,9 @@ def _folders(spec: str, is_wanted: _IsWanted) -> list[tuple[Path, str | None]]:
     wanted = EXAMPLES if is_wanted(EXAMPLES) else PARAMS
     if hub_id and not matches:
         name = hub_id["repo"].rsplit("/", 1)[-1]
-        paths = _fetch(hub_id["repo"], hub_id["inner"], hub_id["revision"], is_wanted)
+        paths = fetch_folders(
+            hub_id["repo"], hub_id["inner"], hub_id["revision"], is_wanted, model_name
+        )
         if not paths:
             raise CoderFileError(
                 f"SAE {spec} was asked for; {hub_id['repo']} has no {wanted} of that name; "
@@ -106,27 +117,3 @@ def _folders(spec: str, is_wanted: _IsWanted) -> list[tuple[Path, str | None]]:
         f"SAE {spec!r} was asked for; {found}; name a folder with {wanted}, a pattern over such "
         "folders, or a hub id <org>/<repo>/<family>/<folder>"
     )
-
-
-def _fetch(repo: str, pattern: str, revision: str | None, is_wanted: _IsWanted) -> list[Path]:
-    """Fetch exactly the files that are wanted: a folder's others may be far larger.
-
-    Where the hub is out of reach, those that were fetched before are all there is.
-    """
-    folder = None if any(c in pattern for c in "*?[") else pattern
-    try:
-        files = hub.list_files(repo, folder, revision)
-    except HubUnreachableError:
-        files = hub.list_cached_files(repo, folder, revision)
-        if not files:
-            raise
-    listed = [
-        PurePosixPath(file.path)
-        for file in files
-        if fnmatchcase(str(PurePosixPath(file.path).parent), pattern)
-    ]
-    wanted = [path for path in listed if is_wanted(path.name)]
-    folders = {path.parent for path in wanted}
-    configs = [path for path in listed if path.name == "config.json" and path.parent in folders]
-    local = {path: hub.fetch_file(repo, str(path), revision) for path in (*configs, *wanted)}
-    return sorted({local[path].parent for path in wanted})

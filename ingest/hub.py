@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 from scopelake.errors import HubError, HubUnreachableError
+from scopelake.ingest import download
 
 
 @dataclass(frozen=True)
@@ -73,19 +73,33 @@ def repo_of_cached(path: Path) -> str | None:
     return None
 
 
-def fetch_file(repo: str, path: str, revision: str | None = None) -> Path:
+def fetch_file(repo: str, file: HubFile, revision: str | None = None) -> Path:
     """Return the local copy of one file, downloading it if it is not there yet.
 
-    huggingface_hub goes on with a download that breaks off, but of one that it gave up, or whose
-    process ended, it keeps nothing: that file is fetched anew.
+    Args:
+        repo: the repository.
+        file: one of its files, as listed: a large one is resumed where an earlier attempt ended.
+        revision: of the repository.
 
     Raises:
         HubError: the file is missing, gated or out of reach.
     """
     from huggingface_hub import hf_hub_download
 
-    with _one_line(f"{repo}/{path}"):
-        return Path(hf_hub_download(repo, path, revision=revision))
+    with _one_line(f"{repo}/{file.path}"):
+        if file.n_bytes >= download.LARGE_BYTES:
+            download.download_large(repo, file.path, revision)
+        return Path(hf_hub_download(repo, file.path, revision=revision))
+
+
+def read_start(repo: str, file: HubFile, revision: str | None = None) -> bytes | None:
+    """Return the first bytes of a large file, more than a header has; None if they do not come.
+
+    A small file is soon fetched whole: of one None is returned, too.
+    """
+    if file.n_bytes < download.LARGE_BYTES:
+        return None
+    return download.read_start(repo, file.path, revision)
 
 
 def fetch_snapshot(repo: str, patterns: list[str], revision: str | None = None) -> Path:
@@ -112,8 +126,6 @@ def _one_line(asked: str) -> Iterator[None]:
         RepositoryNotFoundError,
     )
 
-    # The first base of the hub's own error is that of its HTTP client, whichever that is.
-    http_error, *_ = cast("tuple[type[Exception], ...]", HfHubHTTPError.__bases__)
     repo = "/".join(asked.split("/")[:2])
     try:
         yield
@@ -136,7 +148,7 @@ def _one_line(asked: str) -> Iterator[None]:
             f"{asked} was asked for; {repo} has no such file or folder; `scopelake saes {repo}` "
             "lists what it has"
         ) from error
-    except (http_error, HfHubHTTPError, HFValidationError, OSError) as error:
+    except (download.http_error(), HfHubHTTPError, HFValidationError, OSError) as error:
         reason = " ".join(str(error).split())
         has_answered = isinstance(error, (HfHubHTTPError, HFValidationError))
         raise (HubError if has_answered else HubUnreachableError)(

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
+from typing import Any, Final
 from uuid import uuid4
 
 import numpy as np
@@ -54,6 +54,8 @@ from scopelake.store.root import Root
 from scopelake.store.schema import SCHEMAS
 from scopelake.store.snapshot import Snapshot
 from scopelake.store.writer import discard, write_examples, write_features
+
+_MOST_ON_PADDING: Final = 0.5
 
 
 @dataclass(frozen=True)
@@ -197,7 +199,18 @@ def _write_firings(
         counts.n_on_padding += placed.n_on_padding
         progress(examples.name, block.first_feature + len(block.contexts), examples.n_features)
     counts.n_features = int(np.count_nonzero(~np.isnan(highest)))
+    _check_padding(examples, counts)
     return highest
+
+
+def _check_padding(examples: Examples, counts: _Counts) -> None:
+    """A firing on padding is odd; many say that the file's parts do not belong together."""
+    n_given = counts.n_firings + counts.n_on_bos + counts.n_on_padding
+    if counts.n_on_padding > _MOST_ON_PADDING * n_given:
+        raise CoderFileError(
+            f"the examples in {examples.file} were to be imported; {counts.n_on_padding:,} of "
+            f"their {n_given:,} firings are on padding; the file is damaged: fetch it again"
+        )
 
 
 def _write_block(root: Root, examples: Examples, kept: Firings, corpus: str, run: str) -> Receipt:

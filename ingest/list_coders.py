@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path, PurePosixPath
+from typing import Final
 
 import pyarrow as pa
 
 from scopelake.errors import CoderFileError
 from scopelake.ingest import hub
 from scopelake.ingest.coders import PARAMS
-from scopelake.ingest.families import FolderName, parse_folder
+from scopelake.ingest.families import LAYERS, FolderName, Layers, parse_folder
 from scopelake.ingest.find_coders import is_weights
 
+_SIZE: Final = re.compile(r"(?:.*/)?gemma-scope-2-(\w+)-(?:pt|it)\Z")
 _SCHEMA = pa.schema(
     [
         ("sae", pa.string()),
@@ -40,7 +43,8 @@ class CoderListing:
     a config.json); by family and layer."""
     missing: tuple[str, ...]
     """``<family>/<folder>`` of each combination of a family's layers, widths, L0 labels and affine
-    that is not there; labels with seeds are left out."""
+    that is not there; labels with seeds are left out. A family has the layers that are there and,
+    in a repository whose name tells one of Gemma 3's sizes, those that were published of it."""
     incomplete: tuple[str, ...]
     """``<family>/<folder>`` of coders of several layers that lack some layer's file."""
 
@@ -63,7 +67,7 @@ def list_coders(repo: str | Path) -> CoderListing:
             if file.is_file()
         ]
         name = hub.repo_of_cached(path.resolve()) or path.resolve().name
-    elif str(repo).count("/") == 1 and not str(repo).startswith((".", "/", "~")):
+    elif str(repo).partition("@")[0].count("/") == 1 and not str(repo).startswith((".", "/", "~")):
         name, _, revision = str(repo).partition("@")
         files = hub.list_files(name, revision=revision or None)
     else:
@@ -71,20 +75,25 @@ def list_coders(repo: str | Path) -> CoderListing:
             f"the SAEs of {str(repo)!r} were asked for; there is no such folder; name a folder or "
             "a hub repository such as google/gemma-scope-2-1b-it"
         )
-    return _listing(name, files)
+    size = _SIZE.match(name)
+    return _listing(name, files, LAYERS.get(size[1]) if size else None)
 
 
 def list_cached_coders() -> list[CoderListing]:
-    """List the coders that were fetched before, of each hub repository in the local cache."""
+    """List the coders that were fetched before, of each hub repository in the local cache.
+
+    What was not fetched of a repository is not missing from it: layers that are not there at all
+    are left out.
+    """
     files = {repo: hub.list_cached_files(repo) for repo in hub.cached_repos()}
     return [
-        _listing(repo, there)
+        _listing(repo, there, None)
         for repo, there in files.items()
         if any(is_weights(PurePosixPath(f.path).name) for f in there)
     ]
 
 
-def _listing(repo: str, files: Iterable[hub.HubFile]) -> CoderListing:
+def _listing(repo: str, files: Iterable[hub.HubFile], known: Layers | None) -> CoderListing:
     weights: dict[str, list[hub.HubFile]] = {}
     configs = set()
     for file in files:
@@ -117,12 +126,12 @@ def _listing(repo: str, files: Iterable[hub.HubFile]) -> CoderListing:
     ]
     n_files = {folder: len(found) for folder, found in weights.items()}
     return CoderListing(
-        repo, pa.Table.from_pylist(rows, schema=_SCHEMA), _missing(parsed),
-        _incomplete(parsed, n_files),
+        repo, pa.Table.from_pylist(rows, schema=_SCHEMA), _missing(parsed, known),
+        _incomplete(parsed, n_files, known),
     )  # fmt: skip
 
 
-def _missing(parsed: dict[str, FolderName]) -> tuple[str, ...]:
+def _missing(parsed: dict[str, FolderName], known: Layers | None) -> tuple[str, ...]:
     by_family: dict[str, list[FolderName]] = {}
     for folder, name in parsed.items():
         if name.seed is None:
@@ -130,7 +139,7 @@ def _missing(parsed: dict[str, FolderName]) -> tuple[str, ...]:
     gaps = []
     for family, names in sorted(by_family.items()):
         axes = (
-            sorted({n.layers or () for n in names}),
+            sorted({n.layers or () for n in names} | _published_layers(names[0], known)),
             sorted({n.width_label for n in names}),
             sorted({n.l0_label for n in names}),
             sorted({n.affine for n in names}),
@@ -143,9 +152,28 @@ def _missing(parsed: dict[str, FolderName]) -> tuple[str, ...]:
     return tuple(gaps)
 
 
-def _incomplete(parsed: dict[str, FolderName], n_files: dict[str, int]) -> tuple[str, ...]:
-    """A crosscoder has a file for each layer of its name, a CLT as many as the fullest one."""
-    clt = max((n_files[f] for f, p in parsed.items() if p.family.type == "clt"), default=0)
+def _published_layers(name: FolderName, known: Layers | None) -> set[tuple[int, ...]]:
+    """Layers that the family of `name` has in the published repositories."""
+    if known is None or name.family.type == "clt":
+        return set()
+    if name.family.is_multi_layer:
+        return {known.deep_dive}
+    layers = range(known.n_layers) if name.all_layers else known.deep_dive
+    return {(layer,) for layer in layers}
+
+
+def _incomplete(
+    parsed: dict[str, FolderName], n_files: dict[str, int], known: Layers | None
+) -> tuple[str, ...]:
+    """A crosscoder has a file for each layer of its name, a CLT for each layer of the model.
+
+    Where the model's layers are not known, they are the files of the fullest CLT.
+    """
+    clt = (
+        known.n_layers
+        if known
+        else max((n_files[f] for f, p in parsed.items() if p.family.type == "clt"), default=0)
+    )
     return tuple(
         folder
         for folder, name in sorted(parsed.items())

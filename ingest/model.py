@@ -73,15 +73,25 @@ def find_model(model: str | Path, *, tokenizer_only: bool = False) -> ModelFiles
     if path.is_dir():
         name = repo_of_cached(path.resolve()) or path.resolve().name
         return ModelFiles(path, name, "local")
+    name, revision = split_hub_id(model)
+    patterns = _TOKENIZER_FILES if tokenizer_only else _FILES
+    fetched = fetch_snapshot(name, patterns, revision)
+    return ModelFiles(fetched, name, fetched.name)
+
+
+def split_hub_id(model: str | Path) -> tuple[str, str | None]:
+    """Return name and revision of a model that is no local folder.
+
+    Raises:
+        ModelError: it is no hub id, either.
+    """
     name, _, revision = str(model).partition("@")
-    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
+    if Path(model).is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
         raise ModelError(
             f"model {str(model)!r} was asked for; there is no such folder; name a folder or a hub "
             "id such as google/gemma-3-1b-it"
         )
-    patterns = _TOKENIZER_FILES if tokenizer_only else _FILES
-    fetched = fetch_snapshot(name, patterns, revision or None)
-    return ModelFiles(fetched, name, fetched.name)
+    return name, revision or None
 
 
 def choose_device(device: str) -> torch.device:

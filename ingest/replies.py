@@ -59,6 +59,20 @@ class Replier:
         """Return in words whose replies they are and how they came about."""
         return self.config.describe(self.model.name)
 
+    def check_length(self, chat: TokenizedText, origin: str) -> None:
+        """Refuse a chat that leaves no room for a whole reply in the model's context.
+
+        Raises:
+            InvalidArgumentError: as it says.
+        """
+        n_tokens = len(self._tokenizer.open_turn(chat, 0).token_ids) + self.config.max_tokens
+        if n_tokens > self.model.max_positions:
+            raise InvalidArgumentError(
+                f"{origin} is a chat of {n_tokens} tokens, its reply of at most "
+                f"{self.config.max_tokens} included; {self.model.name} takes "
+                f"{self.model.max_positions}; shorten it, or generate less"
+            )
+
     def extend(self, chats: Sequence[TokenizedText], turns: Sequence[int]) -> list[TokenizedText]:
         """Return `chats` with the model's turn opened and its reply in it.
 

@@ -310,22 +310,30 @@ def _segments(pieces: list[str], messages: tuple[Message, ...]) -> list[_Segment
     """Turn (template, edge, index, edge, template, ..., template) into segments.
 
     Template text before ``<start_of_turn>`` closes the message before it; from there on it opens
-    the message after it.
+    the message after it. Around a system message that is written into the user's turn, it opens
+    that turn.
     """
+    folded = len(pieces) > 8 and _is_folded(messages, pieces[4])
     segments: list[_Segment] = []
     for number, template in enumerate(pieces[::4]):
         before = number - 1 if number > 0 else None
         after = number if number < len(messages) else None
         cut = template.find(_START_OF_TURN)
         cut = len(template) if cut < 0 else cut
-        segments.append(_template_segment(template[:cut], before, messages))
-        segments.append(_template_segment(template[cut:], after, messages))
+        closed, opened = ((1 if folded and turn == 0 else turn) for turn in (before, after))
+        segments.append(_template_segment(template[:cut], closed, messages))
+        segments.append(_template_segment(template[cut:], opened, messages))
         if after is not None:
             content = messages[after]["content"]
             content = content if pieces[4 * number + 1] else content.lstrip()
             content = content if pieces[4 * number + 3] else content.rstrip()
             segments.append(_Segment(content, CONTENT, _role(messages[after]), after))
     return [s for s in segments if s.text]
+
+
+def _is_folded(messages: tuple[Message, ...], behind: str) -> bool:
+    """Whether the first message is a system's, with no turn of its own: `behind` begins none."""
+    return messages[0]["role"] == "system" and _START_OF_TURN not in behind
 
 
 def _template_segment(text: str, turn: int | None, messages: tuple[Message, ...]) -> _Segment:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from scopelake.errors import InvalidArgumentError
 from scopelake.handle import LakeHandle
-from scopelake.named import coder_specs, load_tokenizer, model_files
+from scopelake.named import coder_specs, load_tokenizer, model_called, model_files
 from scopelake.names import Site, SiteLayer
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ class Building(LakeHandle):
         sites = tuple(SiteLayer(site, layer) for site, layer in dense)
         config = IngestConfig(corpus, sites, activation_bits, batch_tokens, evaluate)
         row = find_corpus(self._store, self._store.snapshot(), corpus)
-        coders = find_coders(coder_specs(saes))
+        coders = find_coders(coder_specs(saes), model_called(model, model_name))
         files = model_files(model, model_name)
         check_tokenizer(row, files)
         loaded = load_model(files, device=device, dtype=dtype, device_map=device_map)
@@ -182,7 +182,10 @@ class Building(LakeHandle):
         self._check_writable()
         check_k(k)
         replies = None if generate is None else ReplyConfig(generate, temperature, seed)
-        coders, files = find_coders(coder_specs(saes)), model_files(model, model_name)
+        coders, files = (
+            find_coders(coder_specs(saes), model_called(model, model_name)),
+            model_files(model, model_name),
+        )
         name = inspect_prompt(
             self._store, PromptSource(prompt),
             load_model(files, device=device, dtype=dtype, device_map=device_map),
@@ -257,7 +260,7 @@ class Building(LakeHandle):
         from scopelake.ingest.find_coders import find_coders
         from scopelake.ingest.model import load_model
 
-        coders = find_coders(coder_specs(saes))
+        coders = find_coders(coder_specs(saes), model_called(model, model_name))
         files = model_files(model, model_name)
         loaded = load_model(files, device=device, dtype=dtype, device_map=device_map)
         return [

@@ -148,4 +148,4 @@ class MissingDependencyError(ScopelakeError, ImportError):
 
 
 class CoderWarning(UserWarning):
-    """A coder loads but is not what Gemma Scope 2 publishes."""
+    """A coder loads, but is not what Gemma Scope 2 publishes or does not come as it should."""

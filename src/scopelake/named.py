@@ -29,6 +29,20 @@ def model_files(
     return replace(files, name=name or (tiny.MODEL_NAME if is_tiny else files.name))
 
 
+def model_called(model: str | Path, name: str | None = None) -> str:
+    """Return what `model_files` will call a model, without fetching it.
+
+    Raises:
+        ModelError: it is neither a folder nor a hub id.
+    """
+    from scopelake.ingest.model import split_hub_id
+
+    if str(model) == tiny.MODEL_NAME or Path(model).is_dir():
+        return model_files(model, name).name
+    hub_name, _ = split_hub_id(model)
+    return name or hub_name
+
+
 def load_tokenizer(tokenizer: str | Path) -> Tokenizer:
     """Return the tokenizer of a model, whose weights are not fetched.
 

@@ -167,6 +167,7 @@ def test_a_decoder_that_was_rescaled_is_warned_of_in_one_line(capsys, lake, tmp_
     tensors = load_file(tiny.coders_path() / SAE / "params.safetensors")
     tensors["w_dec"][:7] *= 3
     save_file(tensors, folder / "params.safetensors")
+    (folder / "config.json").write_text(json.dumps({"model_name": MODEL}))
     assert main(["create", str(tmp_path / "lake")]) == 0
     (tmp_path / "a.txt").write_text("import os\n" * 9)
     assert main(["add-corpus", str(tmp_path / "lake"), "c", str(tmp_path / "a.txt"),

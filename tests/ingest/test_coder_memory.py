@@ -3,14 +3,21 @@
 import json
 import subprocess
 import sys
+import tracemalloc
 
 import pytest
+from safetensors.torch import load_file
+
+from scopelake.ingest import coder_weights
+from scopelake.ingest.coders import read_coder
+from scopelake.ingest.decoder_rows import N_TOKENS, decoder_columns
 
 D_IN, WIDTH = 1152, 262_144
 MEASURE = """
 import resource, sys
 from pathlib import Path
 import torch
+from scopelake.ingest import coder_weights
 from scopelake.ingest import coder_weights
 from scopelake.ingest.coders import read_coder
 
@@ -78,3 +85,29 @@ def test_the_peak_is_the_result_and_a_slice(folder, what, dtype):
         assert held > WIDTH * D_IN * (2 if dtype == "bfloat16" else 4)
     # A slice, its pages of the file, its float32 copy while it is checked, and the allocator's.
     assert peak <= held + 3 * slice_bytes + (64 << 20)
+
+
+def test_decoder_columns_take_what_they_hold_and_a_block(
+    tmp_path, write_coder, tiny_model, monkeypatch
+):
+    """Lists of Python's numbers would take ten times as much."""
+    width = 20_000
+    coder = read_coder(write_coder(tmp_path, folder=f"layer_1_width_{width}_l0_big", width=width))
+    monkeypatch.setattr(coder_weights, "SLICE_BYTES", 1 << 20)
+    decoder_columns(coder, tiny_model)
+    tracemalloc.start()
+    columns = decoder_columns(coder, tiny_model)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    held = sum(column.nbytes for column in columns.values())
+    assert held >= width * 4 * (1 + 4 * N_TOKENS)
+    assert peak < 2 * held + 4 * coder_weights.SLICE_BYTES
+    direction = load_file(coder.params[0])["w_dec"][-1]
+    gain = 1.0 + tiny_model.module.model.norm.weight
+    expected = (tiny_model.module.lm_head.weight * gain) @ direction
+    for name, sign in (("top", 1), ("bottom", -1)):
+        logits = (sign * expected).topk(N_TOKENS)
+        assert columns[f"{name}_tokens"][width - 1].as_py() == logits.indices.tolist()
+        found = columns[f"{name}_logits"][width - 1].as_py()
+        assert found == pytest.approx((sign * logits.values).tolist(), rel=1e-5)
+    assert columns["decoder_norm"][width - 1].as_py() == pytest.approx(1.0)

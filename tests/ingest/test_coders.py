@@ -1,15 +1,17 @@
 """Coder files: read in Gemma Scope 2's layout, refused with both names where they do not fit."""
 
 import dataclasses
+import warnings
 from contextlib import nullcontext
 
 import pytest
 import torch
 
 from scopelake import tiny
-from scopelake.errors import CoderFileError, CoderMismatchError
+from scopelake.errors import CoderFileError, CoderMismatchError, CoderWarning
 from scopelake.ingest.coder_weights import load_decoder, load_encoders
 from scopelake.ingest.coders import check_fits, read_coder
+from scopelake.ingest.families import is_of_width, parse_folder
 from scopelake.ingest.find_coders import find_coders
 from scopelake.names import SiteLayer
 
@@ -36,7 +38,8 @@ def test_a_coder_says_what_it_is(tmp_path, write_coder):
 
 
 def test_a_folder_without_config_is_read_by_its_name(tmp_path, write_coder, tiny_model):
-    coder = read_coder(write_coder(tmp_path, "mlp_out", config=False))
+    with pytest.warns(CoderWarning, match="which model it was trained on"):
+        coder = read_coder(write_coder(tmp_path, "mlp_out", config=False))
     assert coder.sites == (SiteLayer("mlp_out", 1),)
     assert (coder.model_name, coder.l0) == (None, None)
     check_fits(coder, tiny_model)
@@ -115,6 +118,61 @@ def test_without_config_the_repository_says_the_model(
 def test_a_config_that_is_no_object_is_refused(tmp_path, write_coder):
     with pytest.raises(CoderFileError, match="is no JSON object"):
         read_coder(write_coder(tmp_path, config=[1]))
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"architecture": "topk"}, "says architecture 'topk'; scopelake reads 'jump_relu'"),
+        ({"hf_hook_point_in": "model.layers.2.output"},
+         r"name says model.layers.1.output and its config.json, as hf_hook_point_in, .*layers.2"),
+        ({"hf_hook_point_out": "model.layers.1.post_feedforward_layernorm.output"},
+         "name says model.layers.1.output and its config.json, as hf_hook_point_out, "),
+    ],
+)  # fmt: skip
+def test_a_config_that_contradicts_its_folder_is_refused(tmp_path, write_coder, config, says):
+    with pytest.raises(CoderFileError, match=says):
+        read_coder(write_coder(tmp_path, config=config))
+
+
+def test_a_config_may_name_the_multimodal_modules(tmp_path, write_coder):
+    point = "model.language_model.layers.1.output"
+    coder = read_coder(write_coder(tmp_path, config={"hf_hook_point_in": point}))
+    assert coder.hook_in == point
+
+
+def test_a_width_that_is_not_the_folders_is_refused_naming_both(tmp_path, write_coder):
+    path = write_coder(tmp_path, folder="layer_1_width_16k_l0_small")
+    with pytest.raises(CoderFileError, match="files have 64 features .* name says 16k"):
+        read_coder(path)
+
+
+@pytest.mark.parametrize(
+    ("family", "label", "width", "fits"),
+    [
+        ("resid_post", "16k", 16384, True), ("resid_post", "65k", 65536, True),
+        ("resid_post", "262k", 262144, True), ("resid_post", "1m", 1 << 20, True),
+        ("resid_post", "512", 512, True), ("resid_post", "512", 511, False),
+        ("resid_post", "16k", 65536, False), ("resid_post", "262k", 262080, False),
+        ("crosscoder", "524k", 524288, True), ("crosscoder", "512k", 524288, True),
+        ("clt", "262k", 262080, True), ("clt", "524k", 524160, True),
+        ("clt", "262k", 524160, False), ("crosscoder", "65k", 16384, False),
+    ],
+)  # fmt: skip
+def test_widths_by_label(family, label, width, fits):
+    layers = {"resid_post": "layer_1_", "crosscoder": "layer_1_2_3_4_", "clt": ""}[family]
+    name = parse_folder(family, f"{layers}width_{label}_l0_big")
+    assert is_of_width(name, width) == fits
+
+
+def test_a_coder_whose_model_nothing_tells_is_warned_of(tmp_path, write_coder):
+    path = write_coder(tmp_path, config=False)
+    with pytest.warns(CoderWarning, match="gemma-scope-2-test is not called gemma-scope-2-<mod"):
+        read_coder(path)
+    path.parents[1].rename(tmp_path / "gemma-scope-2-1b-it")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read_coder(tmp_path / "gemma-scope-2-1b-it" / path.parent.name / path.name)
 
 
 @pytest.mark.parametrize("name", ["gemma-3-tiny", "gemma-v3-tiny", "scopelake/gemma-3-tiny"])

@@ -247,12 +247,34 @@ def test_an_address_twice_is_refused(lake, published, write_examples):
 def test_firings_on_padding_are_counted_and_left_out(lake, published, write_examples):
     column = published.columns[4][-1] + 1
     published.firings["seq_ids"][7, 0], published.firings["positions"][7, 0] = 4, column
-    published.firings["activations"][7, 0] = 9.0
+    published.firings["activations"][7, 0] = 999.0
     write_examples(published.folder, published.tokens, published.firings)
     (done,) = bring(lake, published.folder)
     assert done.n_on_padding == 1
     rows = lake.sql("SELECT max(activation) AS m FROM peaks WHERE feature = 7")
-    assert rows["m"][0].as_py() != 9.0
+    assert rows["m"][0].as_py() != 999.0
+
+
+def test_a_file_whose_firings_are_mostly_on_padding_is_refused(lake, published, write_examples):
+    positions = published.firings["positions"]
+    n_bytes = sum(f.stat().st_size for f in lake.path.rglob("*") if f.is_file())
+    positions[:40] = published.columns[4][-1] + 1
+    published.firings["seq_ids"][:40] = 4
+    write_examples(published.folder, published.tokens, published.firings)
+    with pytest.raises(
+        CoderFileError, match=r"of their [\d,]+ firings are on padding; the file is"
+    ):
+        bring(lake, published.folder)
+    assert sum(f.stat().st_size for f in lake.path.rglob("*") if f.is_file()) == n_bytes
+
+
+def test_a_file_whose_firings_are_out_of_order_is_refused(lake, published, write_examples):
+    row = published.firings["activations"][9]
+    assert row[0] > row[1] > 0
+    row[0], row[1] = row[1], row[0]
+    write_examples(published.folder, published.tokens, published.firings)
+    with pytest.raises(CoderFileError, match="out of order, first those of feature 9; they are"):
+        bring(lake, published.folder)
 
 
 def test_a_row_of_padding_keeps_its_number(lake, published, write_examples):

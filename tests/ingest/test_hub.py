@@ -1,14 +1,18 @@
 """The hub, over HTTP on loopback: only what is needed is fetched, and refusals are one line."""
 
+import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from safetensors.torch import load, save
 
 from scopelake import tiny
 
@@ -23,7 +27,15 @@ class Hub(BaseHTTPRequestHandler):
     files: dict = {}
     fetched: list = []
     revisions: list = []
+    sent: dict = {}
+    """Bytes of each file, over all answers."""
+    lies: dict = {}
+    resolved: set = set()
+    reached = released = threading.Event()
     cut = "nothing"
+    cut_after = 9
+    hangs = False
+    has_ranges = True
 
     def do_HEAD(self):
         self.answer(body=False)
@@ -32,18 +44,20 @@ class Hub(BaseHTTPRequestHandler):
         self.answer(body=True)
 
     def answer(self, *, body):
-        path = unquote(urlsplit(self.path).path)
+        raw = urlsplit(self.path).path
+        path = unquote(raw)
         if "gated" in path:
             return self.send(403, b"", {"X-Error-Code": "GatedRepo"})
         if REPO not in path:
             return self.send(404, b"", {"X-Error-Code": "RepoNotFound"})
         if path.startswith(f"/api/models/{REPO}/revision/"):
-            self.revisions.append(path.rsplit("/", 1)[1])
+            self.revisions.append(unquote(raw.rsplit("/", 1)[1]))
             found = {"id": REPO, "sha": COMMIT, "siblings": [{"rfilename": f} for f in self.files]}
             return self.send(200, json.dumps(found).encode(), {"Content-Type": "application/json"})
         if path.startswith(f"/api/models/{REPO}/tree/"):
-            revision, _, inner = path.removeprefix(f"/api/models/{REPO}/tree/").partition("/")
-            if revision not in ("main", "v2", COMMIT):
+            revision, _, inner = raw.removeprefix(f"/api/models/{REPO}/tree/").partition("/")
+            revision, inner = unquote(revision), unquote(inner)
+            if revision not in ("main", "v2", "refs/pr/1", COMMIT):
                 return self.send(404, b"", {"X-Error-Code": "RevisionNotFound"})
             tree = [
                 {"type": "file", "path": name, "size": len(data), "oid": COMMIT}
@@ -53,16 +67,32 @@ class Hub(BaseHTTPRequestHandler):
             if not tree:
                 return self.send(404, b"", {"X-Error-Code": "EntryNotFound"})
             return self.send(200, json.dumps(tree).encode(), {"Content-Type": "application/json"})
-        name = path.split("/resolve/", 1)[1].split("/", 1)[1]
+        revision, name = map(unquote, raw.split("/resolve/", 1)[1].split("/", 1))
+        Hub.resolved.add(revision)
         if name not in self.files:
             return self.send(404, b"", {"X-Error-Code": "EntryNotFound"})
         if body:
             self.fetched.append(name)
-        headers = {"ETag": f'"{COMMIT}{len(name)}"', "X-Repo-Commit": COMMIT}
-        if body and name.endswith(self.cut):
-            self.send(200, self.files[name], headers, body=False)
-            return self.wfile.write(self.files[name][:9])
-        return self.send(200, self.files[name], headers, body=body)
+        data = self.files[name]
+        headers = {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Repo-Commit": COMMIT}
+        asked = self.headers.get("Range", "bytes=-").removeprefix("bytes=")
+        start, stop = (int(n) if n else None for n in asked.split("-"))
+        status, data = 200, Hub.lies.get(name, data)
+        if self.has_ranges and start is not None:
+            part = data[start : None if stop is None else stop + 1]
+            headers["Content-Range"] = f"bytes {start}-{start + len(part) - 1}/{len(data)}"
+            status, data = 206, part
+        cut = self.cut_after if body and name.endswith(self.cut) else len(data)
+        self.sent[name] = self.sent.get(name, 0) + (min(cut, len(data)) if body else 0)
+        if cut >= len(data):
+            return self.send(status, data, headers, body=body)
+        self.send(status, data, headers, body=False)
+        self.wfile.write(data[:cut])
+        self.wfile.flush()
+        if self.hangs:
+            Hub.reached.set()
+            Hub.released.wait(30)
+        return None
 
     def send(self, status, data, headers, *, body=True):
         self.send_response(status)
@@ -83,7 +113,9 @@ def hub(tmp_path):
     Hub.files = {f"{FOLDER}/{f.name}": f.read_bytes() for f in source.iterdir()}
     Hub.files[f"{FOLDER}/examples.safetensors"] = b"large"
     Hub.files["README.md"] = b"card"
-    Hub.fetched, Hub.revisions, Hub.cut = [], [], "nothing"
+    Hub.fetched, Hub.revisions, Hub.sent, Hub.lies, Hub.resolved = [], [], {}, {}, set()
+    Hub.cut, Hub.cut_after, Hub.hangs, Hub.has_ranges = "nothing", 9, False, True
+    Hub.reached, Hub.released = threading.Event(), threading.Event()
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
@@ -99,7 +131,9 @@ def hub(tmp_path):
             env=environment, cwd=tmp_path,
         )  # fmt: skip
 
+    run.environment = environment
     yield run
+    Hub.released.set()
     server.shutdown()
     server.server_close()
     thread.join()
@@ -152,6 +186,21 @@ def test_only_what_encoding_needs_is_fetched_and_only_once(hub, spec):
     assert sorted(Hub.fetched) == [f"{FOLDER}/config.json", f"{FOLDER}/params.safetensors"]
 
 
+@pytest.mark.parametrize("inner", [FOLDER, "resid_post_all/*_width_1024_l0_small"])
+def test_a_revision_may_have_slashes(hub, inner):
+    code = (
+        "from scopelake.ingest.find_coders import find_coders\n"
+        f"(coder,) = find_coders(['{REPO}@refs/pr/1/{inner}'])\n"
+        "print(coder.name)"
+    )
+    done = hub("-c", code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [f"gemma-scope-2-1b-it/{FOLDER}"]
+    assert Hub.resolved == {"refs/pr/1"}
+    listed = hub("-m", "scopelake", "saes", f"{REPO}@refs/pr/1", "--json")
+    assert json.loads(listed.stdout)["repo"] == REPO
+
+
 def test_a_download_that_breaks_off_leaves_what_was_whole(hub):
     Hub.cut = "params.safetensors"
     code = f"from scopelake.ingest.find_coders import find_coders\nfind_coders(['{REPO}/{FOLDER}'])"
@@ -162,6 +211,107 @@ def test_a_download_that_breaks_off_leaves_what_was_whole(hub):
     done = hub("-c", code)
     assert done.returncode == 0, done.stderr
     assert Hub.fetched == [f"{FOLDER}/params.safetensors"]
+
+
+PARAMS = f"{FOLDER}/params.safetensors"
+LARGE = (
+    "from scopelake.ingest import download\ndownload.LARGE_BYTES = 100_000\n"
+    "from scopelake.ingest.find_coders import find_coders\n"
+    f"(coder,) = find_coders(['{REPO}/{FOLDER}'])\n"
+    "print(coder.width)"
+)
+
+
+def partials(tmp_path):
+    return sorted(tmp_path.glob("hf/hub/*/blobs/*.scopelake-partial"))
+
+
+def test_a_large_download_goes_on_where_the_connection_broke(hub, tmp_path):
+    Hub.cut, Hub.cut_after = "params.safetensors", 400_000
+    done = hub("-c", LARGE)
+    assert done.returncode == 0, done.stderr
+    # Several answers, and no byte sent twice.
+    assert Hub.sent[PARAMS] == len(Hub.files[PARAMS])
+    assert Hub.fetched.count(PARAMS) == -(-len(Hub.files[PARAMS]) // 400_000)
+    assert partials(tmp_path) == []
+
+
+def test_a_large_download_goes_on_after_its_process_was_killed(hub, tmp_path):
+    n_bytes = len(Hub.files[PARAMS])
+    Hub.cut, Hub.cut_after, Hub.hangs = "params.safetensors", n_bytes // 2, True
+    killed = subprocess.Popen([sys.executable, "-P", "-c", LARGE], env=hub.environment)
+    assert Hub.reached.wait(30)
+    while not (found := partials(tmp_path)) or found[0].stat().st_size < n_bytes // 2:
+        time.sleep(0.05)
+    killed.kill()
+    assert killed.wait() == -signal.SIGKILL
+    Hub.released.set()
+    Hub.cut, Hub.sent = "nothing", {}
+    done = hub("-c", LARGE)
+    assert done.returncode == 0, done.stderr
+    assert Hub.sent[PARAMS] == n_bytes - n_bytes // 2
+    assert partials(tmp_path) == []
+    assert hub("-c", LARGE).returncode == 0
+    assert Hub.sent[PARAMS] == n_bytes - n_bytes // 2
+
+
+def test_two_processes_download_a_large_file_once(hub):
+    both = [subprocess.Popen([sys.executable, "-P", "-c", LARGE], env=hub.environment)
+            for _ in range(2)]  # fmt: skip
+    assert [process.wait() for process in both] == [0, 0]
+    assert Hub.sent[PARAMS] == len(Hub.files[PARAMS])
+
+
+def test_a_large_download_of_other_bytes_is_refused_and_deleted(hub, tmp_path):
+    Hub.lies = {PARAMS: Hub.files[PARAMS][::-1]}
+    done = hub("-c", LARGE)
+    assert "the hub did not give it (its bytes have the sha256" in done.stderr.splitlines()[-1]
+    assert partials(tmp_path) == []
+    Hub.lies = {}
+    assert hub("-c", LARGE).returncode == 0
+
+
+def test_a_server_without_ranges_is_left_to_the_library(hub, tmp_path):
+    Hub.has_ranges = False
+    done = hub("-c", LARGE)
+    assert done.returncode == 0, done.stderr
+    assert "the server sends no parts of files" in done.stderr
+    assert partials(tmp_path) == []
+
+
+OTHER = (
+    "from scopelake.ingest import download\ndownload.LARGE_BYTES = 100_000\n"
+    "from scopelake.ingest.find_coders import find_coders\n"
+    "find_coders(['{}'], '{}')"
+)
+
+
+@pytest.mark.parametrize("has_config", [True, False])
+def test_a_coder_of_another_model_is_refused_before_its_weights_come(hub, tmp_path, has_config):
+    if not has_config:
+        del Hub.files[f"{FOLDER}/config.json"]
+    local = tmp_path / REPO.split("/")[1] / FOLDER
+    local.mkdir(parents=True)
+    for name, data in Hub.files.items():
+        if name.startswith(FOLDER):
+            (local / name.rsplit("/", 1)[1]).write_bytes(data)
+    refusals = [
+        hub("-c", OTHER.format(spec, "google/gemma-3-1b-pt")).stderr.splitlines()[-1]
+        for spec in (f"{REPO}/{FOLDER}", local)
+    ]
+    trained_on = tiny.MODEL_NAME if has_config else "gemma-3-1b-it"
+    assert f"{FOLDER} was trained on {trained_on}; the model given is google/" in refusals[0]
+    assert refusals[0] == refusals[1]
+    assert Hub.fetched == [f"{FOLDER}/config.json"] * has_config
+
+
+def test_weights_that_are_no_coders_are_refused_by_their_header(hub, tmp_path):
+    tensors = load(Hub.files[PARAMS])
+    Hub.files[PARAMS] = save({k: v for k, v in tensors.items() if k != "threshold"})
+    done = hub("-c", OTHER.format(f"{REPO}/{FOLDER}", tiny.MODEL_NAME))
+    assert "and lacks threshold; use a JumpReLU coder" in done.stderr.splitlines()[-1]
+    assert Hub.sent[PARAMS] == 1 << 16
+    assert partials(tmp_path) == []
 
 
 @pytest.mark.parametrize("inner", [FOLDER, "resid_post_all/*_width_1024_l0_small"])

@@ -4,6 +4,7 @@ import pytest
 
 from scopelake import tiny
 from scopelake.errors import CoderFileError
+from scopelake.ingest.families import LAYERS
 from scopelake.ingest.list_coders import list_coders
 
 
@@ -11,12 +12,12 @@ from scopelake.ingest.list_coders import list_coders
 def make_repo(tmp_path):
     """Return a function that makes empty files at the paths given, below a repository's folder."""
 
-    def make(*paths):
+    def make(*paths, name="gemma-scope-2-1b-it"):
         for path in paths:
-            file = tmp_path / "gemma-scope-2-1b-it" / path
+            file = tmp_path / name / path
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(b"12345678")
-        return tmp_path / "gemma-scope-2-1b-it"
+        return tmp_path / name
 
     return make
 
@@ -51,6 +52,7 @@ def test_gaps_partial_uploads_and_seeds(make_repo):
         "clt/width_262k_l0_medium/params_layer_0.safetensors",
         "resid_post/notes/params.safetensors",
         "README.md",
+        name="gemma-scope-2-other",
     )
     found = list_coders(repo)
     rows = {row["sae"]: row for row in found.table.to_pylist()}
@@ -68,6 +70,27 @@ def test_gaps_partial_uploads_and_seeds(make_repo):
         "clt/width_262k_l0_medium",
         "crosscoder/layer_7_13_17_22_width_65k_l0_big",
     )
+
+
+@pytest.mark.parametrize("size", ["270m-pt", "1b-it", "4b-pt", "12b-it", "27b-pt"])
+def test_layers_of_a_known_size_that_are_absent_are_missing(make_repo, size):
+    known = LAYERS[size.split("-")[0]]
+    deep = known.deep_dive
+    # Depths of 25, 50, 65 and 85 %.
+    assert deep == tuple(int(depth * known.n_layers + 0.5) for depth in (0.25, 0.5, 0.65, 0.85))
+    folder = "width_16k_l0_small"
+    repo = make_repo(
+        *(f"resid_post_all/layer_{n}_{folder}/params.safetensors"
+          for n in range(known.n_layers) if n != 3),
+        *(f"mlp_out/layer_{n}_{folder}/params.safetensors" for n in deep[:3]),
+        *(f"clt/width_262k_l0_big/params_layer_{n}.safetensors" for n in range(known.n_layers - 1)),
+        name=f"gemma-scope-2-{size}",
+    )  # fmt: skip
+    found = list_coders(repo)
+    assert set(found.missing) == {
+        f"resid_post_all/layer_3_{folder}", f"mlp_out/layer_{deep[3]}_{folder}",
+    }  # fmt: skip
+    assert found.incomplete == ("clt/width_262k_l0_big",)
 
 
 @pytest.mark.parametrize("given", ["/nowhere", "nowhere", "a/b/c"])

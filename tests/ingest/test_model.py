@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from scopelake.cli import main
 from scopelake.errors import ModelError
 from scopelake.ingest.capture import capture, decoder_layers, site_width
 from scopelake.ingest.model import LoadedModel, ModelFiles, find_model, load_model
+from scopelake.named import model_called
 from scopelake.names import SITES, SiteLayer
 
 TEXT = {
@@ -169,3 +171,13 @@ def test_other_architectures_are_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"]}))
     with pytest.raises(ModelError, match="LlamaForCausalLM"):
         load_model(ModelFiles(tmp_path, "x", "local"), device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [("google/gemma-3-1b-it", None), ("google/gemma-3-1b-it@refs/pr/1", None),
+     ("google/gemma-3-1b-it@v2", "other"), (tiny.MODEL_NAME, None), (tiny.model_path(), None)],
+)  # fmt: skip
+def test_a_models_name_is_known_before_it_is_fetched(model, name):
+    expected = "gemma-3-tiny" if isinstance(model, Path) else str(model).partition("@")[0]
+    assert model_called(model, name) == (name or expected)

@@ -1,5 +1,6 @@
 """Replies: the tokens that plain transformers generates, marked as generated."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -9,8 +10,9 @@ import torch
 import scopelake
 from scopelake import tiny
 from scopelake.errors import InvalidArgumentError, ModelError
+from scopelake.ingest.corpus import CorpusConfig, add_corpus
 from scopelake.ingest.replies import Replier, ReplyConfig
-from scopelake.ingest.sources import Document
+from scopelake.ingest.sources import Document, FileSource
 from scopelake.ingest.tokens import GENERATED, TEMPLATE
 from scopelake.names import ROLES
 
@@ -103,6 +105,25 @@ def test_a_corpus_keeps_replies_and_says_whose_they_are(tmp_path):
     assert row["source"] == (
         "chats.jsonl; replies of scopelake/gemma-3-tiny (greedy, at most 8 tokens)"
     )
+
+
+def test_a_chat_without_room_for_its_reply_is_refused_naming_it(tmp_path, tokenizer, tiny_model):
+    long = [{"role": "user", "content": "lake " * 40}]
+    rows = [{"messages": ASK}, {"messages": long}]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    n_tokens = len(tokenizer.open_turn(tokenizer.encode_chat(chat(long)), 1).token_ids) + 8
+    store = scopelake.create(tmp_path / "lake")._store
+    source = FileSource.find(tmp_path / "chats.jsonl", chat=True)
+
+    def add(name, n_positions):
+        model = dataclasses.replace(tiny_model, max_positions=n_positions)
+        replier = Replier(model, tokenizer, ReplyConfig(8))
+        return add_corpus(store, CorpusConfig(name), source, tokenizer, replier=replier)
+
+    assert add("fits", n_tokens).n_documents == 2
+    with pytest.raises(InvalidArgumentError, match=rf"jsonl.*2 is a chat of {n_tokens} tokens, "):
+        add("does-not", n_tokens - 1)
+    assert store.read("corpora", store.snapshot(), ["corpus"])["corpus"].to_pylist() == ["fits"]
 
 
 def test_a_model_spread_over_devices_replies_as_a_whole_one(tmp_path):

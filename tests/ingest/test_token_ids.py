@@ -6,7 +6,7 @@ import pytest
 from scopelake.ingest.sources import Document
 from scopelake.ingest.spell import Speller, spell_by_prefix
 from scopelake.ingest.token_ids import TokenIdReader
-from scopelake.names import KINDS
+from scopelake.names import KINDS, ROLES
 
 BOS = KINDS.index("bos")
 CHAT = (
@@ -72,6 +72,16 @@ def test_turns_are_those_that_the_template_made(tokenizer, n_messages):
     # The template's own BOS is in its text; of ids alone it covers none.
     assert read.text == made.text.removeprefix("<bos>")
     assert read.starts[1:].tolist() == (made.starts[1:] - len("<bos>")).tolist()
+
+
+def test_a_turn_that_begins_with_a_system_message_is_opened_by_the_user(tokenizer):
+    messages = ({"role": "system", "content": "Be brief."}, *CHAT[:2])
+    made = tokenizer.encode_chat(Document("d", "here", messages=messages))
+    read = TokenIdReader(tokenizer).read(made.token_ids)
+    # Of ids alone it is not known where the system's words end.
+    opening = slice(0, len(tokenizer.turn_openings()[ROLES.index("user")]) + 1)
+    assert read.roles[opening].tolist() == made.roles[opening].tolist()
+    assert read.kinds[opening].tolist() == made.kinds[opening].tolist()
 
 
 def test_a_chat_cut_at_both_ends(tokenizer):

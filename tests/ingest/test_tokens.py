@@ -1,5 +1,6 @@
 """Tokens know their offset, role, turn and kind; the ids equal transformers' own."""
 
+import numpy as np
 import pytest
 
 from scopelake import tiny
@@ -63,10 +64,25 @@ def test_chat_tokens_carry_role_turn_and_kind(tokenizer):
         found[key] = found.get(key, "") + piece
     assert found["none", -1, "bos"] == "<bos>"
     assert found["system", 0, "content"] == "Be brief."
+    assert not [key for key in found if key[0] == "system" and key[2] == "template"]
+    assert found["user", 1, "template"].startswith("<start_of_turn>user\n")
     assert found["user", 1, "content"] == "What is a list?"
     assert found["model", 2, "content"] == "A list holds items.\n\nIn order."
     assert found["model", 2, "template"] == "<start_of_turn>model\n<end_of_turn>\n"
     assert found["user", 3, "content"] == "Thanks"
+
+
+def test_a_system_message_with_a_turn_of_its_own_keeps_its_template(plain):
+    import copy
+
+    other = copy.deepcopy(plain)
+    other.chat_template = (
+        "{{- bos_token -}}{%- for m in messages -%}{{- '<start_of_turn>' + m['role'] + '\n'"
+        " + m['content'] + '<end_of_turn>\n' -}}{%- endfor -%}"
+    )
+    found = chat(Tokenizer(other, "turns"), ({"role": "system", "content": "Be brief."}, CHAT[0]))
+    system = np.array(pieces(found))[found.roles == ROLES.index("system")]
+    assert "".join(system) == "<start_of_turn>system\nBe brief.<end_of_turn>\n"
 
 
 def test_a_template_without_a_final_newline_gives_its_own_ids(plain):
