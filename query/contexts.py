@@ -18,7 +18,6 @@ from scopelake.query.sql import check_predicate, run
 from scopelake.query.views import PRIVATE, literal, token_columns
 from scopelake.query.windows import (
     activations_in,
-    check_corpus,
     context_texts,
     to_html,
     to_terminal,
@@ -41,7 +40,8 @@ class TopContexts:
     stop (window, positions [start, stop)), tokens and activations (of the window; null where it is
     not known), text."""
     note: str = ""
-    """What the answer is short of: corpora of which only published examples are known."""
+    """What the answer is short of: corpora of which only published examples are known, or whose
+    ingest is not complete."""
 
     def to_pandas(self) -> pd.DataFrame:
         """Return the rows as a pandas frame."""
@@ -81,9 +81,10 @@ class TopContexts:
         )
 
     def _never(self) -> str:
+        asked = f"feature {self.feature} of {self.sae}"
         if self.note:
-            return f"feature {self.feature} of {self.sae} is in none of the examples ({self.note})"
-        return f"feature {self.feature} of {self.sae} never fires in what was asked for"
+            return f"{asked} is in nothing that is known ({self.note})"
+        return f"{asked} never fires in what was asked for"
 
 
 def top_contexts(
@@ -116,6 +117,7 @@ def top_contexts(
     Raises:
         InvalidArgumentError: `k` or `window` is too small.
         CorpusNotFoundError: the lake has no such corpus.
+        NotIngestedError: the SAE was not run on it.
         QueryError: `where` is not one predicate, or fails; or it, `bos` or `k` asks for more than
             the published examples of a corpus can tell.
     """
@@ -124,11 +126,10 @@ def top_contexts(
             f"window={window} was asked for; a window is a number of tokens; give 0 or more"
         )
     query, params = _ranking(sae, feature, k, corpus, where, bos, inline=False)
+    connection.coverage.check_known(sae, corpus)
     rows = run(connection, query, params, _reads(sae, feature, corpus, where)).to_pylist()
-    if not rows and corpus is not None:
-        check_corpus(connection, corpus)
     _add_windows(connection, sae, feature, rows, window, bos)
-    return TopContexts(sae.name, feature, _table(rows), note(sae, corpus))
+    return TopContexts(sae.name, feature, _table(rows), note(connection.coverage, sae, corpus))
 
 
 def explain_top_contexts(

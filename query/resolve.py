@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -53,6 +53,7 @@ def resolve_sae(
     layer: int | None = None,
     site: str | None = None,
     feature: int | None = None,
+    preferred: Collection[str] = (),
 ) -> SaeInfo:
     """Return the one SAE that fits, and check that it has `feature`.
 
@@ -62,6 +63,7 @@ def resolve_sae(
         layer: only SAEs that read this layer.
         site: only SAEs of this site.
         feature: must lie in 0 to width - 1.
+        preferred: where several fit, only those of these names.
 
     Raises:
         SaeNotFoundError: none fits; the message lists those that there are.
@@ -82,6 +84,8 @@ def resolve_sae(
             f"{', '.join(map(str, layers))}; choose one of them"
         )
     fitting = [s for s in fitting if layer is None or layer in s.layers]
+    if len(fitting) > 1:
+        fitting = [s for s in fitting if s.name in preferred] or fitting
     if len(fitting) > 1:
         raise AmbiguousSaeError(
             f"{asked} was asked for; {len(fitting)} SAEs fit: {_listed(fitting)}; name one with sae"

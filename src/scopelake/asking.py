@@ -37,7 +37,8 @@ class Asking(LakeHandle):
 
         Args:
             feature: index in the SAE, from 0.
-            layer: with `site`, an alternative to naming the `sae`.
+            layer: with `site`, an alternative to naming the `sae`; of several that fit, the one
+                that was run on `corpus` is meant.
             site: ``resid_post``, ``attn_out``, ``mlp_out`` or ``mlp_in`` (transcoders).
             sae: full name, or any ending of it that is unique.
             k: number of contexts.
@@ -48,12 +49,15 @@ class Asking(LakeHandle):
 
         Raises:
             SaeNotFoundError, AmbiguousSaeError, LayerNotFoundError, FeatureNotFoundError,
-            InvalidArgumentError, QueryError.
+            CorpusNotFoundError, NotIngestedError, InvalidArgumentError, QueryError.
         """
         from scopelake.query.contexts import top_contexts
         from scopelake.query.resolve import resolve_sae
 
-        info = resolve_sae(self._saes, sae=sae, layer=layer, site=site, feature=feature)
+        info = resolve_sae(
+            self._saes, sae=sae, layer=layer, site=site, feature=feature,
+            preferred=self._on_corpus(corpus),
+        )  # fmt: skip
         return top_contexts(
             self._connection, info, feature,
             k=k, window=window, corpus=corpus, where=where, bos=bos,
@@ -78,7 +82,8 @@ class Asking(LakeHandle):
             k: at most so many firings for each SAE and token.
 
         Raises:
-            ContextNotFoundError, CorpusNotFoundError, SaeNotFoundError, InvalidArgumentError.
+            ContextNotFoundError, CorpusNotFoundError, SaeNotFoundError, NotIngestedError,
+            InvalidArgumentError, QueryError.
         """
         from scopelake.query.firing import features_at
 
@@ -86,6 +91,12 @@ class Asking(LakeHandle):
             self._connection, self._store, self._snapshot, self._saes, context, position,
             corpus=corpus, sae=sae, k=k,
         )  # fmt: skip
+
+    def _on_corpus(self, corpus: str | None) -> set[str]:
+        if corpus is None:
+            return set()
+        published = {s.name for s in self._saes if corpus in s.examples}
+        return published | self._connection.coverage.saes(corpus)
 
     def sql(self, query: str, params: Sequence[Any] | None = None) -> pa.Table:
         """Run one SELECT over the snapshot's views and return its rows.
