@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import Any, Final
 
 import scopelake
-from scopelake.cli.parsing import add_lake, add_verb, show
+from scopelake.cli.parsing import add_json, add_lake, add_verb, show
 from scopelake.errors import InvalidArgumentError
 from scopelake.names import SITES
+from scopelake.render import to_json
 
 
 def _add_top(verbs: Any) -> None:  # noqa: ANN401
@@ -24,7 +24,7 @@ def _add_top(verbs: Any) -> None:  # noqa: ANN401
     parser.add_argument("--corpus")
     parser.add_argument("--where", help="SQL predicate, e.g. \"role = 'user'\"")
     parser.add_argument("--bos", action="store_true", help="count firings on BOS too")
-    parser.add_argument("--json", action="store_true")
+    add_json(parser, "a context")
 
 
 def _top(arguments: argparse.Namespace) -> None:
@@ -44,7 +44,7 @@ def _add_at(verbs: Any) -> None:  # noqa: ANN401
     parser.add_argument("--corpus")
     parser.add_argument("--sae")
     parser.add_argument("-k", type=int, help="at most so many for each SAE and token")
-    parser.add_argument("--json", action="store_true")
+    add_json(parser, "a firing")
 
 
 def _at(arguments: argparse.Namespace) -> None:
@@ -59,13 +59,13 @@ def _add_sql(verbs: Any) -> None:  # noqa: ANN401
     parser = add_verb(verbs, "sql", _sql, "run one SQL query over the lake's views")
     add_lake(parser)
     parser.add_argument("query", nargs="?")
-    parser.add_argument("--json", action="store_true", help="one JSON object a row")
+    add_json(parser, "a row")
     parser.add_argument("--init", action="store_true",
                         help="print SQL that makes the views in any DuckDB client")  # fmt: skip
 
 
 def _sql(arguments: argparse.Namespace) -> None:
-    from scopelake.render import print_table
+    from scopelake.render import print_table, records
 
     lake = scopelake.open(arguments.lake, arguments.snapshot)
     if arguments.init:
@@ -75,8 +75,8 @@ def _sql(arguments: argparse.Namespace) -> None:
         raise InvalidArgumentError("sql was asked for no query; give one, or --init")
     table = lake.sql(arguments.query)
     if arguments.json:
-        for row in table.to_pylist():
-            print(json.dumps(row, default=str))
+        for row in records(table):
+            print(to_json(row))
         return
     print_table(table)
 
@@ -84,13 +84,13 @@ def _sql(arguments: argparse.Namespace) -> None:
 def _add_info(verbs: Any) -> None:  # noqa: ANN401
     parser = add_verb(verbs, "info", _info, "show what a lake holds")
     add_lake(parser)
-    parser.add_argument("--json", action="store_true")
+    add_json(parser)
 
 
 def _info(arguments: argparse.Namespace) -> None:
     found = scopelake.open(arguments.lake, arguments.snapshot).info()
     if arguments.json:
-        print(json.dumps(found.to_dict(), default=str))
+        print(to_json(found.to_dict()))
     else:
         print(found.to_text())
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import scopelake
 from scopelake import tiny
-from scopelake.cli.parsing import add_lake, add_verb, show
+from scopelake.cli.parsing import add_json, add_lake, add_verb, show
 from scopelake.errors import InvalidArgumentError
 from scopelake.names import SITES, Site
+from scopelake.render import to_json
 
 if TYPE_CHECKING:
     from scopelake.ingest.list_coders import CoderListing
@@ -81,7 +81,7 @@ def _add_saes(verbs: Any) -> None:  # noqa: ANN401
     parser.add_argument("repo", nargs="?",
                         help="folder, or hub id such as google/gemma-scope-2-1b-it; without one, "
                              "what ships here and what the hub's cache holds")  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="one JSON object a repository")
+    add_json(parser, "a repository")
 
 
 def _saes(arguments: argparse.Namespace) -> None:
@@ -102,7 +102,7 @@ def _show_listing(found: CoderListing, as_json: bool) -> None:
     if as_json:
         values = {"repo": found.repo, "saes": found.table.to_pylist(), "missing": found.missing,
                   "incomplete": found.incomplete}  # fmt: skip
-        print(json.dumps(values))
+        print(to_json(values))
         return
     print_table(found.table, max_rows=10_000)
     print(f"\n{found.table.num_rows:,} SAEs in {found.repo}")
@@ -162,7 +162,7 @@ def _add_inspect(verbs: Any) -> None:  # noqa: ANN401
     _add_replies(parser)
     parser.add_argument("-k", type=int, default=10, help="at most so many for each SAE and token")
     _add_placement(parser)
-    parser.add_argument("--json", action="store_true", help="one JSON object a firing")
+    add_json(parser, "a firing")
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
@@ -187,7 +187,7 @@ def _add_import(verbs: Any) -> None:  # noqa: ANN401
     _add_coders(parser)
     parser.add_argument("--tokenizer", required=True, help="folder or hub id of a Gemma 3")
     parser.add_argument("--corpus", help="name for the examples' corpus")
-    parser.add_argument("--json", action="store_true", help="one JSON object an SAE")
+    add_json(parser, "an SAE")
 
 
 def _import(arguments: argparse.Namespace) -> None:
@@ -202,7 +202,7 @@ def _import(arguments: argparse.Namespace) -> None:
         )
     for one in done:
         if arguments.json:
-            print(json.dumps(asdict(one)))
+            print(to_json(asdict(one)))
             continue
         print(
             f"{one.sae} on {one.corpus}: {'there already, ' if one.already else ''}"
@@ -222,7 +222,7 @@ def _add_check(verbs: Any) -> None:  # noqa: ANN401
     parser.add_argument("--contexts", type=int, default=32, metavar="N", help="sample size")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     _add_placement(parser)
-    parser.add_argument("--json", action="store_true", help="one JSON object an SAE")
+    add_json(parser, "an SAE")
 
 
 def _check(arguments: argparse.Namespace) -> int:
@@ -239,7 +239,7 @@ def _check(arguments: argparse.Namespace) -> int:
             **_placement(arguments),
         )
     for check in checks:
-        print(json.dumps({**asdict(check), "agrees": check.agrees}) if arguments.json else check)
+        print(to_json({**asdict(check), "agrees": check.agrees}) if arguments.json else check)
     return 0 if all(check.agrees for check in checks) else 1
 
 

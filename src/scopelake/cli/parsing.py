@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
 from typing import Any
+
+from scopelake.render import to_json
 
 
 def add_verb(
@@ -30,11 +31,18 @@ def add_lake(parser: argparse.ArgumentParser, *, snapshot: bool = True) -> None:
         parser.add_argument("--snapshot", type=int, help="read this snapshot, not the latest")
 
 
+def add_json(parser: argparse.ArgumentParser, each: str = "") -> None:
+    """Add the choice of JSON, with one object for `each`."""
+    what = f"one JSON object {each}" if each else "print JSON"
+    parser.add_argument("--json", action="store_true",
+                        help=f"{what}; NaN and infinities are null, blobs hexadecimal")  # fmt: skip
+
+
 def show(result: Any, as_json: bool) -> None:  # noqa: ANN401
     """Print a result of a query, for people or a JSON object a row."""
     if as_json:
         for row in result.table.to_pylist():
-            print(json.dumps(row, default=str))
+            print(to_json(row))
         if result.note:
             print(f"scopelake: {result.note}", file=sys.stderr)
     else:
