@@ -16,7 +16,7 @@ from scopelake.ingest.replies import Replier
 from scopelake.ingest.sources import Document, Source, check_unique
 from scopelake.ingest.tokens import TokenizedText, Tokenizer
 from scopelake.ingest.windows import Window, split, to_table
-from scopelake.names import check_name
+from scopelake.names import check_name, check_whole
 from scopelake.store.commit import Writer
 from scopelake.store.lake_store import LakeStore
 from scopelake.store.planned import Commit
@@ -41,6 +41,8 @@ class CorpusConfig:
 
     def __post_init__(self) -> None:
         check_name("corpus", self.name)
+        check_whole("context_length", self.context_length)
+        check_whole("shard_contexts", self.shard_contexts)
         if self.context_length < 2:
             raise InvalidArgumentError(
                 f"context_length {self.context_length} was asked for; a context holds BOS and at "

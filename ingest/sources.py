@@ -102,6 +102,13 @@ class PromptSource:
 
     prompt: str | Sequence[Message]
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.prompt, (str, list, tuple)):
+            raise InvalidArgumentError(
+                f"prompt {self.prompt!r} was given; it is of type {type(self.prompt).__name__}; "
+                "give a text, or a list of messages"
+            )
+
     @property
     def chat(self) -> bool:
         """Whether it is a chat."""

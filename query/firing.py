@@ -15,6 +15,7 @@ from scopelake.errors import (
     InvalidArgumentError,
     QueryError,
 )
+from scopelake.names import check_whole
 from scopelake.query.connect import Connection
 from scopelake.query.coverage import Coverage
 from scopelake.query.resolve import SaeInfo, resolve_sae
@@ -163,12 +164,12 @@ def _chosen(
 
 
 def check_k(k: int | None) -> None:
-    """Refuse a number of firings below 1.
+    """Refuse a number of firings that is none, or below 1.
 
     Raises:
         InvalidArgumentError: it is.
     """
-    if k is not None and k < 1:
+    if k is not None and check_whole("k", k) < 1:
         raise InvalidArgumentError(f"k={k} was asked for; k is a number of firings; give 1 or more")
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from scopelake.handle import LakeHandle
-from scopelake.names import Site
+from scopelake.names import Site, check_text, check_whole
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -54,6 +54,12 @@ class Asking(LakeHandle):
         from scopelake.query.contexts import top_contexts
         from scopelake.query.resolve import resolve_sae
 
+        feature, k, window = (
+            check_whole(what, value)
+            for what, value in (("feature", feature), ("k", k), ("window", window))
+        )
+        _check_names(sae=sae, corpus=corpus, site=site, where=where)
+        layer = None if layer is None else check_whole("layer", layer)
         info = resolve_sae(
             self._saes, sae=sae, layer=layer, site=site, feature=feature,
             preferred=self._on_corpus(corpus),
@@ -87,6 +93,9 @@ class Asking(LakeHandle):
         """
         from scopelake.query.firing import features_at
 
+        context = check_whole("context", context)
+        position = None if position is None else check_whole("position", position)
+        _check_names(sae=sae, corpus=corpus)
         return features_at(
             self._connection, self._store, self._snapshot, self._saes, context, position,
             corpus=corpus, sae=sae, k=k,
@@ -103,6 +112,7 @@ class Asking(LakeHandle):
 
         Raises:
             QueryError: the statement fails, or is not a single query.
+            InvalidArgumentError: it is no text.
         """
         from scopelake.query.sql import sql
 
@@ -125,6 +135,7 @@ class Asking(LakeHandle):
         """
         from scopelake.store.dense import open_dense
 
+        layer = check_whole("layer", layer)
         return open_dense(self._store, self._snapshot, layer, site, model=model, corpus=corpus)
 
     def info(self) -> LakeInfo:
@@ -132,3 +143,9 @@ class Asking(LakeHandle):
         from scopelake.query.info import info
 
         return info(self._store, self._snapshot)
+
+
+def _check_names(**named: object) -> None:
+    for what, value in named.items():
+        if value is not None:
+            check_text(what, value)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from scopelake.errors import InvalidArgumentError
 from scopelake.handle import LakeHandle
 from scopelake.named import coder_specs, load_tokenizer, model_files
-from scopelake.names import Site, SiteLayer
+from scopelake.names import Site, SiteLayer, check_whole
 
 if TYPE_CHECKING:
     from scopelake.ingest.check_sae import SaeCheck
@@ -90,8 +90,8 @@ class Building(LakeHandle):
         corpus: str,
         *,
         model: str | Path,
-        saes: Sequence[str | Path],
-        dense: Sequence[tuple[Site, int]] = (),
+        saes: str | Path | Sequence[str | Path],
+        dense: Sequence[tuple[Site, int] | str] = (),
         device: str = "auto",
         dtype: str = "auto",
         device_map: str | Mapping[str, int | str] | None = None,
@@ -108,8 +108,10 @@ class Building(LakeHandle):
         Args:
             corpus: name of a corpus in the lake.
             model: folder or hub id of a Gemma 3, ``<org>/<name>[@<revision>]``.
-            saes: folders, patterns or hub ids ``<org>/<repo>[@<revision>]/<family>/<folder>``.
-            dense: (site, layer) pairs whose activations are stored, as bfloat16.
+            saes: folders, patterns or hub ids ``<org>/<repo>[@<revision>]/<family>/<folder>``, one
+                or several.
+            dense: sites whose activations are stored, as bfloat16: (site, layer) pairs, or
+                ``resid_post/3``.
             device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``.
             dtype: ``auto`` (float32 on a CPU, bfloat16 on a GPU), ``float32`` or ``bfloat16``.
             device_map: for a model larger than a device: ``auto``, or a device by module, as
@@ -130,7 +132,7 @@ class Building(LakeHandle):
         from scopelake.ingest.plan import IngestConfig, check_tokenizer, find_corpus
 
         self._check_writable()
-        sites = tuple(SiteLayer(site, layer) for site, layer in dense)
+        sites = _sites(dense)
         config = IngestConfig(corpus, sites, activation_bits, batch_tokens, evaluate)
         row = find_corpus(self._store, self._store.snapshot(), corpus)
         coders = find_coders(coder_specs(saes))
@@ -146,7 +148,7 @@ class Building(LakeHandle):
         prompt: str | Sequence[Mapping[str, str]],
         *,
         model: str | Path,
-        saes: Sequence[str | Path],
+        saes: str | Path | Sequence[str | Path],
         generate: int | None = None,
         temperature: float = 0.0,
         seed: int = 0,
@@ -195,7 +197,7 @@ class Building(LakeHandle):
 
     def import_examples(
         self,
-        saes: Sequence[str | Path],
+        saes: str | Path | Sequence[str | Path],
         *,
         tokenizer: str | Path,
         corpus: str | None = None,
@@ -228,7 +230,7 @@ class Building(LakeHandle):
 
     def check_saes(
         self,
-        saes: Sequence[str | Path],
+        saes: str | Path | Sequence[str | Path],
         *,
         model: str | Path,
         corpus: str | None = None,
@@ -267,3 +269,22 @@ class Building(LakeHandle):
             )
             for coder in coders
         ]  # fmt: skip
+
+
+def _sites(dense: Sequence[tuple[Site, int] | str]) -> tuple[SiteLayer, ...]:
+    if isinstance(dense, str):
+        dense = [dense]
+    found = []
+    for one in dense:
+        if isinstance(one, str):
+            found.append(SiteLayer.parse(one))
+            continue
+        try:
+            site, layer = one
+        except (TypeError, ValueError) as error:
+            raise InvalidArgumentError(
+                f"dense site {one!r} was asked for; it is no pair of site and layer; give for "
+                "example ('resid_post', 3)"
+            ) from error
+        found.append(SiteLayer(site, check_whole("layer", layer)))
+    return tuple(found)

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any, Final
 import scopelake
 from scopelake import tiny
 from scopelake.cli.parsing import add_json, add_lake, add_verb, show
-from scopelake.errors import InvalidArgumentError
-from scopelake.names import SITES, Site
 from scopelake.render import to_json
 
 if TYPE_CHECKING:
@@ -136,7 +134,7 @@ def _ingest(arguments: argparse.Namespace) -> None:
             arguments.corpus,
             model=arguments.model,
             saes=arguments.saes,
-            dense=[_site(text) for text in arguments.dense],
+            dense=arguments.dense,
             activation_bits=arguments.activation_bits,
             batch_tokens=arguments.batch_tokens,
             evaluate=arguments.evaluate,
@@ -274,17 +272,6 @@ def _placement(arguments: argparse.Namespace) -> dict[str, Any]:
         "device_map": arguments.device_map,
         "model_name": arguments.model_name,
     }
-
-
-def _site(text: str) -> tuple[Site, int]:
-    name, _, layer = text.partition("/")
-    for site in SITES:
-        if name == site and layer.isdigit():
-            return site, int(layer)
-    raise InvalidArgumentError(
-        f"dense site {text!r} was asked for; a site is <name>/<layer> with {', '.join(SITES)}; "
-        "give for example resid_post/3"
-    )
 
 
 VERBS: Final = (
