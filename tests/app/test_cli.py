@@ -119,6 +119,7 @@ def _json(capsys, arguments):
         (["info", "/nowhere"], "/nowhere"),
         (["info", "/etc"], "/etc"),
         (["demo", "/etc"], "something else is there"),
+        (["demo", "{lake}"], "corpora that are not the demo's (code)"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_line_and_changes_nothing(capsys, lake, arguments, message):
