@@ -45,12 +45,12 @@ class CorpusConfig:
         check_whole("shard_contexts", self.shard_contexts)
         if self.context_length < 2:
             raise InvalidArgumentError(
-                f"context_length {self.context_length} was asked for; a context holds BOS and at "
+                f"context_length={self.context_length} was asked for; a context holds BOS and at "
                 "least one token; give 2 or more"
             )
         if self.shard_contexts < 1:
             raise InvalidArgumentError(
-                f"shard_contexts {self.shard_contexts} was asked for; give 1 or more"
+                f"shard_contexts={self.shard_contexts} was asked for; give 1 or more"
             )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from glob import glob
 from pathlib import Path, PurePosixPath
@@ -13,36 +13,41 @@ from scopelake.errors import CoderFileError, HubUnreachableError
 from scopelake.ingest import hub
 from scopelake.ingest.coders import LAYER_PARAMS, PARAMS, CoderFiles, read_coder
 from scopelake.ingest.examples import EXAMPLES, Examples, read_examples
-from scopelake.names import SiteLayer
+from scopelake.names import SiteLayer, shortened
 
 _HUB_ID: Final = re.compile(
     r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w.-]+))?/(?P<inner>[^/]+/[^/]+)\Z"
 )
 
 
-def find_coders(specs: Sequence[str | Path]) -> list[CoderFiles]:
+def find_coders(
+    specs: Sequence[str | Path], bundled: Mapping[str, Path] | None = None
+) -> list[CoderFiles]:
     """Return the coders that `specs` name, sorted by layer and name, each once.
 
     Args:
         specs: folders of a coder, of a family or of a whole repo; shell patterns over such
             paths; hub ids ``<org>/<repo>[@<revision>]/<family>/<folder>``, the last two of which
             may be patterns.
+        bundled: folders of repositories by the names that they go by in `specs`.
 
     Raises:
         CoderFileError: a spec names no coder, or two folders share a name.
         HubError: the hub did not give a coder.
     """
-    return _find(specs, is_weights, read_coder)
+    return _find(specs, bundled or {}, is_weights, read_coder)
 
 
-def find_examples(specs: Sequence[str | Path]) -> list[Examples]:
+def find_examples(
+    specs: Sequence[str | Path], bundled: Mapping[str, Path] | None = None
+) -> list[Examples]:
     """Return the example files that `specs` name, as `find_coders` does; weights are not fetched.
 
     Raises:
         CoderFileError: a spec names no file of examples, or two folders share a name.
         HubError: the hub did not give a file.
     """
-    return _find(specs, lambda name: name == EXAMPLES, read_examples)
+    return _find(specs, bundled or {}, lambda name: name == EXAMPLES, read_examples)
 
 
 def is_weights(name: str) -> bool:
@@ -67,13 +72,16 @@ _T = TypeVar("_T", bound=_Found)
 
 
 def _find(
-    specs: Sequence[str | Path], is_wanted: _IsWanted, read: Callable[[Path, str | None], _T]
+    specs: Sequence[str | Path],
+    bundled: Mapping[str, Path],
+    is_wanted: _IsWanted,
+    read: Callable[[Path, str | None], _T],
 ) -> list[_T]:
     if not specs:
         raise CoderFileError("no SAE was asked for; name at least one folder, pattern or hub id")
     found: dict[str, _T] = {}
     for spec in specs:
-        for path, repo in _folders(str(spec), is_wanted):
+        for path, repo in _folders(str(spec), bundled, is_wanted):
             coder = read(path, repo)
             earlier = found.setdefault(coder.name, coder)
             if earlier.path != coder.path:
@@ -84,15 +92,19 @@ def _find(
     return sorted(found.values(), key=lambda c: (c.sites[0].layer, c.name))
 
 
-def _folders(spec: str, is_wanted: _IsWanted) -> list[tuple[Path, str | None]]:
-    matches = sorted(Path(m) for m in glob(spec, recursive=True))
+def _folders(
+    spec: str, bundled: Mapping[str, Path], is_wanted: _IsWanted
+) -> list[tuple[Path, str | None]]:
+    head, _, rest = spec.partition("/")
+    path = str(bundled[head] / rest) if head in bundled else spec
+    matches = sorted(Path(m) for m in glob(path, recursive=True))
     files = (f for m in matches if m.is_dir() for f in m.rglob("*.safetensors"))
     folders = sorted({file.parent for file in files if is_wanted(file.name)})
     if folders:
         return [(folder, None) for folder in folders]
     hub_id = _HUB_ID.match(spec)
     wanted = EXAMPLES if is_wanted(EXAMPLES) else PARAMS
-    if hub_id and not matches:
+    if hub_id and not matches and head not in bundled and not hub.is_local(spec):
         name = hub_id["repo"].rsplit("/", 1)[-1]
         paths = _fetch(hub_id["repo"], hub_id["inner"], hub_id["revision"], is_wanted)
         if not paths:
@@ -102,10 +114,27 @@ def _folders(spec: str, is_wanted: _IsWanted) -> list[tuple[Path, str | None]]:
             )
         return [(path, name) for path in paths]
     found = f"the folder holds no {wanted}" if matches else "there is no such folder"
+    if there := _there(path, is_wanted):
+        raise CoderFileError(
+            f"SAE {spec!r} was asked for; {found}; {there[0]} has "
+            f"{shortened(there[1:])}; choose among these"
+        )
     raise CoderFileError(
         f"SAE {spec!r} was asked for; {found}; name a folder with {wanted}, a pattern over such "
         "folders, or a hub id <org>/<repo>/<family>/<folder>"
     )
+
+
+def _there(path: str, is_wanted: _IsWanted) -> list[str]:
+    """Return the nearest folder above `path` that holds coders, then what it holds."""
+    for parent in [*Path(path).parents][:3]:
+        if parent in (Path(), Path(parent.anchor)) or not parent.is_dir():
+            continue
+        files = [*parent.glob("*/*.safetensors"), *parent.glob("*/*/*.safetensors")]
+        folders = {f.parent.relative_to(parent).as_posix() for f in files if is_wanted(f.name)}
+        if folders:
+            return [parent.name, *sorted(folders)]
+    return []
 
 
 def _fetch(repo: str, pattern: str, revision: str | None, is_wanted: _IsWanted) -> list[Path]:

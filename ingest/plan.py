@@ -44,7 +44,7 @@ class IngestConfig:
         check_whole("batch_tokens", self.batch_tokens)
         if self.batch_tokens < 1:
             raise InvalidArgumentError(
-                f"batch_tokens {self.batch_tokens} was asked for; give 1 or more"
+                f"batch_tokens={self.batch_tokens} was asked for; give 1 or more"
             )
 
 

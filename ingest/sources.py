@@ -185,7 +185,7 @@ def _read(path: Path, *, chat: bool, root: Path | None) -> Iterator[Document]:
     elif chat:
         raise CorpusSourceError(
             f"{path} was given as a chat corpus; chats are read from .jsonl or .parquet with "
-            "a 'messages' column; convert it or drop the chat option"
+            "a 'messages' column; convert it, or leave chat=True out"
         )
     else:
         yield _read_text(path, root)
@@ -318,7 +318,7 @@ def _record(record: Any, where: str, default_id: str, *, chat: bool) -> Document
         )
     if not isinstance(record, dict) or record.get(key) is None:
         found = ", ".join(map(str, record)) if isinstance(record, dict) else type(record).__name__
-        hint = "; pass chat=True (--chat) for chats" if "messages" in found else ""
+        hint = "; pass chat=True for chats" if "messages" in found else ""
         raise CorpusSourceError(
             f"{where} was asked for its {key!r}; it has {found or 'nothing'}; give every record "
             f"a {key!r}{hint}"

@@ -204,7 +204,7 @@ def _corpus(store: LakeStore, snapshot: Snapshot, corpus: str | None) -> str:
     if corpus is None and there:
         raise InvalidArgumentError(
             f"a context was asked for without a corpus; the lake has {', '.join(there)}; name one "
-            "with corpus"
+            "with corpus=..."
         )
     raise CorpusNotFoundError(
         f"corpus {corpus!r} was asked for; the lake has {', '.join(there) or 'none'}; name one of "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
 
 from scopelake.errors import (
     AmbiguousSaeError,
@@ -12,11 +11,10 @@ from scopelake.errors import (
     LayerNotFoundError,
     SaeNotFoundError,
 )
+from scopelake.names import shortened
 from scopelake.store.catalog import published_examples
 from scopelake.store.lake_store import LakeStore
 from scopelake.store.snapshot import Snapshot
-
-_MOST_LISTED: Final = 30
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,8 @@ def resolve_sae(
         fitting = [s for s in fitting if s.name in preferred] or fitting
     if len(fitting) > 1:
         raise AmbiguousSaeError(
-            f"{asked} was asked for; {len(fitting)} SAEs fit: {_listed(fitting)}; name one with sae"
+            f"{asked} was asked for; {len(fitting)} SAEs fit: {_listed(fitting)}; name one "
+            "with sae=..."
         )
     found = fitting[0]
     if feature is not None and not 0 <= feature < found.width:
@@ -117,6 +116,4 @@ def _asked(sae: str | None, layer: int | None, site: str | None) -> str:
 def _listed(saes: Sequence[SaeInfo]) -> str:
     if not saes:
         return "none (ingest a corpus first)"
-    names = [s.name for s in saes[:_MOST_LISTED]]
-    more = len(saes) - len(names)
-    return ", ".join(names) + (f" and {more} more" if more else "")
+    return shortened([s.name for s in saes])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from scopelake.errors import InvalidArgumentError
 from scopelake.handle import LakeHandle
-from scopelake.named import coder_specs, load_tokenizer, model_files
+from scopelake.named import bundled_coders, coder_specs, load_tokenizer, model_files
 from scopelake.names import Site, SiteLayer, check_whole
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Building(LakeHandle):
         if replies is not None and not chat:
             raise InvalidArgumentError(
                 f"generate={generate} was asked for a corpus of texts; replies belong to chats; "
-                "give chat too, or leave generate out"
+                "give chat=True, or leave generate out"
             )
         backend = load_tokenizer(tokenizer)
         replier = None
@@ -135,7 +135,7 @@ class Building(LakeHandle):
         sites = _sites(dense)
         config = IngestConfig(corpus, sites, activation_bits, batch_tokens, evaluate)
         row = find_corpus(self._store, self._store.snapshot(), corpus)
-        coders = find_coders(coder_specs(saes))
+        coders = find_coders(coder_specs(saes), bundled_coders())
         files = model_files(model, model_name)
         check_tokenizer(row, files)
         loaded = load_model(files, device=device, dtype=dtype, device_map=device_map)
@@ -184,7 +184,10 @@ class Building(LakeHandle):
         self._check_writable()
         check_k(k)
         replies = None if generate is None else ReplyConfig(generate, temperature, seed)
-        coders, files = find_coders(coder_specs(saes)), model_files(model, model_name)
+        coders, files = (
+            find_coders(coder_specs(saes), bundled_coders()),
+            model_files(model, model_name),
+        )
         name = inspect_prompt(
             self._store, PromptSource(prompt),
             load_model(files, device=device, dtype=dtype, device_map=device_map),
@@ -223,7 +226,7 @@ class Building(LakeHandle):
         from scopelake.ingest.import_examples import import_examples
 
         self._check_writable()
-        found = find_examples(coder_specs(saes))
+        found = find_examples(coder_specs(saes), bundled_coders())
         done = import_examples(self._store, found, load_tokenizer(tokenizer), corpus, progress)
         self.refresh()
         return done
@@ -259,7 +262,7 @@ class Building(LakeHandle):
         from scopelake.ingest.find_coders import find_coders
         from scopelake.ingest.model import load_model
 
-        coders = find_coders(coder_specs(saes))
+        coders = find_coders(coder_specs(saes), bundled_coders())
         files = model_files(model, model_name)
         loaded = load_model(files, device=device, dtype=dtype, device_map=device_map)
         return [

@@ -43,7 +43,7 @@ def load_tokenizer(tokenizer: str | Path) -> Tokenizer:
 
 
 def coder_specs(saes: str | Path | Sequence[str | Path]) -> list[str | Path]:
-    """Return `saes`, one or several, with the bundled repository's name replaced by its folder.
+    """Return `saes`, one or several, as a list.
 
     Raises:
         InvalidArgumentError: one is no text or path.
@@ -52,8 +52,9 @@ def coder_specs(saes: str | Path | Sequence[str | Path]) -> list[str | Path]:
     for spec in saes:
         if not isinstance(spec, Path):
             check_text("SAE", spec)
-    heads = [str(spec).partition("/") for spec in saes]
-    return [
-        tiny.coders_path() / rest if head == tiny.CODERS_REPO else spec
-        for spec, (head, _, rest) in zip(saes, heads, strict=True)
-    ]
+    return list(saes)
+
+
+def bundled_coders() -> dict[str, Path]:
+    """Return the folder of the coders that ship here, by the name that they go by."""
+    return {tiny.CODERS_REPO: tiny.coders_path()}

@@ -7,6 +7,7 @@ named ``<repo>/<family>/<folder>``. Nothing here opens a file or imports a packa
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import index
 from typing import Final, Literal, get_args
@@ -66,6 +67,12 @@ class SiteLayer:
 
     def __str__(self) -> str:
         return f"{self.site}/{self.layer}"
+
+
+def shortened(names: Sequence[str], most: int = 5) -> str:
+    """Return the first of `names`, and how many more there are."""
+    listed = ", ".join(names[:most])
+    return listed if len(names) <= most else f"{listed}, ... {len(names) - most:,} more"
 
 
 def slug(name: str) -> str:

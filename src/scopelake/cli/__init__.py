@@ -15,6 +15,7 @@ from typing import NoReturn, TextIO
 
 import scopelake
 from scopelake.cli import ask, build, keep
+from scopelake.cli.parsing import spelt
 from scopelake.errors import CoderWarning, ScopelakeError
 
 
@@ -25,7 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with _one_line_warnings():
             status: int = arguments.run(arguments) or 0
     except ScopelakeError as error:
-        print(f"scopelake: {' '.join(str(error).split())}", file=sys.stderr)
+        message = spelt(" ".join(str(error).split()), vars(arguments))
+        print(f"scopelake: {message}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         sys.stderr.close()
