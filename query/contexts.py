@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 
-from scopelake.errors import InvalidArgumentError
+from scopelake.errors import InvalidArgumentError, QueryError
 from scopelake.names import KIND_BOS
 from scopelake.query.connect import Connection
 from scopelake.query.published import check_answerable, note, published
@@ -27,6 +27,13 @@ from scopelake.store.writer import PEAKS_DEPTH
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+WHERE_COLUMNS: Final = (
+    "corpus", "context", "position", "activation", "token_id", "token", "role", "turn", "kind",
+    "document", "document_index", "part", "n_tokens", "metadata", "text",
+)  # fmt: skip
+"""Columns that a `where` may use."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +134,12 @@ def top_contexts(
         )
     query, params = _ranking(sae, feature, k, corpus, where, bos, inline=False)
     connection.coverage.check_known(sae, corpus)
-    rows = run(connection, query, params, _reads(sae, feature, corpus, where)).to_pylist()
+    try:
+        rows = run(connection, query, params, _reads(sae, feature, corpus, where)).to_pylist()
+    except QueryError as error:
+        if where is None or "column" not in str(error):
+            raise
+        raise QueryError(f"{error}; columns of where are {', '.join(WHERE_COLUMNS)}") from error
     _add_windows(connection, sae, feature, rows, window, bos)
     return TopContexts(sae.name, feature, _table(rows), note(connection.coverage, sae, corpus))
 

@@ -123,6 +123,7 @@ def _json(capsys, arguments):
         (["ingest", "{lake}", "code", "--model", MODEL, "--sae", REPO, "--activation-bits", "0"],
          "--activation-bits 0 was asked for"),
         (["top", "{lake}", "1", "-k", "0", "--where", "k=1"], "-k 0 was asked for"),
+        (["top", "{lake}", "1", "--where", "rolle = 'user'"], "token, role, turn, kind, document"),
         (["top", "{lake}", "1", "--where", "k=1 +"], "where 'k=1 +' was asked for"),
         (["create", "{lake}"], "a lake is there"),
         (["info", "/nowhere"], "/nowhere"),
