@@ -56,7 +56,7 @@ def build(root: Path, n_firings: int, n_shards: int) -> float:
     with Writer(store) as writer:
         for shard in range(n_shards):
             receipts = write_firings(
-                root, shard_firings(shard, n_firings // n_shards), sae="s", corpus="c",
+                store.root, shard_firings(shard, n_firings // n_shards), sae="s", corpus="c",
                 shard=shard, run="r", bits=10,
             )  # fmt: skip
             writer.commit(receipts, transaction=str(shard), reason="shard")

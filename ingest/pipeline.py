@@ -38,6 +38,7 @@ from scopelake.store.dense import ensure_array, write_shard
 from scopelake.store.lake_store import LakeStore
 from scopelake.store.planned import Commit
 from scopelake.store.receipts import Receipt
+from scopelake.store.running import Running
 from scopelake.store.schema import SCHEMAS
 from scopelake.store.snapshot import Snapshot
 from scopelake.store.summary import feature_statistics
@@ -112,6 +113,9 @@ class _Job:
         self.plan: IngestPlan = make_plan(store, store.snapshot(), config, model, coders)
         self.totals = RunTotals()
         self.weights: dict[str, tuple[EncoderWeights, ...]] = {}
+        self.running: dict[str, Running] = {}
+        self._taken: set[str | None] = set()
+        """Coders whose firings of the shard at hand became part of the lake by our commit."""
         self.on_progress = on_progress
 
     def run(self) -> IngestSummary:
@@ -205,7 +209,17 @@ class _Job:
             if r.table != "features"
             or not self.store.data_files("features", snapshot, sae=r.sae, corpus=r.corpus)
         ]
+        self._taken = {r.sae for r in kept if r.table == "peaks"}
         return replace(commit, receipts=tuple(kept))
+
+    def _running(self, sae: str) -> Running:
+        """Return what the lake holds of a coder on the corpus, for peaks and samples."""
+        if sae not in self.running:
+            (width,) = (c.width for c in self.plan.coders if c.name == sae)
+            self.running[sae] = Running.load(
+                self.store, self.store.snapshot(), sae, self.config.corpus, width
+            )
+        return self.running[sae]
 
     def _read(self, shard: Shard) -> ShardTokens:
         columns = ["context", "token_ids", "kinds"]
@@ -236,6 +250,7 @@ class _Job:
                 shard=shard.index,
                 run=self.plan.run,
                 bits=self.config.activation_bits,
+                running=self._running(name),
             )
         for site, values in result.dense.items():
             receipts.append(
@@ -251,7 +266,11 @@ class _Job:
                     run=self.plan.run,
                 )  # fmt: skip
             )
+        self._taken = set()
         self._commit(receipts, str(shard.index), f"ingest {corpus} shard {shard.index}", {})
+        for name in result.firings:
+            running = self._running(name)
+            running.accept() if name in self._taken else running.forget()
         self.totals.n_bytes += sum(r.n_bytes for r in receipts)
         self._count(0, 0)
 

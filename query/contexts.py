@@ -23,7 +23,7 @@ from scopelake.query.windows import (
     to_terminal,
     window_columns,
 )
-from scopelake.store.writer import PEAKS_DEPTH
+from scopelake.store.running import PEAKS_DEPTH
 
 if TYPE_CHECKING:
     import pandas as pd

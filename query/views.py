@@ -10,6 +10,7 @@ from scopelake.names import KIND_BOS, KINDS, ROLES
 from scopelake.store.catalog import IMPORTED
 from scopelake.store.lake_store import LakeStore
 from scopelake.store.layout import TABLES
+from scopelake.store.running import PEAKS_DEPTH, SAMPLES_PER_BAND
 from scopelake.store.schema import SCHEMAS
 from scopelake.store.snapshot import Snapshot
 
@@ -65,9 +66,28 @@ def _select(name: str) -> str:
         return f"SELECT * REPLACE ({_name_of('kind', KINDS)} AS kind) FROM {PRIVATE}.{name}"
     if name == "tokens":
         return _tokens()
-    if name in ("peaks", "features"):
+    if name == "features":
         return f"SELECT *, {_SOURCE} AS source FROM {PRIVATE}.{name}"
+    if name == "peaks":
+        return _peaks()
+    if name == "samples":
+        # Files of several shards hold more together than each of them may.
+        return (
+            f"SELECT * FROM {PRIVATE}.samples QUALIFY row_number() OVER (PARTITION BY sae, corpus, "
+            f"feature, band ORDER BY priority, context, position) <= {SAMPLES_PER_BAND}"
+        )
     return f"SELECT * FROM {PRIVATE}.{name}"
+
+
+def _peaks() -> str:
+    """The strongest of all files, ranked; published examples have their ranks already."""
+    return (
+        "SELECT sae, corpus, feature, CAST(CASE WHEN source = 'ingest' THEN row_number() OVER of "
+        "- 1 ELSE rank END AS INTEGER) AS rank, context, position, activation, source "
+        f"FROM (SELECT *, {_SOURCE} AS source FROM {PRIVATE}.peaks) "
+        "WINDOW of AS (PARTITION BY sae, corpus, feature ORDER BY activation DESC, context) "
+        f"QUALIFY source <> 'ingest' OR row_number() OVER of <= {PEAKS_DEPTH}"
+    )
 
 
 def _name_of(expression: str, names: tuple[str, ...]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Final
 
 from scopelake.store.lake_store import LakeStore
@@ -28,10 +29,21 @@ def published_examples(store: LakeStore, snapshot: Snapshot) -> dict[tuple[str, 
 
 def committed_shards(store: LakeStore, snapshot: Snapshot, corpus: str) -> set[tuple[str, int]]:
     """Return (sae, shard) of every shard of `corpus` whose firings are in the lake."""
-    rows = store.read(
-        "files", snapshot, ["sae", "shard"], [("kind", "=", "codes"), ("corpus", "=", corpus)]
-    )
-    return set(zip(rows["sae"].to_pylist(), rows["shard"].to_pylist(), strict=True))
+    of_corpus = ("corpus", "=", corpus)
+    found: set[tuple[str, int]] = set()
+    for table, filters in (("files", [("kind", "=", "codes"), of_corpus]), ("merged", [of_corpus])):
+        rows = store.read(table, snapshot, ["sae", "shard"], filters)
+        found |= set(zip(rows["sae"].to_pylist(), rows["shard"].to_pylist(), strict=True))
+    return {(sae, shard) for sae, shard in found if shard is not None}
+
+
+def shards_of_files(store: LakeStore, snapshot: Snapshot, paths: Sequence[str]) -> set[int]:
+    """Return the numbers of the shards whose token-major firings are in these files."""
+    found: set[int] = set()
+    for table in ("files", "merged"):
+        rows = store.read(table, snapshot, ["shard"], [("path", "in", list(paths))])
+        found |= set(rows["shard"].drop_null().to_pylist())
+    return found
 
 
 def committed_dense_shards(

@@ -19,7 +19,6 @@ from typing import Any, Final, Self
 import pyarrow as pa
 
 from scopelake.errors import InvalidArgumentError, LakeBusyError, LakeError
-from scopelake.store import delta
 from scopelake.store.apply import Applier
 from scopelake.store.intents import (
     put_intent,
@@ -57,7 +56,7 @@ class Writer:
 
     def __enter__(self) -> Self:
         self.finish_waiting()
-        delta.create_missing_tables(self.store.root)
+        self.store.upgrade()
         return self
 
     def __exit__(
@@ -190,6 +189,13 @@ class Writer:
         there = {
             tuple(row[c] for c in columns[:-1]): row["checksum"]
             for row in self.store.read("files", latest, columns, filters).to_pylist()
+        }
+        merged = self.store.read(
+            "merged", latest, ["sae", "corpus", "shard"], [("shard", "in", shards)]
+        )
+        there |= {
+            ("codes", row["corpus"], row["sae"], None, None, None, row["shard"]): None
+            for row in merged.to_pylist()
         }
         kept = [r for r in commit.receipts if _slot(r) not in there]
         rows, replace = dict(commit.rows), dict(commit.replace)

@@ -29,7 +29,9 @@ from scopelake.store.snapshot import Snapshot
 
 DenseArray = zarr.Array[Any]
 
-_ZSTD_LEVEL: Final = 1
+COMPRESSORS: Final = (ZstdCodec(level=1), Crc32cCodec())
+"""Of a chunk; see docs/performance.md for what others measured."""
+
 # A shard of zeros needs a file too: its receipt names one.
 _SETTINGS: Final = {"array.write_empty_chunks": True}
 
@@ -250,7 +252,7 @@ def _format(shape: tuple[int, int, int], shards: tuple[int, int, int]) -> dict[s
         "chunks": (1, *shape[1:]),
         "shards": shards,
         "serializer": BytesCodec(endian="little"),
-        "compressors": [ZstdCodec(level=_ZSTD_LEVEL), Crc32cCodec()],
+        "compressors": list(COMPRESSORS),
         "fill_value": 0,
         "dimension_names": ["context", "position", "width"],
     }

@@ -91,19 +91,105 @@ class Firings:
 
     def token_major(self) -> Firings:
         """Return them sorted by context, position, feature; themselves if they are already."""
-        if _is_sorted(self.context, self.position, self.feature):
+        if is_sorted(self.context, self.position, self.feature):
             return self
         return self.take(_sort_order(self.context, self.position, self.feature))
 
     def feature_major(self) -> Firings:
         """Return them sorted by feature, context, position; themselves if they are already."""
-        if _is_sorted(self.feature, self.context, self.position):
+        if is_sorted(self.feature, self.context, self.position):
             return self
         by_token = self.token_major()
         return by_token.take(_sort_order(by_token.feature))
 
 
-def peaks(firings: Firings, k: int) -> pa.Table:
+BANDS: Final = 32
+"""Powers of two of activation that are told apart."""
+
+_BANDS_LOG2_START: Final = -8
+
+
+def band(activation: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
+    """Return the band of each activation: a power of two wide, from 2^-8; outliers in the ends."""
+    # frexp is exact: x = m * 2**e with 0.5 <= m < 1, so floor(log2(x)) is e - 1.
+    exponent = np.frexp(activation)[1].astype(np.int64) - 1
+    # What is not positive has no logarithm and belongs below every band.
+    exponent = np.where(activation > 0, exponent, _BANDS_LOG2_START)
+    return np.clip(exponent - _BANDS_LOG2_START, 0, BANDS - 1)
+
+
+def priority(
+    context: npt.NDArray[Any], position: npt.NDArray[Any], feature: npt.NDArray[Any]
+) -> npt.NDArray[np.uint32]:
+    """Return a hash of each address, 31 bits, the same everywhere: samples are of the lowest.
+
+    It is the finalizer of SplitMix64 (Steele, Lea, Flood 2014) over a mix of the three.
+    """
+    x = context.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    x ^= position.astype(np.uint64) * np.uint64(0xC2B2AE3D27D4EB4F)
+    x ^= feature.astype(np.uint64) * np.uint64(0x165667B19E3779F9)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return ((x ^ (x >> np.uint64(31))) >> np.uint64(33)).astype(np.uint32)
+
+
+def samples(
+    firings: Firings, per_band: int, bounds: npt.NDArray[np.uint32] | None = None
+) -> pa.Table:
+    """Return of each feature and band of activation `per_band` firings, BOS excluded.
+
+    They are those of the lowest `priority` (ties: lowest context, then position): a uniform sample
+    that does not depend on how the firings are divided, so samples of parts can be merged.
+
+    Args:
+        firings: in any order.
+        per_band: most firings of a feature and band.
+        bounds: [features, BANDS], priorities above which a firing is left out.
+
+    Returns:
+        feature i32, band i8, priority i32, context i64, position i32, activation f32; sorted by
+        feature, band, priority, context, position.
+    """
+    kept = firings.take(firings.kind != KIND_BOS)
+    bands = band(kept.activation)
+    drawn = priority(kept.context, kept.position, kept.feature)
+    if bounds is not None:
+        below = np.flatnonzero(drawn <= bounds[kept.feature, bands])
+        kept, bands, drawn = kept.take(below), bands[below], drawn[below]
+    key = kept.feature.astype(np.int64) * BANDS + bands
+    thin = np.flatnonzero(_is_among_lowest(key, drawn, per_band))
+    kept, bands, drawn, key = kept.take(thin), bands[thin], drawn[thin], key[thin]
+    order = np.lexsort((kept.position, kept.context, drawn, key))
+    order = order[_rank_in_group(key[order]) < per_band]
+    best = kept.take(order)
+    return pa.table(
+        {
+            "feature": best.feature,
+            "band": bands[order].astype(np.int8),
+            "priority": drawn[order].astype(np.int32),
+            "context": best.context,
+            "position": best.position,
+            "activation": best.activation,
+        }
+    )
+
+
+def _is_among_lowest(
+    key: npt.NDArray[np.int64], value: npt.NDArray[np.uint32], k: int
+) -> npt.NDArray[np.bool_]:
+    """Whether a value is not above the k-th lowest of its key."""
+    if len(key) == 0:
+        return np.zeros(0, dtype=bool)
+    # One sort of plain integers is many times faster than a lexsort of all rows.
+    both = (key.astype(np.uint64) << np.uint64(32)) | value
+    both.sort()
+    counts = np.bincount(key)
+    last = np.cumsum(counts) - counts + np.minimum(counts, k) - 1
+    highest = (both[np.maximum(last, 0)] & np.uint64(0xFFFFFFFF)).astype(np.uint32)
+    return np.asarray(value <= highest[key])
+
+
+def peaks(firings: Firings, k: int, bounds: npt.NDArray[np.uint32] | None = None) -> pa.Table:
     """Return each feature's `k` strongest contexts, BOS excluded.
 
     A context is ranked by the strongest firing of the feature in it (ties: lowest position),
@@ -112,6 +198,7 @@ def peaks(firings: Firings, k: int) -> pa.Table:
     Args:
         firings: in any order.
         k: most contexts of a feature, 1 or more.
+        bounds: [features], keys of `descending` above which a context is left out.
 
     Returns:
         feature i32, rank i32 (from 0), context i64, position i32, activation f32; sorted by
@@ -123,9 +210,11 @@ def peaks(firings: Firings, k: int) -> pa.Table:
     if k < 1:
         raise InvalidArgumentError(f"k_peaks {k} was asked for; give 1 or more")
     ordered = firings.feature_major()
-    is_bos = ordered.kind == KIND_BOS
-    strongest = _strongest_per_context(ordered.take(~is_bos) if is_bos.any() else ordered)
-    best = strongest.take(_sort_order(strongest.feature, _descending(strongest.activation)))
+    keep = ordered.kind != KIND_BOS
+    if bounds is not None:
+        keep &= descending(ordered.activation) <= bounds[ordered.feature]
+    strongest = _strongest_per_context(ordered if keep.all() else ordered.take(keep))
+    best = strongest.take(_sort_order(strongest.feature, descending(strongest.activation)))
     rank = _rank_in_group(best.feature)
     keep = rank < k
     best = best.take(keep)
@@ -154,12 +243,12 @@ def ranked(firings: Firings) -> pa.Table:
     ordered = firings.feature_major()
     ordered = ordered.take(ordered.kind != KIND_BOS)
     best = _strongest_per_context(ordered)
-    order = _sort_order(best.feature, _descending(best.activation))
+    order = _sort_order(best.feature, descending(best.activation))
     rank_of_context = np.empty(len(best), dtype=np.int64)
     rank_of_context[order] = _rank_in_group(best.feature[order])
     starts = _group_starts((ordered.feature, ordered.context))
     rank = np.repeat(rank_of_context, np.diff(starts, append=len(ordered)))
-    order = _sort_order(ordered.feature, rank, _descending(ordered.activation))
+    order = _sort_order(ordered.feature, rank, descending(ordered.activation))
     sorted_firings = ordered.take(order)
     return pa.table(
         {
@@ -202,7 +291,7 @@ def _rank_in_group(sorted_group: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
     return np.arange(n) - np.repeat(starts, np.diff(starts, append=n))
 
 
-def _descending(activation: npt.NDArray[np.float32]) -> npt.NDArray[np.uint32]:
+def descending(activation: npt.NDArray[np.float32]) -> npt.NDArray[np.uint32]:
     """Return keys whose ascending order is the descending order of finite activations."""
     raw = (activation + np.float32(0.0)).view(np.uint32)
     sign = np.uint32(1 << 31)
@@ -210,7 +299,7 @@ def _descending(activation: npt.NDArray[np.float32]) -> npt.NDArray[np.uint32]:
     return ~ascending
 
 
-def _is_sorted(*keys: npt.NDArray[Any]) -> bool:
+def is_sorted(*keys: npt.NDArray[Any]) -> bool:
     """Whether rows ascend by `keys`, the first weighing most; equal rows count as ascending."""
     tied: npt.NDArray[np.bool_] | None = None
     for key in keys:

@@ -120,14 +120,15 @@ class FolderRoot:
 
     def list(self, folder: str) -> Iterator[Entry]:
         """Yield every file under a folder."""
-        for full in (self.path / folder).rglob("*"):
-            try:
-                status = full.stat()
-                if full.is_file():
-                    path = full.relative_to(self.path).as_posix()
-                    yield Entry(path, status.st_size, status.st_mtime)
-            except FileNotFoundError:  # another process deleted it in this moment
-                continue
+        # os.walk passes over folders that another process deletes in this moment.
+        for parent, _, names in os.walk(self.path / folder):
+            for full in (Path(parent) / name for name in names):
+                try:
+                    status = full.stat()
+                except FileNotFoundError:
+                    continue
+                path = full.relative_to(self.path).as_posix()
+                yield Entry(path, status.st_size, status.st_mtime)
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:

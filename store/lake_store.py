@@ -25,6 +25,7 @@ from scopelake.store.layout import (
     FORMAT,
     FORMAT_VERSION,
     LAKE_FILE,
+    READABLE_VERSIONS,
     TABLES,
     table_folder,
 )
@@ -107,10 +108,10 @@ class LakeStore:
                 f"a lake at {root.url} was asked for; nothing is there; check the path or create it"
             )
         version = _format_version(root)
-        if version != FORMAT_VERSION:
+        if version not in READABLE_VERSIONS:
             raise FormatVersionError(
                 f"the lake at {root.url} has format version {version!r}; this package reads "
-                f"version {FORMAT_VERSION}; install a version of scopelake that reads it"
+                f"{' and '.join(map(str, READABLE_VERSIONS))}; install a newer scopelake to read it"
             )
         return cls(root)
 
@@ -138,6 +139,20 @@ class LakeStore:
                 f"{self.root.url} has {_ranges(there['snapshot'].to_pylist())}; choose one of them"
             )
         return to_snapshot(rows[0])
+
+    def upgrade(self) -> None:
+        """Make a lake of an older format one of this: with the tables that it lacks.
+
+        What it holds stays as it is; older snapshots have the tables that they had.
+        """
+        head = json.loads(self.root.read(LAKE_FILE))
+        if head["format_version"] == FORMAT_VERSION:
+            return
+        delta.create_missing_tables(self.root)
+        with self.root.scratch() as folder:
+            made = folder / LAKE_FILE
+            made.write_text(f"{json.dumps(head | {'format_version': FORMAT_VERSION})}\n")
+            self.root.put(LAKE_FILE, made)
 
     def snapshots(self) -> pa.Table:
         """Return every snapshot, oldest first, in the schema of the snapshots table."""

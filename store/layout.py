@@ -11,13 +11,17 @@ from uuid import uuid4
 from scopelake.names import slug
 
 FORMAT: Final = "scopelake"
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
+"""What is written; see docs/format.md for what changed."""
+
+READABLE_VERSIONS: Final = (1, 2)
 
 TABLES: Final = (
     "contexts",
     "codes",
     "postings",
     "peaks",
+    "samples",
     "features",
     "evaluations",
     "labels",
@@ -26,6 +30,7 @@ TABLES: Final = (
     "corpora",
     "runs",
     "files",
+    "merged",
     "snapshots",
 )
 """Every table of a lake; each is a Delta table. One that an older lake lacks is read as empty."""

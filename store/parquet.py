@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, BinaryIO, Final
 
 import pyarrow as pa
@@ -18,42 +18,53 @@ from scopelake.store.schema import PARTITIONS, SORTED_BY, file_schema
 
 
 @dataclass(frozen=True)
-class _Style:
+class Style:
     """How a table's columns are encoded, by Parquet column path; others are plain."""
 
     row_group: int
     dictionary: tuple[str, ...]
     encodings: Mapping[str, str]
+    level: int = 1
+    """Of zstd."""
 
 
 _ACTIVATION: Final = {"activation": "BYTE_STREAM_SPLIT"}
 
-_STYLES: Final[dict[str, _Style]] = {
-    "contexts": _Style(
+# Chosen by measurement: benchmarks/parquet_styles.py changes one thing at a time.
+STYLES: Final[dict[str, Style]] = {
+    "contexts": Style(
         64,
         ("document", "metadata", "token_ids.list.element", "roles.list.element",
          "turns.list.element", "kinds.list.element"),
         {"context": "DELTA_BINARY_PACKED", "token_starts.list.element": "DELTA_BINARY_PACKED"},
     ),
-    "codes": _Style(
+    "codes": Style(
+        131_072,
+        ("position", "kind"),
+        {"context": "DELTA_BINARY_PACKED", "feature": "DELTA_BINARY_PACKED", **_ACTIVATION},
+    ),
+    "postings": Style(
         131_072,
         ("position", "feature", "kind"),
         {"context": "DELTA_BINARY_PACKED", **_ACTIVATION},
     ),
-    "postings": _Style(
-        131_072,
-        ("position", "feature", "kind"),
-        {"context": "DELTA_BINARY_PACKED", **_ACTIVATION},
-    ),
-    "peaks": _Style(
+    "peaks": Style(
         131_072,
         ("feature", "position"),
         {"rank": "DELTA_BINARY_PACKED", "context": "DELTA_BINARY_PACKED", **_ACTIVATION},
     ),
-    "features": _Style(16_384, ("histogram.list.element",), {"feature": "DELTA_BINARY_PACKED"}),
+    "samples": Style(
+        131_072,
+        ("position", "band"),
+        {"feature": "DELTA_BINARY_PACKED", "context": "DELTA_BINARY_PACKED", **_ACTIVATION},
+    ),
+    "features": Style(16_384, ("histogram.list.element",), {"feature": "DELTA_BINARY_PACKED"}),
 }  # fmt: skip
 
-_CATALOGUE: Final = _Style(131_072, (), {})
+_NARROW: Final = 4_096
+"""Features of a coder up to which a row group's dictionary of them is small against its rows."""
+
+_CATALOGUE: Final = Style(131_072, (), {})
 
 _ROWS_PER_PAGE: Final = 16_384
 
@@ -81,7 +92,7 @@ def write_parquet(
     with root.scratch() as scratch:
         made = scratch / "rows.parquet"
         with made.open("xb") as file:
-            _write(table, rows, file)
+            write_rows(table, rows, file)
         digest, n_bytes = checksum(made), made.stat().st_size
         path = str(folder / new_data_name(digest))
         root.put(path, made)
@@ -123,8 +134,9 @@ def delta_stats(rows: pa.Table) -> str:
     )
 
 
-def _write(table: str, rows: pa.Table, file: BinaryIO) -> None:
-    style = _STYLES.get(table, _CATALOGUE)
+def write_rows(table: str, rows: pa.Table, file: BinaryIO) -> None:
+    """Write rows, in the table's order and file schema, as Parquet."""
+    style = _style(table, rows)
     schema = file_schema(table)
     sorting = pq.SortingColumn.from_ordering(
         schema, [(name, "ascending") for name in SORTED_BY.get(table, ())]
@@ -134,7 +146,7 @@ def _write(table: str, rows: pa.Table, file: BinaryIO) -> None:
         schema,
         version="2.6",
         compression="zstd",
-        compression_level=1,
+        compression_level=style.level,
         use_dictionary=list(style.dictionary),
         column_encoding=dict(style.encodings),
         max_rows_per_page=_ROWS_PER_PAGE,
@@ -144,3 +156,11 @@ def _write(table: str, rows: pa.Table, file: BinaryIO) -> None:
     )
     with writer:
         writer.write_table(rows, row_group_size=style.row_group)
+
+
+def _style(table: str, rows: pa.Table) -> Style:
+    style = STYLES.get(table, _CATALOGUE)
+    if table != "codes" or (pc.max(rows["feature"]).as_py() or 0) >= _NARROW:
+        return style
+    encodings = {k: v for k, v in style.encodings.items() if k != "feature"}
+    return replace(style, dictionary=(*style.dictionary, "feature"), encodings=encodings)

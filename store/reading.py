@@ -70,7 +70,7 @@ def read_files(
     """
     schema, partitions = SCHEMAS[table], PARTITIONS[table]
     inside = pa.schema([f for f in schema if f.name not in partitions])
-    condition = _condition([f for f in filters if f[0] not in partitions])
+    condition = _condition(schema, [f for f in filters if f[0] not in partitions])
     names = [c for c in columns if c not in partitions]
     groups: dict[tuple[str, ...], list[str]] = {}
     keys = [files[f"partition.{p}"].to_pylist() for p in partitions]
@@ -94,14 +94,15 @@ def read_files(
     return pa.concat_tables(p.cast(wanted) for p in parts) if parts else wanted.empty_table()
 
 
-def _condition(filters: Filters) -> ds.Expression | None:
+def _condition(schema: pa.Schema, filters: Filters) -> ds.Expression | None:
     condition: ds.Expression | None = None
     for column, how, value in filters:
         field = ds.field(column)
         if how in _COMPARE:
             one = _COMPARE[how](field, value)
         else:
-            one = field.isin(list(value))
+            # Typed, since none at all have no type of their own.
+            one = field.isin(pa.array(list(value), schema.field(column).type))
             one = one if how == "in" else ~one
         condition = one if condition is None else condition & one
     return condition

@@ -1,18 +1,32 @@
-"""Taking damaged shards out of a lake, so that the next ingest makes them again."""
+"""Mending a lake: what other files still tell is made again, the rest is taken out.
+
+The token-major firings (``codes``) are what everything else of a coder follows from. A shard whose
+codes are lost is taken out, so that the next ingest makes it again; postings are made again from
+codes, peaks and samples from postings.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 from uuid import uuid4
 
-from scopelake.store.catalog import IMPORTED
+from scopelake.store.catalog import IMPORTED, shards_of_files
 from scopelake.store.commit import Writer
+from scopelake.store.derive import remake
+from scopelake.store.lake_store import LakeStore
 from scopelake.store.layout import DENSE
+from scopelake.store.merge import BY_FEATURE
+from scopelake.store.receipts import Receipt
+from scopelake.store.snapshot import Snapshot
 from scopelake.store.verify import Finding, Verification
+from scopelake.store.writer import discard
 
-_MENDABLE: Final = ("codes", "postings", "peaks", "features", DENSE)
+_MENDABLE: Final = ("codes", *BY_FEATURE, "features", DENSE)
+
+Row = dict[str, Any]
+"""A row of the ``files`` table."""
 
 
 @dataclass(frozen=True)
@@ -22,14 +36,17 @@ class Repair:
     snapshot: int
     n_files: int
     """Taken out: the damaged ones, and those that hold the same shard's firings otherwise."""
+    made_again: tuple[str, ...]
+    """What was made again from other files of the lake."""
     ingest_again: tuple[str, ...]
     """What to ingest or import again."""
     beyond: tuple[Finding, ...]
     """What cannot be made again from elsewhere."""
 
     def to_text(self) -> str:
-        """Return a line for each thing to do, and for each that is lost."""
-        lines = [f"ingest again: {one}" for one in self.ingest_again]
+        """Return a line for each thing done and to do, and for each that is lost."""
+        lines = [f"made again: {one}" for one in self.made_again]
+        lines += [f"ingest again: {one}" for one in self.ingest_again]
         lines += [f"beyond repair, restore it from a copy: {f.to_text()}" for f in self.beyond]
         return "\n".join([*lines, f"{self.n_files:,} files taken out (snapshot {self.snapshot})"])
 
@@ -37,61 +54,119 @@ class Repair:
         return self.to_text()
 
 
-def repair(writer: Writer, found: Verification) -> Repair:
-    """Take every shard with a damaged or missing file out of the lake, in one commit.
+@dataclass
+class _Plan:
+    """What is to leave the lake, and what is made of the rest."""
 
-    A shard's files in both orders and its peaks go together, and with them the statistics of the
-    coder on that corpus, which the next ingest makes again. What an import brought goes as a whole.
-    Contexts and the catalogue cannot be made again.
+    gone: list[Row]
+    receipts: list[Receipt]
+    again: set[str]
+    made: set[str]
+
+
+def repair(writer: Writer, found: Verification) -> Repair:
+    """Make again or take out every damaged or missing file, in one commit.
+
+    What an import brought goes as a whole. Contexts and the catalogue cannot be made again.
 
     Args:
         writer: entered.
         found: of the lake's latest snapshot.
+
+    Raises:
+        DamagedFileError: a file that was whole when it was verified no longer is.
     """
     store = writer.store
     snapshot = store.snapshot()
-    rows = store.read("files", snapshot).to_pylist()
     mendable = [f for f in found.broken if f.table in _MENDABLE]
     beyond = tuple(f for f in found.broken if f not in mendable)
-    gone = [row for row in rows if any(_goes_with(row, f) for f in mendable)]
-    if not gone:
-        return Repair(snapshot.id, 0, (), beyond)
-    runs = store.read("runs", snapshot, ["run", "state"]).to_pylist()
-    imported = {r["run"] for r in runs if r["state"] == IMPORTED}
-    after = writer.commit(
-        [],
-        transaction=f"repair:{uuid4().hex}",
-        reason=f"take out {len(gone)} files of damaged shards",
-        drop=[row["path"] for row in gone],
-        remove={"runs": ("run", sorted({row["run"] for row in gone} & imported))},
-    )
-    return Repair(after.id, len(gone), tuple(sorted(_again(gone, imported))), beyond)
+    plan = _plan(store, snapshot, mendable)
+    if not plan.gone:
+        return Repair(snapshot.id, 0, (), (), beyond)
+    imported = _imported(store, snapshot)
+    paths = [row["path"] for row in plan.gone]
+    try:
+        after = writer.commit(
+            plan.receipts,
+            transaction=f"repair:{uuid4().hex}",
+            reason=f"mend {len(found.broken)} files",
+            drop=paths,
+            remove={
+                "runs": ("run", sorted({row["run"] for row in plan.gone} & imported)),
+                "merged": ("path", paths),
+            },
+        )
+    except BaseException:
+        discard(store.root, plan.receipts)
+        raise
+    made, again = tuple(sorted(plan.made)), tuple(sorted(plan.again))
+    return Repair(after.id, len(paths), made, again, beyond)
 
 
-def _goes_with(row: dict[str, Any], finding: Finding) -> bool:
-    """Whether a file has to go because of what was found."""
-    if row["path"] == finding.path:
-        return True
-    if finding.table == DENSE or (row["sae"], row["corpus"]) != (finding.sae, finding.corpus):
-        return False
-    if row["kind"] == "features" or finding.shard is None:
-        # What compaction merged has no shard: all shards go into it.
-        return finding.table != "features"
-    if row["shard"] is None:
-        return True
-    return row["shard"] == finding.shard and finding.table != "features"
-
-
-def _again(gone: Iterable[dict[str, Any]], imported: set[str]) -> set[str]:
-    found = set()
-    for row in gone:
-        if row["run"] in imported:
-            found.add(f"examples of {row['sae']} (import-examples) on {row['corpus']}")
-        elif row["kind"] == DENSE:
+def _plan(store: LakeStore, snapshot: Snapshot, broken: Sequence[Finding]) -> _Plan:
+    rows = store.read("files", snapshot).to_pylist()
+    imported = _imported(store, snapshot)
+    plan = _Plan([], [], set(), set())
+    by_path = {row["path"]: row for row in rows}
+    for finding in broken:
+        if finding.table == DENSE:
+            row = by_path[finding.path]
             where = f"{row['site']}/{row['layer']} of {row['model']}"
-            found.add(f"shard {row['shard']} of {row['corpus']}: dense {where}")
-        elif row["shard"] is not None:
-            found.add(f"shard {row['shard']} of {row['corpus']}: {row['sae']}")
+            plan.gone.append(row)
+            plan.again.add(f"shard {row['shard']} of {row['corpus']}: dense {where}")
+    keys = {(f.sae, f.corpus) for f in broken if f.table != DENSE}
+    for sae, corpus in sorted(keys, key=str):
+        of_coder = [r for r in rows if (r["sae"], r["corpus"]) == (sae, corpus)]
+        lost = {f.path for f in broken if (f.sae, f.corpus) == (sae, corpus)}
+        if any(row["run"] in imported for row in of_coder):
+            plan.gone += of_coder
+            plan.again.add(f"examples of {sae} (import-examples) on {corpus}")
         else:
-            found.add(f"statistics of {row['sae']} on {row['corpus']}")
-    return found
+            _plan_coder(store, snapshot, plan, of_coder, lost)
+    return plan
+
+
+def _plan_coder(
+    store: LakeStore, snapshot: Snapshot, plan: _Plan, rows: Sequence[Row], lost: set[str]
+) -> None:
+    """Plan for the files of one coder on one corpus, of which `lost` are."""
+    sae, corpus = rows[0]["sae"], rows[0]["corpus"]
+    kinds = {row["kind"] for row in rows if row["path"] in lost}
+    codes = [row["path"] for row in rows if row["kind"] == "codes"]
+    shards = shards_of_files(store, snapshot, [path for path in codes if path in lost])
+    gone = [row for row in rows if row["path"] in lost]
+    if shards or "features" in kinds:
+        gone += [row for row in rows if row["kind"] == "features"]
+        plan.again.add(f"statistics of {sae} on {corpus}")
+    plan.again |= {f"shard {shard} of {corpus}: {sae}" for shard in shards}
+    # What compaction merged has no shard: rows of every shard may be in it.
+    postings_gone = [
+        row
+        for row in rows
+        if row["kind"] == "postings"
+        and (row["path"] in lost or row["shard"] in shards or (shards and row["shard"] is None))
+    ]
+    if shards or kinds & set(BY_FEATURE):
+        gone += [row for row in rows if row["kind"] in ("peaks", "samples")]
+        whole = [path for path in codes if path not in lost]
+        kept = [row for row in rows if row["kind"] == "postings" and row not in postings_gone]
+        of_file = {path: shards_of_files(store, snapshot, [path]) for path in whole}
+        wanted = {row["shard"] for row in postings_gone} - shards
+        sources = [path for path in whole if of_file[path] & wanted]
+        if None in wanted or any(len(of_file[path]) > 1 for path in sources):
+            # Files that hold several shards: all postings are made again.
+            sources, postings_gone, kept = whole, [*postings_gone, *kept], []
+        made = remake(store, sae, corpus, sources, [row["path"] for row in kept])
+        plan.receipts += made
+        plan.made |= {f"{receipt.table} of {sae} on {corpus}" for receipt in made}
+    gone += postings_gone
+    plan.gone += _unique(gone)
+
+
+def _imported(store: LakeStore, snapshot: Snapshot) -> set[str]:
+    runs = store.read("runs", snapshot, ["run", "state"]).to_pylist()
+    return {row["run"] for row in runs if row["state"] == IMPORTED}
+
+
+def _unique(rows: Iterable[Row]) -> list[Row]:
+    return list({row["path"]: row for row in rows}.values())

@@ -43,6 +43,16 @@ SCHEMAS: Final[dict[str, pa.Schema]] = {
     "peaks": _schema(
         sae=_STR, corpus=_STR, feature=_I32, rank=_I32, context=_I64, position=_I32, activation=_F32
     ),
+    "samples": _schema(
+        sae=_STR,
+        corpus=_STR,
+        feature=_I32,
+        band=_I8,
+        priority=_I32,
+        context=_I64,
+        position=_I32,
+        activation=_F32,
+    ),
     "features": _schema(
         sae=_STR,
         corpus=_STR,
@@ -159,6 +169,7 @@ SCHEMAS: Final[dict[str, pa.Schema]] = {
         n_bytes=_I64,
         checksum=_STR,
     ),
+    "merged": _schema(path=_STR, sae=_STR, corpus=_STR, shard=_I32),
     "snapshots": _schema(
         snapshot=_I64,
         created_at=_TIME,
@@ -173,6 +184,7 @@ PARTITIONS: Final[dict[str, tuple[str, ...]]] = {
     "codes": ("sae", "corpus"),
     "postings": ("sae", "corpus"),
     "peaks": ("sae", "corpus"),
+    "samples": ("sae", "corpus"),
     "features": ("sae", "corpus"),
     "evaluations": (),
     "labels": ("sae",),
@@ -181,6 +193,7 @@ PARTITIONS: Final[dict[str, tuple[str, ...]]] = {
     "corpora": (),
     "runs": (),
     "files": (),
+    "merged": (),
     "snapshots": (),
 }
 """Columns whose values are in the Delta log and the path, not inside the Parquet files."""
@@ -190,6 +203,7 @@ SORTED_BY: Final[dict[str, tuple[str, ...]]] = {
     "codes": ("context", "position", "feature"),
     "postings": ("feature", "context", "position"),
     "peaks": ("feature", "rank"),
+    "samples": ("feature", "band", "priority", "context", "position"),
     "features": ("feature",),
 }
 """Order of the rows within each data file."""

@@ -12,13 +12,10 @@ import pyarrow as pa
 from scopelake.errors import InvalidArgumentError
 from scopelake.names import KIND_BOS
 from scopelake.store.feature_ranges import RowGroup, ranges, read_range, row_groups
+from scopelake.store.firings import BANDS, band
 from scopelake.store.integrity import checked_copies
 from scopelake.store.root import Root
 from scopelake.store.schema import SCHEMAS
-
-HISTOGRAM_BINS: Final = 32
-HISTOGRAM_LOG2_START: Final = -8
-"""Lower edge of the first bin; bins are one power of two wide, outliers go to the end bins."""
 
 QUANTILES: Final = {"p10": 0.10, "p50": 0.50, "p90": 0.90, "p99": 0.99}
 
@@ -97,7 +94,7 @@ def _range_statistics(
     for name, q in QUANTILES.items():
         columns[name] = _column(_quantile(activation, starts, counts, q), silent)
     bins = _histogram(feature - low, activation, n)
-    offsets = pa.array(np.arange(n + 1) * HISTOGRAM_BINS, pa.int32())
+    offsets = pa.array(np.arange(n + 1) * BANDS, pa.int32())
     columns["histogram"] = pa.ListArray.from_arrays(offsets, pa.array(bins.ravel()))
     columns["n_tokens"] = np.full(n, n_tokens, dtype=np.int64)
     schema = pa.schema([SCHEMAS["features"].field(name) for name in columns])
@@ -139,14 +136,9 @@ def _quantile(
 def _histogram(
     feature: npt.NDArray[np.int32], activation: npt.NDArray[np.float32], n: int
 ) -> npt.NDArray[np.int64]:
-    """Count activations by feature and power of two: [n, HISTOGRAM_BINS]."""
-    # frexp is exact: x = m * 2**e with 0.5 <= m < 1, so floor(log2(x)) is e - 1.
-    exponent = np.frexp(activation)[1] - 1
-    # What is not positive has no logarithm and belongs below every bin.
-    exponent = np.where(activation > 0, exponent, HISTOGRAM_LOG2_START)
-    index = np.clip(exponent - HISTOGRAM_LOG2_START, 0, HISTOGRAM_BINS - 1)
-    flat = feature.astype(np.int64) * HISTOGRAM_BINS + index
-    return np.bincount(flat, minlength=n * HISTOGRAM_BINS).reshape(n, HISTOGRAM_BINS)
+    """Count activations by feature and power of two: [n, BANDS]."""
+    flat = feature.astype(np.int64) * BANDS + band(activation)
+    return np.bincount(flat, minlength=n * BANDS).reshape(n, BANDS)
 
 
 def _column(values: npt.NDArray[np.float64], silent: npt.NDArray[np.bool_]) -> pa.Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,15 +12,13 @@ import pyarrow.compute as pc
 
 from scopelake.errors import InvalidArgumentError
 from scopelake.names import check_name
-from scopelake.store.firings import Firings, peaks, ranked
+from scopelake.store.firings import Firings, peaks, ranked, samples
 from scopelake.store.parquet import write_parquet
 from scopelake.store.precision import round_mantissa
 from scopelake.store.receipts import Receipt
 from scopelake.store.root import Root
+from scopelake.store.running import PEAKS_DEPTH, SAMPLES_PER_BAND, Running
 from scopelake.store.schema import PARTITIONS, SCHEMAS, SORTED_BY, file_schema
-
-PEAKS_DEPTH: Final = 256
-"""Contexts of a feature that `peaks` keeps from each shard: top-k up to it is exact."""
 
 
 def write_firings(
@@ -32,9 +30,9 @@ def write_firings(
     shard: int,
     run: str,
     bits: int,
-    k_peaks: int = PEAKS_DEPTH,
+    running: Running | None = None,
 ) -> list[Receipt]:
-    """Write a shard's firings of one coder in both orders, and its peaks.
+    """Write a shard's firings of one coder in both orders, its peaks and its samples.
 
     Args:
         root: the lake's.
@@ -44,14 +42,15 @@ def write_firings(
         shard: number of the shard.
         run: the run that writes.
         bits: mantissa bits kept of an activation, 1 to 23.
-        k_peaks: most contexts kept for a feature.
+        running: what the lake holds of the coder on the corpus, which spares peaks and samples
+            that cannot count any more; None: nothing is known.
 
     Returns:
-        The receipts of a codes, a postings and a peaks file, also when there are no firings.
+        The receipts of a codes, a postings, a peaks and a samples file, also without firings.
 
     Raises:
         InvalidArgumentError: a value is NaN, infinite or negative where it must not be, an
-            address occurs twice, or `bits` or `k_peaks` is out of range.
+            address occurs twice, or `bits` is out of range.
     """
     check_name("corpus", corpus)
     rounded = Firings(
@@ -75,8 +74,9 @@ def write_firings(
         codes = pool.submit(write, "codes", _table("codes", by_token))
         by_feature = by_token.feature_major()
         postings = write("postings", _table("postings", by_feature))
-        strongest = write("peaks", peaks(by_feature, k_peaks))
-        return [codes.result(), postings, strongest]
+        strongest, sampled = (running or Running(_width(by_feature))).select(by_feature)
+        derived = [write("peaks", strongest), write("samples", sampled)]
+        return [codes.result(), postings, *derived]
 
 
 def write_examples(root: Root, firings: Firings, *, sae: str, corpus: str, run: str) -> Receipt:
@@ -92,11 +92,18 @@ def write_examples(root: Root, firings: Firings, *, sae: str, corpus: str, run: 
     return write_parquet(root, "peaks", ranked(firings), partition, run=run)
 
 
-def write_merged(root: Root, firings: Firings, *, table: str, sae: str, corpus: str) -> Receipt:
-    """Write a range of features of all shards as one file of ``postings`` or ``peaks``."""
+def write_merged(
+    root: Root, firings: Firings, *, table: str, partition: dict[str, str], run: str
+) -> Receipt:
+    """Write a range of features as one file of ``postings``, ``peaks`` or ``samples``."""
     ordered = firings.feature_major()
-    rows = peaks(ordered, PEAKS_DEPTH) if table == "peaks" else _table(table, ordered)
-    return write_parquet(root, table, rows, {"sae": sae, "corpus": corpus}, run="")
+    if table == "peaks":
+        rows = peaks(ordered, PEAKS_DEPTH)
+    elif table == "samples":
+        rows = samples(ordered, SAMPLES_PER_BAND)
+    else:
+        rows = _table(table, ordered)
+    return write_parquet(root, table, rows, partition, run=run)
 
 
 def discard(root: Root, receipts: Iterable[Receipt]) -> None:
@@ -127,6 +134,10 @@ def write_features(root: Root, table: pa.Table, sae: str, corpus: str, run: str)
     partition = {"sae": sae, "corpus": check_name("corpus", corpus)}
     rows = _file_rows("features", table, partition)
     return write_parquet(root, "features", rows, partition, run=run)
+
+
+def _width(by_feature: Firings) -> int:
+    return int(by_feature.feature[-1]) + 1 if len(by_feature) else 0
 
 
 def _table(name: str, firings: Firings) -> pa.Table:

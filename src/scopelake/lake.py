@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from scopelake.store.lake_store import LakeStore
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from distributed import Client
 
     from scopelake.store.compact import Compacted
     from scopelake.store.repair import Repair
@@ -76,24 +78,39 @@ class Lake(Building, Asking):
         self.refresh()
         return done
 
-    def compact(self, progress: Callable[[str, int, int], None] | None = None) -> Compacted:
-        """Merge the files of each coder's postings and peaks into few, by feature range.
+    def compact(
+        self,
+        progress: Callable[[str, int, int], None] | None = None,
+        *,
+        scheduler: str | Client | None = None,
+    ) -> Compacted:
+        """Merge the files of many shards into few: firings by feature range, codes in sequence.
 
-        Queries give the same answers before and after, and at older snapshots meanwhile.
+        Queries give the same answers before and after, and at older snapshots meanwhile. What was
+        merged before a kill stays merged.
 
         Args:
-            progress: called with (coder, coders done, of how many).
+            progress: called with (what was merged, parts done, of how many).
+            scheduler: address of a dask scheduler, or a client, whose workers reach the lake under
+                the same path or URL; None: one part after another in this process.
 
         Raises:
             DamagedFileError: a file is not what was written.
-            LakeBusyError: another writer has compacted or repaired a coder meanwhile.
+            LakeBusyError: another writer has compacted or repaired a part meanwhile.
+            InvalidArgumentError: no scheduler answers there.
+            MissingDependencyError: ``distributed`` is not installed.
         """
+        from scopelake.ingest.distribute import Cluster
         from scopelake.store.commit import Writer
-        from scopelake.store.compact import compact
+        from scopelake.store.compact import Runner, compact, one_by_one
 
         self._check_writable()
-        with Writer(self._store) as writer:
-            done = compact(writer, on_progress=progress)
+        with ExitStack() as stack:
+            runner: Runner = one_by_one
+            if scheduler is not None:
+                runner = stack.enter_context(Cluster(scheduler))
+            writer = stack.enter_context(Writer(self._store))
+            done = compact(writer, runner=runner, on_progress=progress)
         self.refresh()
         return done
 

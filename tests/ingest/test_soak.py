@@ -103,7 +103,8 @@ def whole(empty):
 def test_two_ingests_at_once_leave_the_same_lake(empty, whole):
     path = shutil.copytree(empty, empty.with_name("pair"))
     workers = start((path, SAES), (path, SAES), (path, SAES[:2]))
-    assert [worker.wait() for worker in workers] == [0, 0, 0], workers[0].stderr.read()
+    codes = [worker.wait() for worker in workers]
+    assert codes == [0, 0, 0], [worker.stderr.read() for worker in workers]
     check(path, whole[0])
 
 

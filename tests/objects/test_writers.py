@@ -42,7 +42,7 @@ def check(url, saes):
         assert sorted(tuple(r.values()) for r in rows) == sorted(
             (sae, 40 * shard + i, i) for sae in saes for shard in range(N_SHARDS) for i in range(40)
         )
-    assert store.read("files", snapshot).num_rows == 3 * N_SHARDS * len(saes)
+    assert store.read("files", snapshot).num_rows == 4 * N_SHARDS * len(saes)
     ids = store.snapshots()["snapshot"].to_pylist()
     assert ids == list(range(1, len(ids) + 1))
     assert waiting_intents(store.root) == []

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
 from scopelake.errors import QueryError
 from scopelake.names import ROLES
 from scopelake.query.sql import sql
 from scopelake.store.layout import TABLES
+from scopelake.store.running import PEAKS_DEPTH, SAMPLES_PER_BAND
 
 
 def rows(built, query, params=None):
@@ -17,7 +20,13 @@ def rows(built, query, params=None):
 def test_every_table_has_a_view_with_its_rows(built):
     for table in TABLES:
         stored = built.store.read(table, built.snapshot)
-        assert rows(built, f"SELECT count(*) AS n FROM {table}") == [{"n": stored.num_rows}]
+        (found,) = rows(built, f"SELECT count(*) AS n FROM {table}")
+        # Files hold together more peaks and samples than are shown: each has all it may.
+        most, n_keys = {"peaks": (PEAKS_DEPTH, 3), "samples": (SAMPLES_PER_BAND, 4)}.get(
+            table, (stored.num_rows, 0)
+        )
+        groups = Counter(str(list(row.values())[:n_keys]) for row in stored.to_pylist())
+        assert found == {"n": sum(min(n, most) for n in groups.values())}
         added = ["source"] if table in ("peaks", "features") else []
         found = sql(built.connection, f"FROM {table} LIMIT 0").column_names
         assert found == [*stored.column_names, *added]

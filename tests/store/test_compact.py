@@ -6,6 +6,7 @@ import json
 from datetime import timedelta
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -13,22 +14,27 @@ import scopelake
 from scopelake.cli import main
 from scopelake.errors import DamagedFileError, InvalidArgumentError, LakeBusyError
 from scopelake.store import compact as compact_module
+from scopelake.store import merge as merge_module
+from scopelake.store.catalog import committed_shards
 from scopelake.store.commit import Writer
 from scopelake.store.compact import compact
 from scopelake.store.firings import Firings, peaks
+from scopelake.store.repair import repair
+from scopelake.store.running import PEAKS_DEPTH
+from scopelake.store.schema import SCHEMAS
 from scopelake.store.vacuum import VacuumConfig, vacuum
 from scopelake.store.verify import verify
-from scopelake.store.writer import PEAKS_DEPTH, write_firings
+from scopelake.store.writer import write_contexts, write_firings
 
 SIZES = [700, 0, 1, 63, 1023]
 SAES = ("repo/resid_post/s", "t")
 
 
-def put(writer, firings, shard, sae=SAES[0]):
+def put(writer, firings, shard, sae=SAES[0], attempt=0):
     receipts = write_firings(
         writer.store.root, firings, sae=sae, corpus="c", shard=shard, run="r", bits=23
     )
-    return writer.commit(receipts, transaction=f"{sae}{shard}", reason="x", run="r")
+    return writer.commit(receipts, transaction=f"{sae}{shard}{attempt}", reason="x", run="r")
 
 
 @pytest.fixture
@@ -62,7 +68,7 @@ def test_rows_are_the_same_and_files_do_not_overlap(filled, rows_per_file):
     store, firings = filled
     before = {t: rows(store, t) for t in ("codes", "postings")}
     done = run(store, rows_per_file=rows_per_file)
-    assert done.n_coders == 2
+    assert done.n_parts == (6 if rows_per_file == 1 else 8)
     assert {t: rows(store, t) for t in before} == before
     strongest = peaks(firings, PEAKS_DEPTH).to_pylist()
     found = store.read("peaks", store.snapshot(), filters=[("sae", "=", SAES[0])]).to_pylist()
@@ -84,7 +90,7 @@ def test_a_second_run_does_nothing(filled):
     first = run(store)
     assert "compacted" in first.to_text()
     second = run(store)
-    assert (second.n_coders, second.snapshot) == (0, first.snapshot)
+    assert (second.n_parts, second.snapshot) == (0, first.snapshot)
     assert "nothing to compact" in second.to_text()
 
 
@@ -120,22 +126,22 @@ def test_ingest_goes_on_after_it_and_shards_stay_done(filled, make_firings):
         put(writer, make_firings(50, seed=8, first_context=9000), 5)
     assert store.read("postings", store.snapshot()).num_rows == n + 50
     again = run(store)
-    assert again.n_coders == 1
+    assert again.n_parts == 4
     assert store.read("postings", store.snapshot()).num_rows == n + 50
 
 
 def test_a_shard_that_comes_in_between_stays(filled, make_firings, monkeypatch):
     store, _ = filled
     n = len(rows(store, "postings"))
-    plain = compact_module._merge
+    plain = compact_module.merge
 
-    def slowly(opened, part, rows_per_file):
-        yield from plain(opened, part, rows_per_file)
+    def slowly(root, part, rows_per_file):
+        yield from plain(root, part, rows_per_file)
         if part.table == "postings" and part.sae == SAES[0]:
             with Writer(store) as other:
                 put(other, make_firings(40, seed=1, first_context=9000), 7)
 
-    monkeypatch.setattr(compact_module, "_merge", slowly)
+    monkeypatch.setattr(compact_module, "merge", slowly)
     run(store)
     assert len(rows(store, "postings")) == n + 40
     assert verify(store, store.snapshot()).is_whole
@@ -144,15 +150,15 @@ def test_a_shard_that_comes_in_between_stays(filled, make_firings, monkeypatch):
 def test_two_compactions_at_once_do_not_double(filled, monkeypatch):
     store, _ = filled
     before = rows(store, "postings")
-    plain = compact_module._merge
+    plain = compact_module.merge
 
-    def slowly(opened, part, rows_per_file):
-        yield from plain(opened, part, rows_per_file)
+    def slowly(root, part, rows_per_file):
+        yield from plain(root, part, rows_per_file)
         if part.table == "peaks":
-            monkeypatch.setattr(compact_module, "_merge", plain)
+            monkeypatch.setattr(compact_module, "merge", plain)
             run(store)
 
-    monkeypatch.setattr(compact_module, "_merge", slowly)
+    monkeypatch.setattr(compact_module, "merge", slowly)
     with pytest.raises(LakeBusyError, match="compact again"):
         run(store)
     assert rows(store, "postings") == before
@@ -197,7 +203,123 @@ def test_settings_out_of_range_are_refused(store):
 def test_the_command_line(filled, capsys):
     store, _ = filled
     assert main(["compact", str(store.root.path), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["n_coders"] == 2
+    assert json.loads(capsys.readouterr().out)["n_parts"] == 8
     assert main(["compact", str(store.root.path)]) == 0
     assert "nothing to compact" in capsys.readouterr().out
     assert scopelake.open(store.root.path).verify().is_whole
+
+
+def context_rows(numbers):
+    empty = {"document": "d", "document_index": 0, "part": 0, "char_start": 0, "char_end": 1,
+             "text": "x", "n_tokens": 1, "token_ids": [1], "token_starts": [0], "roles": [0],
+             "turns": [0], "kinds": [0], "metadata": "{}"}  # fmt: skip
+    rows = [{"corpus": "c", "context": number, **empty} for number in numbers]
+    return pa.Table.from_pylist(rows, schema=SCHEMAS["contexts"])
+
+
+def test_contexts_become_files_in_sequence(store, monkeypatch):
+    monkeypatch.setattr(merge_module, "CONTEXTS_PER_FILE", 10)
+    with Writer(store) as writer:
+        for start in (0, 3, 6, 9, 12, 20):
+            receipts = write_contexts(store.root, context_rows(range(start, start + 3)), "c", "r")
+            writer.commit(receipts, transaction=str(start), reason="contexts")
+    before = store.read("contexts", store.snapshot()).sort_by("context")
+    assert run(store).n_parts == 2
+    found = store.data_files("contexts", store.snapshot())
+    assert sorted(file.n_rows for file in found) == [9, 9]
+    assert store.read("contexts", store.snapshot()).sort_by("context").equals(before)
+    assert run(store).n_parts == 0
+
+
+def test_shards_of_merged_codes_are_known_and_late_ones_are_sorted_in(store, make_firings):
+    def shard(number):
+        return make_firings(200, seed=number, first_context=1000 * number)
+
+    with Writer(store) as writer:
+        for number in (0, 2, 3):
+            put(writer, shard(number), number)
+    run(store)
+    assert len(files(store, "codes")) == 1
+    assert committed_shards(store, store.snapshot(), "c") == {(SAES[0], n) for n in (0, 2, 3)}
+    with Writer(store) as writer:
+        put(writer, shard(2), 2)  # there already
+        put(writer, shard(1), 1)  # between those that are merged
+    run(store)
+    (path,) = files(store, "codes")
+    rows = pq.read_table(path, partitioning=None)
+    keys = list(
+        zip(*(rows[c].to_pylist() for c in ("context", "position", "feature")), strict=True)
+    )
+    assert keys == sorted(keys)
+    assert len(keys) == 800
+    assert committed_shards(store, store.snapshot(), "c") == {(SAES[0], n) for n in range(4)}
+    merged = store.read("merged", store.snapshot()).to_pylist()
+    assert sorted(row["shard"] for row in merged) == [0, 1, 2, 3]
+    assert {row["path"] for row in merged} == {path.relative_to(store.root.path).as_posix()}
+    assert run(store).n_parts == 0
+
+
+@pytest.mark.parametrize("table", ["codes", "postings", "peaks", "samples"])
+def test_what_is_lost_after_a_compaction_is_made_again_or_its_shards_are(
+    store, make_firings, table
+):
+    with Writer(store) as writer:
+        for number in range(3):
+            put(writer, make_firings(200, seed=number, first_context=1000 * number), number)
+    run(store)
+    with Writer(store) as writer:
+        put(writer, make_firings(200, seed=3, first_context=3000), 3)
+    names = ("codes", "postings")
+    before = {name: rows(store, name) for name in names}
+    lost = max(files(store, table), key=lambda path: path.stat().st_size)
+    lost.unlink()
+    with Writer(store) as writer:
+        done = repair(writer, verify(store, store.snapshot()))
+    assert verify(store, store.snapshot()).broken == ()
+    if table != "codes":
+        assert done.ingest_again == ()
+        run(store)
+        assert {name: rows(store, name) for name in names} == before
+        return
+    assert len(done.ingest_again) == 4  # three shards, and the statistics
+    assert committed_shards(store, store.snapshot(), "c") == {(SAES[0], 3)}
+    assert {row["context"] // 1000 for row in rows(store, "codes")} == {3}
+    assert {row["context"] // 1000 for row in rows(store, "postings")} == {3}
+    with Writer(store) as writer:
+        for number in range(3):
+            firings = make_firings(200, seed=number, first_context=1000 * number)
+            put(writer, firings, number, attempt=1)
+    run(store)
+    assert {name: rows(store, name) for name in names} == before
+
+
+@pytest.mark.slow
+def test_merges_run_as_tasks_of_a_dask_cluster(filled):
+    from distributed import Client, LocalCluster
+
+    from scopelake.ingest.distribute import Cluster
+
+    store, _ = filled
+    names = ("codes", "postings")
+    before = {name: rows(store, name) for name in names}
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None,
+                     host="127.0.0.1") as cluster,
+        Client(cluster) as client,
+        Cluster(client) as runner,
+    ):  # fmt: skip
+        assert run(store, runner=runner).n_parts == 8
+        assert scopelake.open(store.root.path).compact(scheduler=cluster.scheduler_address)
+    assert {name: rows(store, name) for name in names} == before
+    assert verify(store, store.snapshot()).is_whole
+
+
+def test_a_scheduler_that_is_not_there_is_refused(filled, monkeypatch):
+    from scopelake.ingest import distribute
+
+    store, _ = filled
+    monkeypatch.setattr(distribute, "_TIMEOUT", "1s")
+    before = store.snapshot().id
+    with pytest.raises(InvalidArgumentError, match="does not answer"):
+        scopelake.open(store.root.path).compact(scheduler="tcp://127.0.0.1:1")
+    assert store.snapshot().id == before

@@ -47,7 +47,7 @@ def check(store: LakeStore, saes: set[str]) -> None:
             for shard in range(N_SHARDS)
             for i in range(40)
         )
-    assert store.read("files", snapshot).num_rows == 3 * N_SHARDS * len(saes)
+    assert store.read("files", snapshot).num_rows == 4 * N_SHARDS * len(saes)
     runs = store.read("runs", snapshot)["run"].to_pylist()
     assert sorted(runs) == sorted(f"{sae}-{shard}" for sae in saes for shard in range(N_SHARDS))
     ids = store.snapshots()["snapshot"].to_pylist()

@@ -56,8 +56,8 @@ def test_paths_that_are_not_lakes(tmp_path, store):
         LakeStore.create(tmp_path)
     marker = store.root.path / "lake.json"
     values = json.loads(marker.read_text())
-    marker.write_text(json.dumps(values | {"format_version": 2}))
-    with pytest.raises(FormatVersionError, match="2"):
+    marker.write_text(json.dumps(values | {"format_version": 3}))
+    with pytest.raises(FormatVersionError, match="3.*newer scopelake"):
         LakeStore.open(store.root.path)
     marker.write_text("{")
     with pytest.raises(NotALakeError):
@@ -110,7 +110,7 @@ def test_a_commit_is_done_once(store, make_firings):
             snapshot = writer.commit(receipts, transaction="r:0", reason="x")
     assert snapshot.id == 2
     assert store.read("codes", snapshot).num_rows == 63
-    assert store.read("files", snapshot).num_rows == 3
+    assert store.read("files", snapshot).num_rows == 4
 
 
 def test_commits_that_cannot_be_are_refused(store, make_firings):

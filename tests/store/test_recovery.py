@@ -60,16 +60,18 @@ def run_until(store: LakeStore, step: str) -> None:
 def check_committed_once(store: LakeStore) -> None:
     snapshot = store.snapshot()
     assert (snapshot.id, snapshot.run) == (2, "r")
-    for table in ("codes", "postings", "peaks"):
+    for table in ("codes", "postings", "peaks", "samples"):
         found = store.read(table, snapshot)
         assert sorted(found["feature"].to_pylist()) == list(range(63))
         assert snapshot.versions[table] == 1
-    assert store.read("files", snapshot).num_rows == 3
+    assert store.read("files", snapshot).num_rows == 4
     assert store.read("runs", snapshot)["state"].to_pylist() == ["complete"]
     assert list((store.root.path / "pending").iterdir()) == []
 
 
-@pytest.mark.parametrize("step", ["pending", "codes", "peaks", "runs", "files", "snapshots"])
+@pytest.mark.parametrize(
+    "step", ["pending", "codes", "peaks", "samples", "runs", "files", "snapshots"]
+)
 def test_a_killed_commit_is_finished_once(store, step):
     run_until(store, step)
     before = store.snapshot()

@@ -37,6 +37,8 @@ def _verify(arguments: argparse.Namespace) -> int:
 def _add_compact(verbs: Any) -> None:  # noqa: ANN401
     parser = add_verb(verbs, "compact", _compact, "merge the files of many shards into few")
     add_lake(parser, snapshot=False)
+    parser.add_argument("--scheduler", metavar="ADDRESS",
+                        help="address of a dask scheduler whose workers do it")  # fmt: skip
     add_json(parser)
 
 
@@ -44,7 +46,7 @@ def _compact(arguments: argparse.Namespace) -> None:
     from scopelake.progress import step_progress
 
     with step_progress() as progress:
-        done = scopelake.open(arguments.lake).compact(progress)
+        done = scopelake.open(arguments.lake).compact(progress, scheduler=arguments.scheduler)
     print(to_json(asdict(done)) if arguments.json else done)
 
 

@@ -1,0 +1,144 @@
+"""Which files of a table are to be merged, and the merging: no commits here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from scopelake.store import delta
+from scopelake.store.feature_ranges import RowGroup, ranges, read_range, row_groups
+from scopelake.store.firings import Firings, is_sorted
+from scopelake.store.integrity import checked_copies
+from scopelake.store.lake_store import LakeStore
+from scopelake.store.layout import table_folder
+from scopelake.store.parquet import write_parquet
+from scopelake.store.receipts import Receipt
+from scopelake.store.root import Root
+from scopelake.store.schema import PARTITIONS, SORTED_BY
+from scopelake.store.snapshot import Snapshot
+from scopelake.store.writer import write_merged
+
+BY_FEATURE: Final = ("postings", "peaks", "samples")
+BY_CONTEXT: Final = ("codes", "contexts")
+CONTEXTS_PER_FILE: Final = 8_192
+"""About 30 MB of contexts of 1,024 tokens."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Files of a table, of one coder on one corpus (or of a corpus), that become fewer."""
+
+    table: str
+    sae: str | None
+    corpus: str
+    names: tuple[str, ...]
+    """Relative to the table's folder, in the order of their rows."""
+
+    @property
+    def partition(self) -> dict[str, str]:
+        """Value of each partition column."""
+        own = {"sae": self.sae or "", "corpus": self.corpus}
+        return {column: own[column] for column in PARTITIONS[self.table]}
+
+    def describe(self) -> str:
+        """Return it in words."""
+        return f"{self.table} of {f'{self.sae} on ' if self.sae else ''}{self.corpus}"
+
+
+def to_merge(store: LakeStore, snapshot: Snapshot, rows_per_file: int) -> list[Part]:
+    """Return the parts of a snapshot that have files to merge."""
+    parts = []
+    for table in (*BY_FEATURE, *BY_CONTEXT):
+        if table not in snapshot.versions:
+            continue
+        opened = delta.open_table(store.root, table, snapshot.versions[table])
+        found: dict[tuple[str | None, str], list[dict[str, Any]]] = {}
+        for row in delta.added_files(opened).to_pylist():
+            key = (row.get("partition.sae"), row["partition.corpus"])
+            found.setdefault(key, []).append(row)
+        for (sae, corpus), files in sorted(found.items(), key=str):
+            if table in BY_FEATURE:
+                groups = _overlapping(files)
+            else:
+                most = CONTEXTS_PER_FILE if table == "contexts" else rows_per_file
+                groups = _small_neighbours(files, most)
+            parts += [Part(table, sae, corpus, tuple(names)) for names in groups]
+    return parts
+
+
+def _overlapping(files: list[dict[str, Any]]) -> Iterator[list[str]]:
+    """Yield all files if two of them share a feature."""
+    bounds = sorted((*_bounds(file, "feature"), file["path"]) for file in files)
+    if any(after[0] <= before[1] for before, after in zip(bounds, bounds[1:], strict=False)):
+        yield sorted(file["path"] for file in files)
+
+
+def _small_neighbours(files: list[dict[str, Any]], most_rows: int) -> Iterator[list[str]]:
+    """Yield groups of files in sequence that have no more than `most_rows` together."""
+    ordered = sorted(files, key=lambda file: (*_bounds(file, "context"), file["path"]))
+    group: list[str] = []
+    held = 0
+    for file in ordered:
+        if group and held + file["num_records"] > most_rows:
+            if len(group) > 1:
+                yield group
+            group, held = [], 0
+        group.append(file["path"])
+        held += file["num_records"]
+    if len(group) > 1:
+        yield group
+
+
+def _bounds(file: dict[str, Any], column: str) -> tuple[int, int]:
+    low, high = file.get(f"min.{column}"), file.get(f"max.{column}")
+    return (-1, -1) if low is None or high is None else (low, high)  # no rows
+
+
+def merge(root: Root, part: Part, rows_per_file: int) -> Iterator[Receipt]:
+    """Write the rows of a part into fresh files; at least one, also without rows.
+
+    Raises:
+        DamagedFileError: a file is not what was written.
+    """
+    paths = [f"{table_folder(part.table)}/{name}" for name in part.names]
+    with checked_copies(root, paths) as local:
+        if part.table in BY_CONTEXT:
+            rows = pa.concat_tables(pq.read_table(local.open(path)) for path in paths)
+            # Shards that came late lie between those of files that were merged before.
+            rows = in_order(rows, SORTED_BY[part.table])
+            yield write_parquet(root, part.table, rows, part.partition, run="")
+            return
+        groups = list(row_groups(local, paths))
+        width = max((g.high for g in groups), default=0) + 1
+        for low, high in ranges(groups, width, rows_per_file):
+            firings = read_firings(local, groups, low, high, part.table)
+            yield write_merged(root, firings, table=part.table, partition=part.partition, run="")
+
+
+def in_order(rows: pa.Table, columns: Sequence[str]) -> pa.Table:
+    """Return the rows sorted by integer columns; themselves if they are already."""
+    keys = [rows[column].to_numpy() for column in columns]
+    if is_sorted(*keys):
+        return rows
+    return rows.take(np.lexsort(keys[::-1]))
+
+
+def read_firings(
+    root: Root, groups: Sequence[RowGroup], low: int, high: int, table: str
+) -> Firings:
+    """Return the firings with low <= feature < high of feature-major files of a table."""
+    columns = ["context", "position", "feature", "activation"]
+    if table == "postings":
+        columns.append("kind")
+    parts = []
+    for rows in read_range(root, groups, low, high, columns):
+        found = [rows[c].to_numpy() for c in columns]
+        if table != "postings":
+            found.append(np.zeros(rows.num_rows, dtype=np.int8))  # BOS is left out of them
+        parts.append(Firings(*found))
+    return Firings.concat(parts)

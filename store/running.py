@@ -1,0 +1,128 @@
+"""What of a shard can still be among a feature's strongest contexts or its samples.
+
+Peaks and samples are written shard by shard. Without looking back each shard would bring 256
+contexts of every feature; with what the lake holds already in mind the rows of N contexts grow
+like 256 * (1 + ln(N / 256)). What is left out cannot be in the answer, so the union of all files
+stays exact. Only rows that are committed are ever looked back at: what was written and not
+committed must not hide anything.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from scopelake.store.firings import BANDS, Firings, descending, peaks, samples
+from scopelake.store.lake_store import LakeStore
+from scopelake.store.snapshot import Snapshot
+
+PEAKS_DEPTH: Final = 256
+"""Contexts of a feature that `peaks` keeps: top-k up to it is exact."""
+
+SAMPLES_PER_BAND: Final = 8
+"""Firings of a feature that `samples` keeps of each power of two of activation."""
+
+_NO_BOUND: Final = np.uint32(0xFFFFFFFF)
+
+
+class Smallest:
+    """The `k` smallest uint32 values seen of each of `n_keys` keys, or an upper bound of them.
+
+    Args:
+        k: how many.
+        n_keys: keys are 0 to n_keys - 1.
+        drop_bits: low bits of a value that are not kept, to save memory; bounds are rounded up.
+    """
+
+    def __init__(self, k: int, n_keys: int, drop_bits: int = 0) -> None:
+        self._k, self._drop = k, np.uint32(drop_bits)
+        self._counts = np.zeros(n_keys, dtype=np.int32)
+        self._values: npt.NDArray[Any] = np.empty(0, np.uint16 if drop_bits >= 16 else np.uint32)
+
+    def bounds(self) -> npt.NDArray[np.uint32]:
+        """Return, by key, a value that no member of the `k` smallest exceeds: [n_keys]."""
+        found = np.full(len(self._counts), _NO_BOUND)
+        full = np.flatnonzero(self._counts == self._k)
+        last = np.cumsum(self._counts)[full] - 1
+        low = np.uint32((1 << int(self._drop)) - 1)
+        found[full] = (self._values[last].astype(np.uint32) << self._drop) | low
+        return found
+
+    def add(self, key: npt.NDArray[Any], value: npt.NDArray[np.uint32]) -> None:
+        """Take in values of keys, of any number and order."""
+        if len(key) == 0:
+            return
+        held = np.repeat(np.arange(len(self._counts), dtype=np.uint64), self._counts)
+        both = np.concatenate(
+            [
+                (held << np.uint64(32)) | self._values,
+                (key.astype(np.uint64) << np.uint64(32)) | (value >> self._drop),
+            ]
+        )
+        both.sort()
+        keys = (both >> np.uint64(32)).astype(np.int64)
+        counts = np.bincount(keys, minlength=len(self._counts))
+        rank = np.arange(len(both)) - np.repeat(np.cumsum(counts) - counts, counts)
+        kept = rank < self._k
+        self._values = (both[kept] & np.uint64(0xFFFFFFFF)).astype(self._values.dtype)
+        self._counts = np.minimum(counts, self._k).astype(np.int32)
+
+
+class Running:
+    """What the lake holds of one coder on one corpus, as far as new shards need it.
+
+    Args:
+        width: number of features.
+    """
+
+    def __init__(self, width: int) -> None:
+        self._width = width
+        self._peaks = Smallest(PEAKS_DEPTH, width, drop_bits=16)
+        self._samples = Smallest(SAMPLES_PER_BAND, width * BANDS)
+        self._written: tuple[pa.Table, pa.Table] | None = None
+
+    @classmethod
+    def load(
+        cls, store: LakeStore, snapshot: Snapshot, sae: str, corpus: str, width: int
+    ) -> Running:
+        """Return what `snapshot` holds."""
+        found = cls(width)
+        filters = [("sae", "=", sae), ("corpus", "=", corpus)]
+        found._add(
+            store.read("peaks", snapshot, ["feature", "activation"], filters),
+            store.read("samples", snapshot, ["feature", "band", "priority"], filters),
+        )
+        return found
+
+    def select(self, by_feature: Firings) -> tuple[pa.Table, pa.Table]:
+        """Return a shard's rows of ``peaks`` and ``samples`` that may still count.
+
+        Args:
+            by_feature: the shard's firings, feature-major, of features below the width.
+        """
+        self._written = (
+            peaks(by_feature, PEAKS_DEPTH, self._peaks.bounds()),
+            samples(by_feature, SAMPLES_PER_BAND, self._samples.bounds().reshape(-1, BANDS)),
+        )
+        return self._written
+
+    def accept(self) -> None:
+        """Look back, from now on, at what was selected last: it is committed."""
+        if self._written is not None:
+            self._add(*self._written)
+        self._written = None
+
+    def forget(self) -> None:
+        """Let go of what was selected last: it is not part of the lake."""
+        self._written = None
+
+    def _add(self, strongest: pa.Table, sampled: pa.Table) -> None:
+        self._peaks.add(
+            strongest["feature"].to_numpy(), descending(strongest["activation"].to_numpy())
+        )
+        columns = ("feature", "band", "priority")
+        feature, band, priority = (sampled[c].to_numpy() for c in columns)
+        self._samples.add(feature.astype(np.int64) * BANDS + band, priority.astype(np.uint32))
