@@ -170,7 +170,7 @@ def _corpus(store: LakeStore, snapshot: Snapshot, sae: str, asked: str | None) -
     if len(there) > 1:
         raise InvalidArgumentError(
             f"a check of {sae} was asked for; the lake has examples of it on {', '.join(there)}; "
-            "name one with corpus"
+            "name one with corpus=..."
         )
     return there[0]
 

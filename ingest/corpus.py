@@ -16,7 +16,7 @@ from scopelake.ingest.replies import Replier
 from scopelake.ingest.sources import Document, Source, check_unique
 from scopelake.ingest.tokens import TokenizedText, Tokenizer
 from scopelake.ingest.windows import Window, split, to_table
-from scopelake.names import check_name
+from scopelake.names import check_name, check_whole
 from scopelake.store.commit import Writer
 from scopelake.store.lake_store import LakeStore
 from scopelake.store.planned import Commit
@@ -41,14 +41,16 @@ class CorpusConfig:
 
     def __post_init__(self) -> None:
         check_name("corpus", self.name)
+        check_whole("context_length", self.context_length)
+        check_whole("shard_contexts", self.shard_contexts)
         if self.context_length < 2:
             raise InvalidArgumentError(
-                f"context_length {self.context_length} was asked for; a context holds BOS and at "
+                f"context_length={self.context_length} was asked for; a context holds BOS and at "
                 "least one token; give 2 or more"
             )
         if self.shard_contexts < 1:
             raise InvalidArgumentError(
-                f"shard_contexts {self.shard_contexts} was asked for; give 1 or more"
+                f"shard_contexts={self.shard_contexts} was asked for; give 1 or more"
             )
 
 

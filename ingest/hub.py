@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -73,6 +74,11 @@ def repo_of_cached(path: Path) -> str | None:
     return None
 
 
+def is_local(name: str) -> bool:
+    """Whether `name`, which is no hub id's then, begins with a folder that is here."""
+    return Path(name.partition("/")[0]).is_dir()
+
+
 def fetch_file(repo: str, file: HubFile, revision: str | None = None) -> Path:
     """Return the local copy of one file, downloading it if it is not there yet.
 
@@ -126,8 +132,12 @@ def _one_line(asked: str) -> Iterator[None]:
         RepositoryNotFoundError,
     )
 
+    # Its retries are nobody's business: what comes of them is said below.
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
     repo = "/".join(asked.split("/")[:2])
     try:
+        logger.setLevel(logging.CRITICAL)
         yield
     except GatedRepoError as error:
         found = "it is gated"
@@ -150,8 +160,13 @@ def _one_line(asked: str) -> Iterator[None]:
         ) from error
     except (download.http_error(), HfHubHTTPError, HFValidationError, OSError) as error:
         reason = " ".join(str(error).split())
-        has_answered = isinstance(error, (HfHubHTTPError, HFValidationError))
-        raise (HubError if has_answered else HubUnreachableError)(
-            f"{asked} was asked for; the hub did not give it ({reason}); check the name and the "
-            "network, or name a local folder"
+        if isinstance(error, (HfHubHTTPError, HFValidationError)):
+            raise HubError(
+                f"{asked} was asked for; the hub did not give it ({reason}); check the name"
+            ) from error
+        raise HubUnreachableError(
+            f"{asked} was asked for; the hub did not give it ({reason}); check the network, or "
+            "name a local folder"
         ) from error
+    finally:
+        logger.setLevel(level)

@@ -67,7 +67,11 @@ def list_coders(repo: str | Path) -> CoderListing:
             if file.is_file()
         ]
         name = hub.repo_of_cached(path.resolve()) or path.resolve().name
-    elif str(repo).partition("@")[0].count("/") == 1 and not str(repo).startswith((".", "/", "~")):
+    elif (
+        str(repo).partition("@")[0].count("/") == 1
+        and not str(repo).startswith((".", "/", "~"))
+        and not hub.is_local(str(repo))
+    ):
         name, _, revision = str(repo).partition("@")
         files = hub.list_files(name, revision=revision or None)
     else:

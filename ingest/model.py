@@ -16,7 +16,7 @@ import torch
 
 from scopelake.errors import InvalidArgumentError, MissingDependencyError, ModelError
 from scopelake.ingest.digest import digest_files
-from scopelake.ingest.hub import fetch_snapshot, repo_of_cached
+from scopelake.ingest.hub import fetch_snapshot, is_local, repo_of_cached
 
 _ARCHITECTURES = ("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration")
 _TEXT_KEYS = {r"^(?:model\.)?language_model\.(?:model\.)?": "model."}
@@ -86,7 +86,8 @@ def split_hub_id(model: str | Path) -> tuple[str, str | None]:
         ModelError: it is no hub id, either.
     """
     name, _, revision = str(model).partition("@")
-    if Path(model).is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
+    is_path = Path(model).is_absolute() or name.startswith((".", "~")) or is_local(name)
+    if is_path or name.count("/") != 1:
         raise ModelError(
             f"model {str(model)!r} was asked for; there is no such folder; name a folder or a hub "
             "id such as google/gemma-3-1b-it"

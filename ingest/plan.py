@@ -14,7 +14,7 @@ from scopelake.ingest.capture import site_width
 from scopelake.ingest.coders import CoderFiles, check_fits
 from scopelake.ingest.model import LoadedModel, ModelFiles
 from scopelake.ingest.tokens import Tokenizer
-from scopelake.names import SiteLayer
+from scopelake.names import SiteLayer, check_whole
 from scopelake.store.catalog import (
     committed_dense_shards,
     committed_shards,
@@ -40,10 +40,11 @@ class IngestConfig:
     """Whether the coders' reconstruction is evaluated too, on a sample."""
 
     def __post_init__(self) -> None:
-        relative_error(self.activation_bits)
+        relative_error(check_whole("activation_bits", self.activation_bits))
+        check_whole("batch_tokens", self.batch_tokens)
         if self.batch_tokens < 1:
             raise InvalidArgumentError(
-                f"batch_tokens {self.batch_tokens} was asked for; give 1 or more"
+                f"batch_tokens={self.batch_tokens} was asked for; give 1 or more"
             )
 
 

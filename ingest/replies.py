@@ -13,6 +13,7 @@ from scopelake.ingest.capture import pad
 from scopelake.ingest.encode_shard import batches
 from scopelake.ingest.model import LoadedModel
 from scopelake.ingest.tokens import TokenizedText, Tokenizer
+from scopelake.names import check_whole
 
 _BATCH_TOKENS = 4096
 
@@ -29,7 +30,7 @@ class ReplyConfig:
     """Of sampling; a chat's reply depends on it and on the chat's place in the corpus alone."""
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 1:
+        if check_whole("generate", self.max_tokens) < 1:
             raise InvalidArgumentError(
                 f"generate={self.max_tokens} was asked for; a reply has at least one token; give 1 "
                 "or more"

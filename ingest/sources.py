@@ -11,16 +11,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scopelake.errors import CorpusSourceError, InvalidArgumentError
 from scopelake.ingest.digest import digest_files, digest_text
+from scopelake.names import ROLES, is_text
 
 Message = Mapping[str, str]
 """One message of a chat: ``role`` and ``content``."""
 
 TEXT_SUFFIXES: Final = (".txt", ".md", ".rst", ".py", ".text")
 JSON_SUFFIXES: Final = (".jsonl", ".ndjson")
+NAMED_SUFFIXES: Final = (
+    "", ".log", ".csv", ".tsv", ".html", ".htm", ".xml", ".tex", ".c", ".h", ".cc", ".cpp", ".hpp",
+    ".java", ".js", ".ts", ".go", ".rs", ".rb", ".sh", ".sql", ".css", ".toml", ".yaml", ".yml",
+    ".ini", ".cfg",
+)  # fmt: skip
+"""Further suffixes of text files, read as they are: those named one by one, not in a folder."""
+
+CHAT_ROLES: Final = ("assistant", *ROLES[1:])
+"""Roles of a message; assistant and model are the same."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +91,7 @@ class FileSource:
 
     def describe(self) -> str:
         """Return the names of the first files."""
-        names = [file.name for file in self.files[:8]]
+        names = [file.name.encode(errors="replace").decode() for file in self.files[:8]]
         return ", ".join([*names, "..."] if len(self.files) > 8 else names)
 
     def digest(self) -> str:
@@ -101,6 +112,13 @@ class PromptSource:
     """One prompt: a text, or the messages of a chat."""
 
     prompt: str | Sequence[Message]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.prompt, (str, list, tuple)):
+            raise InvalidArgumentError(
+                f"prompt {self.prompt!r} was given; it is of type {type(self.prompt).__name__}; "
+                "give a text, or a list of messages"
+            )
 
     @property
     def chat(self) -> bool:
@@ -124,10 +142,10 @@ class PromptSource:
         if isinstance(self.prompt, str):
             if not self.prompt.strip():
                 raise CorpusSourceError("an empty prompt was given; give some text")
-            yield Document("prompt", "the prompt", text=self.prompt)
+            yield _checked(Document("prompt", "the prompt", text=self.prompt))
         else:
             messages = _messages(list(self.prompt), "the prompt")
-            yield Document("prompt", "the prompt", messages=messages)
+            yield _checked(Document("prompt", "the prompt", messages=messages))
 
 
 def source_files(source: str | Path | Sequence[str | Path]) -> list[Path]:
@@ -155,26 +173,59 @@ def read_documents(files: Sequence[Path], *, chat: bool, root: Path | None) -> I
         CorpusSourceError: a file is unreadable, not UTF-8, malformed, or empty.
     """
     for path in files:
-        suffix = path.suffix.lower()
-        if suffix in JSON_SUFFIXES:
-            yield from _read_jsonl(path, chat=chat)
-        elif suffix == ".parquet":
-            yield from _read_parquet(path, chat=chat)
-        elif chat:
+        yield from map(_checked, _read(path, chat=chat, root=root))
+
+
+def _read(path: Path, *, chat: bool, root: Path | None) -> Iterator[Document]:
+    suffix = path.suffix.lower()
+    if suffix in JSON_SUFFIXES:
+        yield from _read_jsonl(path, chat=chat)
+    elif suffix == ".parquet":
+        yield from _read_parquet(path, chat=chat)
+    elif chat:
+        raise CorpusSourceError(
+            f"{path} was given as a chat corpus; chats are read from .jsonl or .parquet with "
+            "a 'messages' column; convert it, or leave chat=True out"
+        )
+    else:
+        yield _read_text(path, root)
+
+
+def _checked(document: Document) -> Document:
+    """Return a document whose every string is text, which halves of surrogate pairs are not."""
+    for what, value in (
+        ("text", document.text),
+        ("messages", document.messages),
+        ("id", document.id),
+        ("metadata", document.metadata),
+    ):
+        if not _all_text(value):
             raise CorpusSourceError(
-                f"{path} was given as a chat corpus; chats are read from .jsonl or .parquet with "
-                "a 'messages' column; convert it or drop the chat option"
+                f"{document.origin} was asked for; its {what} has half of a surrogate pair "
+                "(\\ud800 to \\udfff), which is no text; mend or drop it"
             )
-        else:
-            yield _read_text(path, root)
+    return document
+
+
+def _all_text(value: object) -> bool:
+    if isinstance(value, str):
+        return is_text(value)
+    if isinstance(value, Mapping):
+        return all(_all_text(part) for pair in value.items() for part in pair)
+    return not isinstance(value, (list, tuple)) or all(map(_all_text, value))
 
 
 def _files_of(path: Path) -> list[Path]:
+    known = (*TEXT_SUFFIXES, *JSON_SUFFIXES, ".parquet")
     if path.is_file():
+        if path.suffix.lower() not in (*known, *NAMED_SUFFIXES):
+            raise CorpusSourceError(
+                f"{path} was asked for; {path.suffix} is no suffix of text or records; give "
+                f"{', '.join(known)} files, or rename it to .txt if it is text"
+            )
         return [path]
     if not path.exists():
         raise CorpusSourceError(f"{path} was asked for; there is no such file; check the path")
-    known = (*TEXT_SUFFIXES, *JSON_SUFFIXES, ".parquet")
     found = sorted(p for p in path.rglob("*") if p.is_file() and p.suffix.lower() in known)
     if not found:
         raise CorpusSourceError(
@@ -240,18 +291,34 @@ def _read_parquet(path: Path, *, chat: bool) -> Iterator[Document]:
     row = 0
     with file:
         for batch in file.iter_batches(batch_size=1024):
-            for record in batch.to_pylist():
+            for record in _records(batch, path, row):
                 yield _record(record, f"{path} row {row}", f"{path.stem}:{row}", chat=chat)
                 row += 1
     if row == 0:
         raise CorpusSourceError(f"{path} was asked for; it has no rows; leave it out")
 
 
+def _records(batch: pa.RecordBatch, path: Path, first: int) -> list[dict[str, Any]]:
+    try:
+        found: list[dict[str, Any]] = batch.to_pylist()
+    except UnicodeDecodeError as error:
+        raise CorpusSourceError(
+            f"{path} was asked for; among rows {first} to {first + batch.num_rows - 1} is text "
+            "that is not valid UTF-8; write the file again"
+        ) from error
+    return found
+
+
 def _record(record: Any, where: str, default_id: str, *, chat: bool) -> Document:  # noqa: ANN401
     key = "messages" if chat else "text"
+    if isinstance(record, dict) and key in record and record[key] is None:
+        raise CorpusSourceError(
+            f"{where} was asked for its {key!r}; it is null; give every record a {key!r}, or drop "
+            "this one"
+        )
     if not isinstance(record, dict) or record.get(key) is None:
         found = ", ".join(map(str, record)) if isinstance(record, dict) else type(record).__name__
-        hint = "; pass chat=True (--chat) for chats" if "messages" in found else ""
+        hint = "; pass chat=True for chats" if "messages" in found else ""
         raise CorpusSourceError(
             f"{where} was asked for its {key!r}; it has {found or 'nothing'}; give every record "
             f"a {key!r}{hint}"
@@ -281,6 +348,11 @@ def _messages(value: Any, where: str) -> tuple[Message, ...]:  # noqa: ANN401
         ):
             raise CorpusSourceError(
                 f"{where} has a message without text 'role' and 'content'; give every message both"
+            )
+        if message["role"] not in CHAT_ROLES:
+            raise CorpusSourceError(
+                f"{where} has a message of role {message['role']!r}; roles are "
+                f"{', '.join(CHAT_ROLES)}; rename it"
             )
     return tuple({"role": m["role"], "content": m["content"]} for m in value)
 

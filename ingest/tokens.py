@@ -249,8 +249,12 @@ class Tokenizer:
                 )
             )
         except TemplateError as error:
+            late = next((i for i, m in enumerate(messages) if i and m["role"] == "system"), None)
+            advice = "mend its roles"
+            if late is not None:
+                advice = f"message {late} is the system's, which must come first; move or drop it"
             raise CorpusSourceError(
-                f"{origin} does not fit the chat template: {error}; mend its roles"
+                f"{origin} does not fit the chat template: {error}; {advice}"
             ) from error
 
     def _runs(self, segments: list[_Segment]) -> list[tuple[int, int | str]]:

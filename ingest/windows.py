@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,7 +105,18 @@ def _as_window(
         "char_end": char_end,
         "text": text[char_start:char_end],
         "n_tokens": n_tokens,
-        "metadata": json.dumps(dict(document.metadata), sort_keys=True, default=str),
+        "metadata": json.dumps(
+            _finite(document.metadata), sort_keys=True, default=str, allow_nan=False
+        ),
         **columns,
     }
     return Window(row, n_tokens)
+
+
+def _finite(value: object) -> object:
+    """Return metadata with null for numbers that JSON has not: NaN and infinities."""
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

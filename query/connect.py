@@ -9,6 +9,7 @@ from typing import Any, Final
 import duckdb
 
 from scopelake.errors import LakeError, MissingDependencyError
+from scopelake.query.coverage import Coverage
 from scopelake.query.snapshot_files import Reads, SnapshotFiles, whole_tables
 from scopelake.query.sql import one_line
 from scopelake.query.views import literal, view_statements
@@ -44,6 +45,7 @@ class Connection:
         self, raw: duckdb.DuckDBPyConnection, store: LakeStore, snapshot: Snapshot
     ) -> None:
         self._raw, self._files = raw, SnapshotFiles(store, snapshot)
+        self.coverage = Coverage(store, snapshot)
 
     def execute(
         self,

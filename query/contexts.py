@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 
-from scopelake.errors import InvalidArgumentError
+from scopelake.errors import InvalidArgumentError, QueryError
 from scopelake.names import KIND_BOS
 from scopelake.query.connect import Connection
 from scopelake.query.published import check_answerable, note, published
@@ -18,7 +18,6 @@ from scopelake.query.sql import check_predicate, run
 from scopelake.query.views import PRIVATE, literal, token_columns
 from scopelake.query.windows import (
     activations_in,
-    check_corpus,
     context_texts,
     to_html,
     to_terminal,
@@ -28,6 +27,13 @@ from scopelake.store.running import PEAKS_DEPTH
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+WHERE_COLUMNS: Final = (
+    "corpus", "context", "position", "activation", "token_id", "token", "role", "turn", "kind",
+    "document", "document_index", "part", "n_tokens", "metadata", "text",
+)  # fmt: skip
+"""Columns that a `where` may use."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,8 @@ class TopContexts:
     stop (window, positions [start, stop)), tokens and activations (of the window; null where it is
     not known), text."""
     note: str = ""
-    """What the answer is short of: corpora of which only published examples are known."""
+    """What the answer is short of: corpora of which only published examples are known, or whose
+    ingest is not complete."""
 
     def to_pandas(self) -> pd.DataFrame:
         """Return the rows as a pandas frame."""
@@ -81,9 +88,10 @@ class TopContexts:
         )
 
     def _never(self) -> str:
+        asked = f"feature {self.feature} of {self.sae}"
         if self.note:
-            return f"feature {self.feature} of {self.sae} is in none of the examples ({self.note})"
-        return f"feature {self.feature} of {self.sae} never fires in what was asked for"
+            return f"{asked} is in nothing that is known ({self.note})"
+        return f"{asked} never fires in what was asked for"
 
 
 def top_contexts(
@@ -116,6 +124,7 @@ def top_contexts(
     Raises:
         InvalidArgumentError: `k` or `window` is too small.
         CorpusNotFoundError: the lake has no such corpus.
+        NotIngestedError: the SAE was not run on it.
         QueryError: `where` is not one predicate, or fails; or it, `bos` or `k` asks for more than
             the published examples of a corpus can tell.
     """
@@ -124,11 +133,15 @@ def top_contexts(
             f"window={window} was asked for; a window is a number of tokens; give 0 or more"
         )
     query, params = _ranking(sae, feature, k, corpus, where, bos, inline=False)
-    rows = run(connection, query, params, _reads(sae, feature, corpus, where)).to_pylist()
-    if not rows and corpus is not None:
-        check_corpus(connection, corpus)
+    connection.coverage.check_known(sae, corpus)
+    try:
+        rows = run(connection, query, params, _reads(sae, feature, corpus, where)).to_pylist()
+    except QueryError as error:
+        if where is None or "column" not in str(error):
+            raise
+        raise QueryError(f"{error}; columns of where are {', '.join(WHERE_COLUMNS)}") from error
     _add_windows(connection, sae, feature, rows, window, bos)
-    return TopContexts(sae.name, feature, _table(rows), note(sae, corpus))
+    return TopContexts(sae.name, feature, _table(rows), note(connection.coverage, sae, corpus))
 
 
 def explain_top_contexts(

@@ -15,7 +15,9 @@ from scopelake.errors import (
     InvalidArgumentError,
     QueryError,
 )
+from scopelake.names import check_whole
 from scopelake.query.connect import Connection
+from scopelake.query.coverage import Coverage
 from scopelake.query.resolve import SaeInfo, resolve_sae
 from scopelake.query.sql import run
 from scopelake.query.windows import context_texts, visible
@@ -36,7 +38,8 @@ class FeaturesAt:
     """sae, layer, site, position, token, feature, activation; by position, then activation
     (highest first), SAE and feature."""
     note: str = ""
-    """What the answer is short of: SAEs of which only published examples are known here."""
+    """What the answer is short of: SAEs of which only published examples are known here, or whose
+    ingest has not come to this context."""
 
     def to_pandas(self) -> pd.DataFrame:
         """Return the rows as a pandas frame."""
@@ -105,7 +108,8 @@ def features_at(
         CorpusNotFoundError: the lake has no such corpus.
         SaeNotFoundError, AmbiguousSaeError: `sae` does not name one.
         InvalidArgumentError: `k` is below 1, or no corpus is named and the lake has several.
-        QueryError: of `sae` only published examples are known on this corpus.
+        QueryError: of `sae`, or of all, only published examples are known on this corpus.
+        NotIngestedError: `sae`, or any, was not run on this corpus, or not yet on this context.
     """
     check_k(k)
     name = _corpus(store, snapshot, corpus)
@@ -121,40 +125,51 @@ def features_at(
             f"position {position} of context {context} of {name!r} was asked for; it has positions "
             f"0 to {len(pieces) - 1}; choose one of them"
         )
-    only = None if sae is None else _with_codes(resolve_sae(saes, sae=sae), name)
+    only, note = _chosen(connection.coverage, saes, sae, name, context)
     query, params = statement(name, context, position, k=k, sae=only)
     chosen = [("corpus", "=", name), ("context", "=", int(context))]
     chosen += [("sae", "=", only)] if only else []
     rows = run(connection, query, params, {"codes": chosen, "saes": ()})
     tokens = pa.array([pieces[p] for p in rows["position"].to_pylist()], pa.string())
-    n_published = 0 if only else sum(name in s.examples for s in saes)
-    return FeaturesAt(
-        name,
-        context,
-        rows.add_column(4, "token", tokens),
-        f"without {n_published} SAEs of which only published examples are known here"
-        if n_published
-        else "",
-    )
+    return FeaturesAt(name, context, rows.add_column(4, "token", tokens), note)
 
 
-def _with_codes(sae: SaeInfo, corpus: str) -> str:
-    if corpus in sae.examples:
-        raise QueryError(
-            f"what fires of {sae.name} was asked for; on corpus {corpus!r} only its published "
-            "examples are known, not all firings; ingest it into another corpus, or ask for top "
-            "contexts"
+def _chosen(
+    coverage: Coverage, saes: Sequence[SaeInfo], sae: str | None, corpus: str, context: int
+) -> tuple[str | None, str]:
+    """Return the name of the one SAE asked for, and of which others nothing is known here."""
+    if sae is not None:
+        only = resolve_sae(saes, sae=sae, preferred=coverage.saes(corpus))
+        if corpus in only.examples:
+            raise QueryError(
+                f"what fires of {only.name} was asked for; on corpus {corpus!r} only its published "
+                "examples are known, not all firings; ingest it into another corpus, or ask for "
+                "top contexts"
+            )
+        coverage.check_known(only, corpus)
+        coverage.check_shard([only.name], corpus, context)
+        return only.name, ""
+    n_published = sum(corpus in s.examples for s in saes)
+    coverage.check_any(corpus, has_examples=n_published > 0)
+    missing = coverage.check_shard(coverage.saes(corpus), corpus, context)
+    parts = [
+        f"without {n:,} SAEs {why}"
+        for n, why in (
+            (n_published, "of which only published examples are known here"),
+            (len(missing), "whose ingest has not come to this context"),
         )
-    return sae.name
+        if n
+    ]
+    return None, "; ".join(parts)
 
 
 def check_k(k: int | None) -> None:
-    """Refuse a number of firings below 1.
+    """Refuse a number of firings that is none, or below 1.
 
     Raises:
         InvalidArgumentError: it is.
     """
-    if k is not None and k < 1:
+    if k is not None and check_whole("k", k) < 1:
         raise InvalidArgumentError(f"k={k} was asked for; k is a number of firings; give 1 or more")
 
 
@@ -189,7 +204,7 @@ def _corpus(store: LakeStore, snapshot: Snapshot, corpus: str | None) -> str:
     if corpus is None and there:
         raise InvalidArgumentError(
             f"a context was asked for without a corpus; the lake has {', '.join(there)}; name one "
-            "with corpus"
+            "with corpus=..."
         )
     raise CorpusNotFoundError(
         f"corpus {corpus!r} was asked for; the lake has {', '.join(there) or 'none'}; name one of "

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from scopelake.errors import QueryError
 from scopelake.query.resolve import SaeInfo
+
+if TYPE_CHECKING:
+    from scopelake.query.coverage import Coverage
 
 
 def published(sae: SaeInfo, corpus: str | None) -> Mapping[str, int]:
@@ -36,10 +40,15 @@ def check_answerable(
             )
 
 
-def note(sae: SaeInfo, corpus: str | None) -> str:
+def note(coverage: Coverage, sae: SaeInfo, corpus: str | None) -> str:
     """Return what a reader of an answer must know, or nothing."""
     parts = [
         f"corpus {name}: published examples only, at most {depth:,} firings a feature"
         for name, depth in published(sae, corpus).items()
+    ]
+    parts += [
+        f"corpus {name}: {state}"
+        for name in coverage.corpora(sae.name)
+        if corpus in (None, name) and (state := coverage.state(sae.name, name))
     ]
     return "; ".join(parts)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
 
 from scopelake.errors import (
     AmbiguousSaeError,
@@ -12,11 +11,10 @@ from scopelake.errors import (
     LayerNotFoundError,
     SaeNotFoundError,
 )
+from scopelake.names import shortened
 from scopelake.store.catalog import published_examples
 from scopelake.store.lake_store import LakeStore
 from scopelake.store.snapshot import Snapshot
-
-_MOST_LISTED: Final = 30
 
 
 @dataclass(frozen=True)
@@ -53,6 +51,7 @@ def resolve_sae(
     layer: int | None = None,
     site: str | None = None,
     feature: int | None = None,
+    preferred: Collection[str] = (),
 ) -> SaeInfo:
     """Return the one SAE that fits, and check that it has `feature`.
 
@@ -62,6 +61,7 @@ def resolve_sae(
         layer: only SAEs that read this layer.
         site: only SAEs of this site.
         feature: must lie in 0 to width - 1.
+        preferred: where several fit, only those of these names.
 
     Raises:
         SaeNotFoundError: none fits; the message lists those that there are.
@@ -83,8 +83,11 @@ def resolve_sae(
         )
     fitting = [s for s in fitting if layer is None or layer in s.layers]
     if len(fitting) > 1:
+        fitting = [s for s in fitting if s.name in preferred] or fitting
+    if len(fitting) > 1:
         raise AmbiguousSaeError(
-            f"{asked} was asked for; {len(fitting)} SAEs fit: {_listed(fitting)}; name one with sae"
+            f"{asked} was asked for; {len(fitting)} SAEs fit: {_listed(fitting)}; name one "
+            "with sae=..."
         )
     found = fitting[0]
     if feature is not None and not 0 <= feature < found.width:
@@ -113,6 +116,4 @@ def _asked(sae: str | None, layer: int | None, site: str | None) -> str:
 def _listed(saes: Sequence[SaeInfo]) -> str:
     if not saes:
         return "none (ingest a corpus first)"
-    names = [s.name for s in saes[:_MOST_LISTED]]
-    more = len(saes) - len(names)
-    return ", ".join(names) + (f" and {more} more" if more else "")
+    return shortened([s.name for s in saes])

@@ -10,6 +10,7 @@ import duckdb
 import pyarrow as pa
 
 from scopelake.errors import QueryError
+from scopelake.names import check_text
 
 if TYPE_CHECKING:
     from scopelake.query.connect import Connection
@@ -31,8 +32,9 @@ def sql(connection: Connection, query: str, params: Params | None = None) -> pa.
 
     Raises:
         QueryError: it is something else or several statements, or DuckDB refuses it.
+        InvalidArgumentError: it is no text.
     """
-    _check_single_query(query)
+    _check_single_query(check_text("query", query))
     return run(connection, query, params)
 
 

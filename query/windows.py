@@ -8,7 +8,6 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from scopelake.errors import CorpusNotFoundError
 from scopelake.names import KIND_BOS
 from scopelake.query.connect import Connection
 from scopelake.query.resolve import SaeInfo
@@ -125,21 +124,6 @@ def window_columns(rows: list[dict[str, Any]]) -> dict[str, pa.Array]:
         "tokens": pa.array([r["tokens"] for r in rows], pa.list_(pa.string())),
         "activations": pa.array([r["activations"] for r in rows], pa.list_(pa.float32())),
     }
-
-
-def check_corpus(connection: Connection, corpus: str) -> None:
-    """Refuse a corpus that the lake does not have.
-
-    Raises:
-        CorpusNotFoundError: the message lists those that it has.
-    """
-    rows = run(connection, "SELECT corpus FROM corpora ORDER BY corpus")
-    there = rows["corpus"].to_pylist()
-    if corpus not in there:
-        raise CorpusNotFoundError(
-            f"corpus {corpus!r} was asked for; the lake has {', '.join(there) or 'none'}; choose "
-            "one of them"
-        )
 
 
 def visible(token: str) -> str:

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from scopelake.cli import _parser, main
+from scopelake.ingest.sources import CHAT_ROLES, JSON_SUFFIXES, TEXT_SUFFIXES
+from scopelake.query.contexts import WHERE_COLUMNS
 
 ROOT = Path(__file__).resolve().parent.parent
-README, FORMAT = ROOT / "README.md", ROOT / "docs" / "format.md"
+README, FORMAT, CLI = ROOT / "README.md", ROOT / "docs" / "format.md", ROOT / "docs" / "cli.md"
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "examples").rglob("*.md"))]
 NOT_RUN = "<!-- not run"
 """Begins the line above a block that the tests cannot run, with the reason."""
@@ -58,6 +60,15 @@ def test_the_readme_example_runs_as_printed(shown):
     assert "corpus notes: 1 documents" in shown
 
 
+def test_the_page_of_the_command_line_says_what_the_code_does(shell, shown):
+    page = CLI.read_text()
+    for words in (TEXT_SUFFIXES, JSON_SUFFIXES, CHAT_ROLES, WHERE_COLUMNS):
+        assert ", ".join(f"`{word}`" for word in words) in page
+    (block,) = blocks(CLI, "sh")
+    printed = shell("bash", "-ec", block)
+    assert "".join(f"    {line}\n" for line in printed.splitlines()) in page
+
+
 def test_a_plain_duckdb_client_answers(shell, shown):
     (init,) = (b for b in blocks(README, "sh") if "--init" in b)
     shell("bash", "-ec", init)
@@ -84,6 +95,7 @@ def test_the_format_page_reads_a_lake_without_this_package(shell, shown):
     printed = shell(sys.executable, "-P", "-c", block)
     assert "bfloat16" in printed
     assert "activation" in printed
+    assert "shape: (5," in printed
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from scopelake.handle import LakeHandle
-from scopelake.names import Site
+from scopelake.names import Site, check_text, check_whole
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -37,7 +37,8 @@ class Asking(LakeHandle):
 
         Args:
             feature: index in the SAE, from 0.
-            layer: with `site`, an alternative to naming the `sae`.
+            layer: with `site`, an alternative to naming the `sae`; of several that fit, the one
+                that was run on `corpus` is meant.
             site: ``resid_post``, ``attn_out``, ``mlp_out`` or ``mlp_in`` (transcoders).
             sae: full name, or any ending of it that is unique.
             k: number of contexts.
@@ -48,12 +49,21 @@ class Asking(LakeHandle):
 
         Raises:
             SaeNotFoundError, AmbiguousSaeError, LayerNotFoundError, FeatureNotFoundError,
-            InvalidArgumentError, QueryError.
+            CorpusNotFoundError, NotIngestedError, InvalidArgumentError, QueryError.
         """
         from scopelake.query.contexts import top_contexts
         from scopelake.query.resolve import resolve_sae
 
-        info = resolve_sae(self._saes, sae=sae, layer=layer, site=site, feature=feature)
+        feature, k, window = (
+            check_whole(what, value)
+            for what, value in (("feature", feature), ("k", k), ("window", window))
+        )
+        _check_names(sae=sae, corpus=corpus, site=site, where=where)
+        layer = None if layer is None else check_whole("layer", layer)
+        info = resolve_sae(
+            self._saes, sae=sae, layer=layer, site=site, feature=feature,
+            preferred=self._on_corpus(corpus),
+        )  # fmt: skip
         return top_contexts(
             self._connection, info, feature,
             k=k, window=window, corpus=corpus, where=where, bos=bos,
@@ -78,20 +88,31 @@ class Asking(LakeHandle):
             k: at most so many firings for each SAE and token.
 
         Raises:
-            ContextNotFoundError, CorpusNotFoundError, SaeNotFoundError, InvalidArgumentError.
+            ContextNotFoundError, CorpusNotFoundError, SaeNotFoundError, NotIngestedError,
+            InvalidArgumentError, QueryError.
         """
         from scopelake.query.firing import features_at
 
+        context = check_whole("context", context)
+        position = None if position is None else check_whole("position", position)
+        _check_names(sae=sae, corpus=corpus)
         return features_at(
             self._connection, self._store, self._snapshot, self._saes, context, position,
             corpus=corpus, sae=sae, k=k,
         )  # fmt: skip
+
+    def _on_corpus(self, corpus: str | None) -> set[str]:
+        if corpus is None:
+            return set()
+        published = {s.name for s in self._saes if corpus in s.examples}
+        return published | self._connection.coverage.saes(corpus)
 
     def sql(self, query: str, params: Sequence[Any] | None = None) -> pa.Table:
         """Run one SELECT over the snapshot's views and return its rows.
 
         Raises:
             QueryError: the statement fails, or is not a single query.
+            InvalidArgumentError: it is no text.
         """
         from scopelake.query.sql import sql
 
@@ -114,6 +135,7 @@ class Asking(LakeHandle):
         """
         from scopelake.store.dense import open_dense
 
+        layer = check_whole("layer", layer)
         return open_dense(self._store, self._snapshot, layer, site, model=model, corpus=corpus)
 
     def info(self) -> LakeInfo:
@@ -121,3 +143,9 @@ class Asking(LakeHandle):
         from scopelake.query.info import info
 
         return info(self._store, self._snapshot)
+
+
+def _check_names(**named: object) -> None:
+    for what, value in named.items():
+        if value is not None:
+            check_text(what, value)

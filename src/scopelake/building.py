@@ -8,8 +8,14 @@ from typing import TYPE_CHECKING
 
 from scopelake.errors import InvalidArgumentError
 from scopelake.handle import LakeHandle
-from scopelake.named import coder_specs, load_tokenizer, model_called, model_files
-from scopelake.names import Site, SiteLayer
+from scopelake.named import (
+    bundled_coders,
+    coder_specs,
+    load_tokenizer,
+    model_called,
+    model_files,
+)
+from scopelake.names import Site, SiteLayer, check_whole
 
 if TYPE_CHECKING:
     from scopelake.ingest.check_sae import SaeCheck
@@ -71,7 +77,7 @@ class Building(LakeHandle):
         if replies is not None and not chat:
             raise InvalidArgumentError(
                 f"generate={generate} was asked for a corpus of texts; replies belong to chats; "
-                "give chat too, or leave generate out"
+                "give chat=True, or leave generate out"
             )
         backend = load_tokenizer(tokenizer)
         replier = None
@@ -90,8 +96,8 @@ class Building(LakeHandle):
         corpus: str,
         *,
         model: str | Path,
-        saes: Sequence[str | Path],
-        dense: Sequence[tuple[Site, int]] = (),
+        saes: str | Path | Sequence[str | Path],
+        dense: Sequence[tuple[Site, int] | str] = (),
         device: str = "auto",
         dtype: str = "auto",
         device_map: str | Mapping[str, int | str] | None = None,
@@ -108,8 +114,10 @@ class Building(LakeHandle):
         Args:
             corpus: name of a corpus in the lake.
             model: folder or hub id of a Gemma 3, ``<org>/<name>[@<revision>]``.
-            saes: folders, patterns or hub ids ``<org>/<repo>[@<revision>]/<family>/<folder>``.
-            dense: (site, layer) pairs whose activations are stored, as bfloat16.
+            saes: folders, patterns or hub ids ``<org>/<repo>[@<revision>]/<family>/<folder>``, one
+                or several.
+            dense: sites whose activations are stored, as bfloat16: (site, layer) pairs, or
+                ``resid_post/3``.
             device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``.
             dtype: ``auto`` (float32 on a CPU, bfloat16 on a GPU), ``float32`` or ``bfloat16``.
             device_map: for a model larger than a device: ``auto``, or a device by module, as
@@ -130,10 +138,10 @@ class Building(LakeHandle):
         from scopelake.ingest.plan import IngestConfig, check_tokenizer, find_corpus
 
         self._check_writable()
-        sites = tuple(SiteLayer(site, layer) for site, layer in dense)
+        sites = _sites(dense)
         config = IngestConfig(corpus, sites, activation_bits, batch_tokens, evaluate)
         row = find_corpus(self._store, self._store.snapshot(), corpus)
-        coders = find_coders(coder_specs(saes), model_called(model, model_name))
+        coders = find_coders(coder_specs(saes), model_called(model, model_name), bundled_coders())
         files = model_files(model, model_name)
         check_tokenizer(row, files)
         loaded = load_model(files, device=device, dtype=dtype, device_map=device_map)
@@ -146,7 +154,7 @@ class Building(LakeHandle):
         prompt: str | Sequence[Mapping[str, str]],
         *,
         model: str | Path,
-        saes: Sequence[str | Path],
+        saes: str | Path | Sequence[str | Path],
         generate: int | None = None,
         temperature: float = 0.0,
         seed: int = 0,
@@ -183,7 +191,7 @@ class Building(LakeHandle):
         check_k(k)
         replies = None if generate is None else ReplyConfig(generate, temperature, seed)
         coders, files = (
-            find_coders(coder_specs(saes), model_called(model, model_name)),
+            find_coders(coder_specs(saes), model_called(model, model_name), bundled_coders()),
             model_files(model, model_name),
         )
         name = inspect_prompt(
@@ -198,7 +206,7 @@ class Building(LakeHandle):
 
     def import_examples(
         self,
-        saes: Sequence[str | Path],
+        saes: str | Path | Sequence[str | Path],
         *,
         tokenizer: str | Path,
         corpus: str | None = None,
@@ -224,14 +232,14 @@ class Building(LakeHandle):
         from scopelake.ingest.import_examples import import_examples
 
         self._check_writable()
-        found = find_examples(coder_specs(saes))
+        found = find_examples(coder_specs(saes), bundled_coders())
         done = import_examples(self._store, found, load_tokenizer(tokenizer), corpus, progress)
         self.refresh()
         return done
 
     def check_saes(
         self,
-        saes: Sequence[str | Path],
+        saes: str | Path | Sequence[str | Path],
         *,
         model: str | Path,
         corpus: str | None = None,
@@ -260,7 +268,7 @@ class Building(LakeHandle):
         from scopelake.ingest.find_coders import find_coders
         from scopelake.ingest.model import load_model
 
-        coders = find_coders(coder_specs(saes), model_called(model, model_name))
+        coders = find_coders(coder_specs(saes), model_called(model, model_name), bundled_coders())
         files = model_files(model, model_name)
         loaded = load_model(files, device=device, dtype=dtype, device_map=device_map)
         return [
@@ -270,3 +278,22 @@ class Building(LakeHandle):
             )
             for coder in coders
         ]  # fmt: skip
+
+
+def _sites(dense: Sequence[tuple[Site, int] | str]) -> tuple[SiteLayer, ...]:
+    if isinstance(dense, str):
+        dense = [dense]
+    found = []
+    for one in dense:
+        if isinstance(one, str):
+            found.append(SiteLayer.parse(one))
+            continue
+        try:
+            site, layer = one
+        except (TypeError, ValueError) as error:
+            raise InvalidArgumentError(
+                f"dense site {one!r} was asked for; it is no pair of site and layer; give for "
+                "example ('resid_post', 3)"
+            ) from error
+        found.append(SiteLayer(site, check_whole("layer", layer)))
+    return tuple(found)

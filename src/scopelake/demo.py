@@ -14,7 +14,7 @@ from typing import Final
 
 import scopelake
 from scopelake import tiny
-from scopelake.errors import LakeError, NotALakeError
+from scopelake.errors import LakeError, LakeExistsError, NotALakeError
 from scopelake.lake import Lake
 from scopelake.progress import corpus_progress, ingest_progress
 from scopelake.render import print_table
@@ -22,6 +22,7 @@ from scopelake.render import print_table
 SHOWN_SAE: Final = "resid_post_all/layer_3_width_1024_l0_small"
 TEXT_BYTES: Final = 800_000
 """Source text in the demo's corpus: a little over 200,000 tokens."""
+_CONTEXT_LENGTH: Final = 256
 
 SQL: Final = f"""\
 SELECT role, kind, count(*) AS firings, round(avg(activation), 1) AS mean_activation
@@ -39,9 +40,11 @@ def run_demo(path: Path) -> None:
 
     Raises:
         NotALakeError: the folder holds something else.
+        LakeExistsError: it holds a lake with corpora that are not the demo's.
     """
     started = time.monotonic()
     lake = _open_or_create(path)
+    _check_own(lake)
     worked = add_demo_corpora(lake)
     worked |= _ingest(lake)
     if not worked:
@@ -69,6 +72,27 @@ def _open_or_create(path: Path) -> Lake:
         ) from error
 
 
+def _check_own(lake: Lake) -> None:
+    """Refuse somebody's own lake: the demo's is one with its corpora, and prompts inspected."""
+    rows = lake.sql("SELECT corpus, tokenizer, context_length FROM corpora ORDER BY corpus")
+    made = [
+        r["corpus"]
+        for r in rows.to_pylist()
+        if r["corpus"] in ("stdlib", "chats")
+        and (r["tokenizer"], r["context_length"]) == (tiny.MODEL_NAME, _CONTEXT_LENGTH)
+    ]
+    others = [
+        name
+        for name in rows["corpus"].to_pylist()
+        if name not in made and not (made and name.startswith("inspection-"))
+    ]
+    if others:
+        raise LakeExistsError(
+            f"a demo in {lake.url} was asked for; the lake there has corpora that are not the "
+            f"demo's ({', '.join(others)}); name another folder"
+        )
+
+
 def add_demo_corpora(lake: Lake) -> bool:
     """Add the corpora that `lake` lacks; return whether any was added."""
     there = set(lake.sql("SELECT corpus FROM corpora")["corpus"].to_pylist())
@@ -82,7 +106,7 @@ def add_demo_corpora(lake: Lake) -> bool:
             continue
         with corpus_progress(name) as progress:
             added = lake.add_corpus(
-                name, files, tokenizer=tiny.MODEL_NAME, context_length=256, chat=chat,
+                name, files, tokenizer=tiny.MODEL_NAME, context_length=_CONTEXT_LENGTH, chat=chat,
                 root=root, progress=progress,
             )  # fmt: skip
         print(

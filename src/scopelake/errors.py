@@ -26,6 +26,7 @@
     |   |-- AmbiguousSaeError
     |   |-- LayerNotFoundError        (LookupError)
     |   |-- FeatureNotFoundError      (LookupError)
+    |   |-- NotIngestedError          the SAE was not run there, or not yet
     |   `-- ContextNotFoundError      (LookupError)
     `-- MissingDependencyError        (ImportError)
 
@@ -137,6 +138,10 @@ class LayerNotFoundError(QueryError, LookupError):
 
 class FeatureNotFoundError(QueryError, LookupError):
     """The SAE has no such feature."""
+
+
+class NotIngestedError(QueryError):
+    """The SAE was not run on the corpus, or its ingest has not come so far."""
 
 
 class ContextNotFoundError(QueryError, LookupError):

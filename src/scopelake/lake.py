@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from scopelake.asking import Asking
 from scopelake.building import Building
 from scopelake.errors import InvalidArgumentError
+from scopelake.names import check_whole
 from scopelake.store.lake_store import LakeStore
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ class Lake(Building, Asking):
     @classmethod
     def open(cls, path: str | Path, snapshot: int | None = None) -> Lake:
         """Open a lake; see `scopelake.open`."""
+        if snapshot is not None:
+            snapshot = check_whole("snapshot", snapshot)
         store = LakeStore.open(path)
         return cls(store, store.snapshot(snapshot), pinned=snapshot is not None)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scopelake import tiny
+from scopelake.names import check_text
 
 if TYPE_CHECKING:
     from scopelake.ingest.model import ModelFiles
@@ -55,10 +56,19 @@ def load_tokenizer(tokenizer: str | Path) -> Tokenizer:
     return Tokenizer.load(files.path, files.name)
 
 
-def coder_specs(saes: Sequence[str | Path]) -> list[str | Path]:
-    """Return `saes` with the bundled repository's name replaced by its folder."""
-    heads = [str(spec).partition("/") for spec in saes]
-    return [
-        tiny.coders_path() / rest if head == tiny.CODERS_REPO else spec
-        for spec, (head, _, rest) in zip(saes, heads, strict=True)
-    ]
+def coder_specs(saes: str | Path | Sequence[str | Path]) -> list[str | Path]:
+    """Return `saes`, one or several, as a list.
+
+    Raises:
+        InvalidArgumentError: one is no text or path.
+    """
+    saes = [saes] if isinstance(saes, (str, Path)) else saes
+    for spec in saes:
+        if not isinstance(spec, Path):
+            check_text("SAE", spec)
+    return list(saes)
+
+
+def bundled_coders() -> dict[str, Path]:
+    """Return the folder of the coders that ship here, by the name that they go by."""
+    return {tiny.CODERS_REPO: tiny.coders_path()}

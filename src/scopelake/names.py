@@ -7,7 +7,9 @@ named ``<repo>/<family>/<folder>``. Nothing here opens a file or imports a packa
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import index
 from typing import Final, Literal, get_args
 
 from scopelake.errors import InvalidArgumentError
@@ -26,6 +28,7 @@ ROLES: Final = ("none", "user", "model", "system", "tool")
 
 KIND_BOS: Final = KINDS.index("bos")
 
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 
 
@@ -46,8 +49,30 @@ class SiteLayer:
                 f"layer {self.layer} was asked for; layers count from 0; give 0 or more"
             )
 
+    @classmethod
+    def parse(cls, text: str) -> SiteLayer:
+        """Return the place that ``<site>/<layer>`` names.
+
+        Raises:
+            InvalidArgumentError: it is spelt otherwise.
+        """
+        name, _, layer = text.partition("/")
+        for site in SITES:
+            if name == site and layer.isdecimal():
+                return cls(site, int(layer))
+        raise InvalidArgumentError(
+            f"dense site {text!r} was asked for; a site is <name>/<layer> with {', '.join(SITES)}; "
+            "give for example resid_post/3"
+        )
+
     def __str__(self) -> str:
         return f"{self.site}/{self.layer}"
+
+
+def shortened(names: Sequence[str], most: int = 5) -> str:
+    """Return the first of `names`, and how many more there are."""
+    listed = ", ".join(names[:most])
+    return listed if len(names) <= most else f"{listed}, ... {len(names) - most:,} more"
 
 
 def slug(name: str) -> str:
@@ -55,9 +80,40 @@ def slug(name: str) -> str:
     return name.replace("/", "~")
 
 
+def is_text(value: str) -> bool:
+    """Whether `value` has no half of a surrogate pair, which no file or table can hold."""
+    return _SURROGATE.search(value) is None
+
+
+def check_text(what: str, value: object) -> str:
+    """Return `value` if it is text, else refuse it."""
+    if not isinstance(value, str):
+        raise InvalidArgumentError(
+            f"{what} {value!r} was asked for; it is of type {type(value).__name__}; give text"
+        )
+    if not is_text(value):
+        raise InvalidArgumentError(
+            f"{what} {value!r} was asked for; it has half of a surrogate pair, which is no text; "
+            "mend it"
+        )
+    return value
+
+
+def check_whole(what: str, value: object) -> int:
+    """Return a whole number, also one of numpy's, as Python's own, else refuse it."""
+    if not isinstance(value, bool):
+        try:
+            return index(value)  # type: ignore[arg-type]
+        except TypeError:
+            pass
+    raise InvalidArgumentError(
+        f"{what} {value!r} was asked for; it is of type {type(value).__name__}; give a whole number"
+    )
+
+
 def check_name(what: str, name: str) -> str:
     """Return `name` if it is usable as a folder name and a SQL literal, else refuse it."""
-    if not _NAME.match(name):
+    if not isinstance(name, str) or not _NAME.match(name):
         raise InvalidArgumentError(
             f"{what} name {name!r} is not usable; names are letters, digits, '.', '_' and '-', "
             "starting with a letter or digit; choose such a name"

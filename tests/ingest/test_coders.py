@@ -50,6 +50,7 @@ def test_a_folder_without_config_is_read_by_its_name(tmp_path, write_coder, tiny
     [
         ({"drop": ["threshold"]}, "lacks threshold"),
         ({"b_enc": torch.zeros(63)}, r"b_enc is F32 \[63\], expected F32 \[64\]"),
+        ({"w_enc": torch.zeros(64, 128)}, r"w_enc is F32 \[64, 128\], expected F32 \[128, 64\]"),
         ({"w_dec": torch.zeros(128, 64)}, r"w_dec is F32 \[128, 64\]"),
         ({"w_enc": torch.zeros(128, 64, dtype=torch.float16)}, "w_enc is F16"),
         ({"w_enc": torch.zeros(4, 128, 64)}, "a single-layer coder"),

@@ -390,3 +390,29 @@ def test_a_hub_that_is_away_is_one_line(hub):
     assert done.returncode == 2
     assert "google/x was asked for; the hub did not give it" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_a_hub_that_is_out_of_reach_is_one_line(tmp_path):
+    environment = os.environ | {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
+    code = (
+        "import huggingface_hub.utils._http as http; http.time.sleep = lambda seconds: None\n"
+        f"from scopelake.cli import main; raise SystemExit(main(['saes', '{REPO}']))"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True,
+                          check=False, env=environment, cwd=tmp_path)  # fmt: skip
+    assert done.returncode == 2
+    assert "the hub did not give it" in done.stderr
+    assert "HF_TOKEN" not in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_path_that_begins_here_is_not_asked_of_the_hub(hub, tmp_path):
+    (tmp_path / "models").mkdir()
+    code = "from scopelake.{} import {} as find; find({!r})"
+    for module, name, asked in (
+        ("ingest.model", "find_model", "models/typo"),
+        ("ingest.list_coders", "list_coders", "models/typo"),
+        ("ingest.find_coders", "find_coders", ["models/typo/resid_post/layer_1"]),
+    ):
+        done = hub("-c", code.format(module, name, asked))
+        assert "there is no such folder" in done.stderr.splitlines()[-1]

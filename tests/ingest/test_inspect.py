@@ -61,6 +61,8 @@ def test_what_cannot_be_inspected_leaves_the_lake_as_it_was(lake, tmp_path, writ
     for prompt, error, says in (
         ("", CorpusSourceError, "empty prompt"),
         ([], CorpusSourceError, "no messages"),
+        ("a\ud800", CorpusSourceError, "the prompt .* its text has half of a surrogate pair"),
+        ([{"role": "bot", "content": "x"}], CorpusSourceError, "of role 'bot'"),
         ([{"role": "user"}], CorpusSourceError, "without text 'role' and 'content'"),
         ("x " * 40_000, InvalidArgumentError, "shorten it"),
     ):

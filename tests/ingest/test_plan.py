@@ -66,7 +66,7 @@ def test_another_tokenizer_is_refused(lake, tmp_path):
 
 
 def test_settings_out_of_range_are_refused(lake):
-    with pytest.raises(InvalidArgumentError, match="batch_tokens 0"):
+    with pytest.raises(InvalidArgumentError, match="batch_tokens=0"):
         ingest(lake, tiny.coders_path() / SAE, batch_tokens=0)
     with pytest.raises(InvalidArgumentError, match="99"):
         ingest(lake, tiny.coders_path() / SAE, activation_bits=99)

@@ -60,6 +60,28 @@ def test_parquet_chats(tmp_path):
         ("a.jsonl", b'{"messages": [{"role": "user"}]}', True, r"a\.jsonl:1 has a message without"),
         ("a.jsonl", b'{"text": 3}', False, r"a\.jsonl:1 has a 'text' that is no string"),
         ("a.parquet", b"PAR1", False, r"a\.parquet .* not a Parquet file"),
+        ("a.jsonl", b'{"text": null}', False, r"a\.jsonl:1 .* its 'text'; it is null"),
+        ("a.jsonl", b'{"text": "a\\ud800"}', False, r"a\.jsonl:1 .* its text has half"),
+        ("a.jsonl", b'{"text": "a", "id": "\\udfff"}', False, r"a\.jsonl:1 .* its id has half"),
+        (
+            "a.jsonl",
+            b'{"text": "a", "n": [{"\\ud800": 1}]}',
+            False,
+            r"jsonl:1 .* metadata has half",
+        ),
+        (
+            "a.jsonl",
+            b'{"messages": [{"role": "user", "content": "\\udc00"}]}',
+            True,
+            r"a\.jsonl:1 .* its messages has half",
+        ),
+        (
+            "a.jsonl",
+            b'{"messages": [{"role": "human", "content": "x"}]}',
+            True,
+            r"a\.jsonl:1 has a message of role 'human'; roles are assistant, user",
+        ),
+        ("a.pdf", b"%PDF", False, r"a\.pdf .* \.pdf is no suffix of text or records; give \.txt"),
         ("a.txt", b"hello", True, r"a\.txt was given as a chat corpus"),
     ],
 )
@@ -68,6 +90,24 @@ def test_malformed_files_are_refused(tmp_path, name, data, chat, message):
     path.write_bytes(data)
     with pytest.raises(CorpusSourceError, match=message):
         read(path, chat=chat)
+
+
+def test_a_null_row_and_invalid_text_of_parquet_are_named(tmp_path):
+    pq.write_table(pa.table({"text": ["x", None]}), tmp_path / "a.parquet")
+    with pytest.raises(CorpusSourceError, match=r"a\.parquet row 1 .* it is null"):
+        read(tmp_path / "a.parquet")
+    broken = pa.array([b"\xff"]).view(pa.string())
+    pq.write_table(pa.table({"text": broken}), tmp_path / "b.parquet")
+    with pytest.raises(CorpusSourceError, match=r"b\.parquet .* rows 0 to 0 .* not valid UTF-8"):
+        read(tmp_path / "b.parquet")
+
+
+def test_text_of_other_suffixes_is_read_if_it_is_named(tmp_path):
+    for name in ("LICENSE", "main.rs"):
+        (tmp_path / name).write_text("x")
+        assert [d.id for d in read(tmp_path / name)] == [name]
+    with pytest.raises(CorpusSourceError, match="the folder holds no"):
+        read(tmp_path)
 
 
 def test_missing_and_empty_paths_are_refused(tmp_path):

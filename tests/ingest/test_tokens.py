@@ -148,6 +148,12 @@ def test_control_text_inside_content_stays_text(tokenizer):
     assert not {2, 105} & set(text.token_ids.tolist())
 
 
+def test_a_system_message_that_comes_late_is_named(tokenizer):
+    late = [CHAT[0], {"role": "system", "content": "Be brief."}, CHAT[1]]
+    with pytest.raises(CorpusSourceError, match="message 1 is the system's, which must come first"):
+        chat(tokenizer, late)
+
+
 def test_roles_that_do_not_alternate_are_refused(tokenizer):
     with pytest.raises(CorpusSourceError, match="here does not fit the chat template"):
         chat(tokenizer, [CHAT[0], CHAT[2]])

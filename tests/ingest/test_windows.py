@@ -1,5 +1,7 @@
 """Cutting documents into contexts: nothing lost, nothing twice, every window starts with BOS."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -56,3 +58,11 @@ def test_a_document_of_no_tokens_has_no_window():
     tokens = tokenized(0)
     document = Document("d", "d.txt", "")
     assert list(split(document, tokens, context_length=8, bos_id=BOS_ID)) == []
+
+
+def test_metadata_is_strict_json():
+    metadata = {"a": float("nan"), "b": [1.5, float("inf")], "c": {"d": float("-inf")}, "e": None}
+    document = Document("d", "d.txt", "x", metadata=metadata)
+    (window,) = split(document, tokenized(1), context_length=8, bos_id=BOS_ID)
+    found = json.loads(window.row["metadata"], parse_constant=pytest.fail)
+    assert found == {"a": None, "b": [1.5, None], "c": {"d": None}, "e": None}

@@ -161,7 +161,8 @@ def table_of(name: str, rows: list[dict[str, Any]]) -> pa.Table:
 def catalogue(contexts: list[Context]) -> dict[str, pa.Table]:
     """Rows of corpora, models and saes."""
     corpora = [
-        filled("corpora", corpus=name, n_contexts=n, n_documents=-(-n // 2),
+        filled("corpora", corpus=name, n_contexts=n, shard_contexts=SHARD,
+               n_documents=-(-n // 2),
                n_tokens=sum(len(c.pieces) for c in contexts if c.corpus == name))
         for name, n in CONTEXTS.items()
     ]  # fmt: skip

@@ -1,20 +1,24 @@
 """The command line: parsing and printing only; every verb calls the library.
 
 Exit status: 0 done, 1 a check that failed, 2 refused or failed with one line on stderr, 130
-interrupted.
+interrupted, 143 terminated.
 """
 
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from errno import EACCES, EDQUOT, ENOSPC, EPERM, EROFS
 from typing import NoReturn, TextIO
 
 import scopelake
 from scopelake.cli import ask, build, keep
+from scopelake.cli.parsing import spelt
 from scopelake.errors import CoderWarning, ScopelakeError
 
 
@@ -22,21 +26,51 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
     arguments = _parser().parse_args(argv)
     try:
-        with _one_line_warnings():
+        with _terminated_is_interrupted(), _one_line_warnings():
             status: int = arguments.run(arguments) or 0
     except ScopelakeError as error:
-        print(f"scopelake: {' '.join(str(error).split())}", file=sys.stderr)
+        message = spelt(" ".join(str(error).split()), vars(arguments))
+        print(f"scopelake: {message}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         sys.stderr.close()
         return 0
     except OSError as error:
-        print(f"scopelake: {arguments.verb} failed: {error}", file=sys.stderr)
+        print(f"scopelake: {arguments.verb} failed: {error}; {_advice(error)}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("scopelake: interrupted; the lake is whole: run it again to go on", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        was_terminated = isinstance(error, _Terminated)
+        how = "terminated" if was_terminated else "interrupted"
+        print(f"scopelake: {how}; the lake is whole: run it again to go on", file=sys.stderr)
+        return 143 if was_terminated else 130
     return status
+
+
+def _advice(error: OSError) -> str:
+    if error.errno in (EACCES, EPERM, EROFS):
+        return "check the permissions of the folder, and that it is not mounted read-only"
+    if error.errno in (ENOSPC, EDQUOT):
+        return "free some space on the disk; the lake is whole: run it again to go on"
+    return "check the path and the disk"
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM came: what an interrupt cleans up is cleaned up."""
+
+
+@contextmanager
+def _terminated_is_interrupted() -> Iterator[None]:
+    def terminate(number: int, frame: object) -> NoReturn:
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    earlier = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
 
 
 @contextmanager

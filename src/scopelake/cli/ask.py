@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import Any, Final
 
 import scopelake
-from scopelake.cli.parsing import add_lake, add_verb, show
+from scopelake.cli.parsing import add_json, add_lake, add_verb, show
 from scopelake.errors import InvalidArgumentError
 from scopelake.names import SITES
+from scopelake.render import to_json
 
 
 def _add_top(verbs: Any) -> None:  # noqa: ANN401
     parser = add_verb(verbs, "top", _top, "show the strongest contexts of a feature")
     add_lake(parser)
-    parser.add_argument("feature", type=int)
-    parser.add_argument("--layer", type=int)
-    parser.add_argument("--site", choices=SITES)
+    parser.add_argument("feature", type=int, help="its index in the SAE, from 0")
+    parser.add_argument("--layer", type=int, help="the SAE of this layer, if only one fits")
+    parser.add_argument("--site", choices=SITES, help="the SAE of this site")
     parser.add_argument("--sae", help="name of the SAE, or a unique ending of it")
-    parser.add_argument("-k", type=int, default=20, help="number of contexts")
-    parser.add_argument("--window", type=int, default=16, help="tokens on either side")
-    parser.add_argument("--corpus")
+    parser.add_argument("-k", type=int, default=20, help="number of contexts; 20 by default")
+    parser.add_argument(
+        "--window", type=int, default=16, help="tokens on either side; 16 by default"
+    )
+    parser.add_argument("--corpus", help="only this corpus; all by default")
     parser.add_argument("--where", help="SQL predicate, e.g. \"role = 'user'\"")
     parser.add_argument("--bos", action="store_true", help="count firings on BOS too")
-    parser.add_argument("--json", action="store_true")
+    add_json(parser, "a context")
 
 
 def _top(arguments: argparse.Namespace) -> None:
@@ -39,12 +41,19 @@ def _top(arguments: argparse.Namespace) -> None:
 def _add_at(verbs: Any) -> None:  # noqa: ANN401
     parser = add_verb(verbs, "features-at", _at, "show what fired in a context or at a token")
     add_lake(parser)
-    parser.add_argument("context", type=int)
-    parser.add_argument("position", type=int, nargs="?")
-    parser.add_argument("--corpus")
-    parser.add_argument("--sae")
-    parser.add_argument("-k", type=int, help="at most so many for each SAE and token")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("context", type=int, help="its number in the corpus, from 0")
+    parser.add_argument(
+        "position",
+        type=int,
+        nargs="?",
+        help="of a token in the context, from 0; all of them by default",
+    )
+    parser.add_argument("--corpus", help="which corpus, if the lake has several")
+    parser.add_argument("--sae", help="only this SAE: its name, or a unique ending of it")
+    parser.add_argument(
+        "-k", type=int, help="at most so many for each SAE and token; all by default"
+    )
+    add_json(parser, "a firing")
 
 
 def _at(arguments: argparse.Namespace) -> None:
@@ -58,14 +67,14 @@ def _at(arguments: argparse.Namespace) -> None:
 def _add_sql(verbs: Any) -> None:  # noqa: ANN401
     parser = add_verb(verbs, "sql", _sql, "run one SQL query over the lake's views")
     add_lake(parser)
-    parser.add_argument("query", nargs="?")
-    parser.add_argument("--json", action="store_true", help="one JSON object a row")
+    parser.add_argument("query", nargs="?", help="a SELECT")
+    add_json(parser, "a row")
     parser.add_argument("--init", action="store_true",
                         help="print SQL that makes the views in any DuckDB client")  # fmt: skip
 
 
 def _sql(arguments: argparse.Namespace) -> None:
-    from scopelake.render import print_table
+    from scopelake.render import print_table, records
 
     lake = scopelake.open(arguments.lake, arguments.snapshot)
     if arguments.init:
@@ -75,8 +84,8 @@ def _sql(arguments: argparse.Namespace) -> None:
         raise InvalidArgumentError("sql was asked for no query; give one, or --init")
     table = lake.sql(arguments.query)
     if arguments.json:
-        for row in table.to_pylist():
-            print(json.dumps(row, default=str))
+        for row in records(table):
+            print(to_json(row))
         return
     print_table(table)
 
@@ -84,13 +93,13 @@ def _sql(arguments: argparse.Namespace) -> None:
 def _add_info(verbs: Any) -> None:  # noqa: ANN401
     parser = add_verb(verbs, "info", _info, "show what a lake holds")
     add_lake(parser)
-    parser.add_argument("--json", action="store_true")
+    add_json(parser)
 
 
 def _info(arguments: argparse.Namespace) -> None:
     found = scopelake.open(arguments.lake, arguments.snapshot).info()
     if arguments.json:
-        print(json.dumps(found.to_dict(), default=str))
+        print(to_json(found.to_dict()))
     else:
         print(found.to_text())
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import scopelake
 from scopelake import tiny
-from scopelake.cli.parsing import add_lake, add_verb, show
-from scopelake.errors import InvalidArgumentError
-from scopelake.names import SITES, Site
+from scopelake.cli.parsing import add_json, add_lake, add_verb, show
+from scopelake.render import to_json
 
 if TYPE_CHECKING:
     from scopelake.ingest.list_coders import CoderListing
@@ -20,7 +18,13 @@ if TYPE_CHECKING:
 
 def _add_demo(verbs: Any) -> None:  # noqa: ANN401
     parser = add_verb(verbs, "demo", _demo, "build a lake from real text with the tiny model")
-    parser.add_argument("lake", type=Path, nargs="?", default=Path("demo-lake"))
+    parser.add_argument(
+        "lake",
+        type=Path,
+        nargs="?",
+        default=Path("demo-lake"),
+        help="folder of the lake; demo-lake by default",
+    )
 
 
 def _demo(arguments: argparse.Namespace) -> None:
@@ -44,8 +48,20 @@ def _add_corpus(verbs: Any) -> None:  # noqa: ANN401
     parser.add_argument("corpus", help="name of the new corpus")
     parser.add_argument("source", nargs="+", type=Path, help="files or folders")
     parser.add_argument("--tokenizer", required=True, help="folder or hub id of a Gemma 3")
-    parser.add_argument("--context-length", type=int, default=1024, metavar="TOKENS")
-    parser.add_argument("--shard-contexts", type=int, default=256, metavar="N")
+    parser.add_argument(
+        "--context-length",
+        type=int,
+        default=1024,
+        metavar="TOKENS",
+        help="most tokens in a context; 1024 by default",
+    )
+    parser.add_argument(
+        "--shard-contexts",
+        type=int,
+        default=256,
+        metavar="N",
+        help="contexts in a shard, the unit of commit; 256 by default",
+    )
     parser.add_argument("--chat", action="store_true", help="records hold 'messages'")
     _add_replies(parser)
     _add_device(parser)
@@ -81,7 +97,7 @@ def _add_saes(verbs: Any) -> None:  # noqa: ANN401
     parser.add_argument("repo", nargs="?",
                         help="folder, or hub id such as google/gemma-scope-2-1b-it; without one, "
                              "what ships here and what the hub's cache holds")  # fmt: skip
-    parser.add_argument("--json", action="store_true", help="one JSON object a repository")
+    add_json(parser, "a repository")
 
 
 def _saes(arguments: argparse.Namespace) -> None:
@@ -102,7 +118,7 @@ def _show_listing(found: CoderListing, as_json: bool) -> None:
     if as_json:
         values = {"repo": found.repo, "saes": found.table.to_pylist(), "missing": found.missing,
                   "incomplete": found.incomplete}  # fmt: skip
-        print(json.dumps(values))
+        print(to_json(values))
         return
     print_table(found.table, max_rows=10_000)
     print(f"\n{found.table.num_rows:,} SAEs in {found.repo}")
@@ -120,8 +136,20 @@ def _add_ingest(verbs: Any) -> None:  # noqa: ANN401
     _add_coders(parser)
     parser.add_argument("--dense", action="append", default=[], metavar="SITE/LAYER",
                         help="store dense activations of this site too")  # fmt: skip
-    parser.add_argument("--activation-bits", type=int, default=10, metavar="BITS")
-    parser.add_argument("--batch-tokens", type=int, default=16384, metavar="TOKENS")
+    parser.add_argument(
+        "--activation-bits",
+        type=int,
+        default=10,
+        metavar="BITS",
+        help="mantissa bits kept of an activation; 10 by default, 23 is lossless",
+    )
+    parser.add_argument(
+        "--batch-tokens",
+        type=int,
+        default=16384,
+        metavar="TOKENS",
+        help="most tokens in one forward pass; 16384 by default",
+    )
     parser.add_argument("--evaluate", action="store_true",
                         help="measure how well the coders reconstruct, on a sample")  # fmt: skip
     _add_placement(parser)
@@ -136,7 +164,7 @@ def _ingest(arguments: argparse.Namespace) -> None:
             arguments.corpus,
             model=arguments.model,
             saes=arguments.saes,
-            dense=[_site(text) for text in arguments.dense],
+            dense=arguments.dense,
             activation_bits=arguments.activation_bits,
             batch_tokens=arguments.batch_tokens,
             evaluate=arguments.evaluate,
@@ -160,9 +188,11 @@ def _add_inspect(verbs: Any) -> None:  # noqa: ANN401
     parser.add_argument("--model", required=True, help="folder or hub id of a Gemma 3")
     _add_coders(parser)
     _add_replies(parser)
-    parser.add_argument("-k", type=int, default=10, help="at most so many for each SAE and token")
+    parser.add_argument(
+        "-k", type=int, default=10, help="at most so many for each SAE and token; 10 by default"
+    )
     _add_placement(parser)
-    parser.add_argument("--json", action="store_true", help="one JSON object a firing")
+    add_json(parser, "a firing")
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
@@ -187,7 +217,7 @@ def _add_import(verbs: Any) -> None:  # noqa: ANN401
     _add_coders(parser)
     parser.add_argument("--tokenizer", required=True, help="folder or hub id of a Gemma 3")
     parser.add_argument("--corpus", help="name for the examples' corpus")
-    parser.add_argument("--json", action="store_true", help="one JSON object an SAE")
+    add_json(parser, "an SAE")
 
 
 def _import(arguments: argparse.Namespace) -> None:
@@ -202,7 +232,7 @@ def _import(arguments: argparse.Namespace) -> None:
         )
     for one in done:
         if arguments.json:
-            print(json.dumps(asdict(one)))
+            print(to_json(asdict(one)))
             continue
         print(
             f"{one.sae} on {one.corpus}: {'there already, ' if one.already else ''}"
@@ -219,10 +249,12 @@ def _add_check(verbs: Any) -> None:  # noqa: ANN401
     _add_coders(parser)
     parser.add_argument("--model", required=True, help="folder or hub id of a Gemma 3")
     parser.add_argument("--corpus", help="the examples' corpus, if there are several")
-    parser.add_argument("--contexts", type=int, default=32, metavar="N", help="sample size")
-    parser.add_argument("--seed", type=int, default=0, help="of the sample")
+    parser.add_argument(
+        "--contexts", type=int, default=32, metavar="N", help="sample size; 32 by default"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the sample; 0 by default")
     _add_placement(parser)
-    parser.add_argument("--json", action="store_true", help="one JSON object an SAE")
+    add_json(parser, "an SAE")
 
 
 def _check(arguments: argparse.Namespace) -> int:
@@ -239,25 +271,34 @@ def _check(arguments: argparse.Namespace) -> int:
             **_placement(arguments),
         )
     for check in checks:
-        print(json.dumps({**asdict(check), "agrees": check.agrees}) if arguments.json else check)
+        print(to_json({**asdict(check), "agrees": check.agrees}) if arguments.json else check)
     return 0 if all(check.agrees for check in checks) else 1
 
 
 def _add_coders(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sae", dest="saes", required=True, action="append", metavar="SAE",
-                        help="folder, pattern or hub id of coders; may be given again")  # fmt: skip
+                        help="folder of one coder or many, pattern over such folders, or hub id "
+                             "<org>/<repo>/<family>/<folder>; may be given again")  # fmt: skip
 
 
 def _add_replies(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--generate", type=int, metavar="TOKENS",
                         help="let the model answer chats that end with the user")  # fmt: skip
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
-    parser.add_argument("--seed", type=int, default=0, help="of sampling the answer")
+    parser.add_argument(
+        "--temperature", type=float, default=0.0, help="of the answer; 0, the default, is greedy"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of sampling the answer; 0 by default")
 
 
 def _add_device(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--dtype", default="auto", help="float32, bfloat16, or auto")
+    parser.add_argument(
+        "--device",
+        default="auto",
+        help="cpu, cuda, cuda:1, or auto, the default: a GPU if there is one",
+    )
+    parser.add_argument(
+        "--dtype", default="auto", help="float32, bfloat16, or auto, the default: bfloat16 on a GPU"
+    )
     parser.add_argument("--device-map", metavar="MAP",
                         help="'auto' spreads a model over several devices")  # fmt: skip
 
@@ -274,17 +315,6 @@ def _placement(arguments: argparse.Namespace) -> dict[str, Any]:
         "device_map": arguments.device_map,
         "model_name": arguments.model_name,
     }
-
-
-def _site(text: str) -> tuple[Site, int]:
-    name, _, layer = text.partition("/")
-    for site in SITES:
-        if name == site and layer.isdigit():
-            return site, int(layer)
-    raise InvalidArgumentError(
-        f"dense site {text!r} was asked for; a site is <name>/<layer> with {', '.join(SITES)}; "
-        "give for example resid_post/3"
-    )
 
 
 VERBS: Final = (

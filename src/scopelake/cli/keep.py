@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import asdict
 from datetime import timedelta
 from typing import Any, Final
 
 import scopelake
-from scopelake.cli.parsing import add_lake, add_verb
+from scopelake.cli.parsing import add_json, add_lake, add_verb
+from scopelake.render import to_json
 
 
 def _add_verify(verbs: Any) -> None:  # noqa: ANN401
@@ -18,7 +18,7 @@ def _add_verify(verbs: Any) -> None:  # noqa: ANN401
     add_lake(parser)
     parser.add_argument("--repair", action="store_true",
                         help="take damaged shards out, to be ingested again")  # fmt: skip
-    parser.add_argument("--json", action="store_true")
+    add_json(parser)
 
 
 def _verify(arguments: argparse.Namespace) -> int:
@@ -27,10 +27,10 @@ def _verify(arguments: argparse.Namespace) -> int:
     lake = scopelake.open(arguments.lake, arguments.snapshot)
     with bytes_progress("verify") as progress:
         found = lake.verify(progress)
-    print(json.dumps(found.to_dict()) if arguments.json else found)
+    print(to_json(found.to_dict()) if arguments.json else found)
     if arguments.repair and found.broken:
         done = lake.repair(found)
-        print(json.dumps(asdict(done)) if arguments.json else done)
+        print(to_json(asdict(done)) if arguments.json else done)
     return 0 if found.is_whole else 1
 
 
@@ -39,7 +39,7 @@ def _add_compact(verbs: Any) -> None:  # noqa: ANN401
     add_lake(parser, snapshot=False)
     parser.add_argument("--scheduler", metavar="ADDRESS",
                         help="address of a dask scheduler whose workers do it")  # fmt: skip
-    parser.add_argument("--json", action="store_true")
+    add_json(parser)
 
 
 def _compact(arguments: argparse.Namespace) -> None:
@@ -47,7 +47,7 @@ def _compact(arguments: argparse.Namespace) -> None:
 
     with step_progress() as progress:
         done = scopelake.open(arguments.lake).compact(progress, scheduler=arguments.scheduler)
-    print(json.dumps(asdict(done)) if arguments.json else done)
+    print(to_json(asdict(done)) if arguments.json else done)
 
 
 def _add_vacuum(verbs: Any) -> None:  # noqa: ANN401
@@ -60,7 +60,7 @@ def _add_vacuum(verbs: Any) -> None:  # noqa: ANN401
     parser.add_argument("--grace", type=_duration, default=timedelta(days=1), metavar="TIME",
                         help="leave files that no snapshot names alone for so long")  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="only say what it would delete")
-    parser.add_argument("--json", action="store_true")
+    add_json(parser)
 
 
 def _vacuum(arguments: argparse.Namespace) -> None:
@@ -73,7 +73,7 @@ def _vacuum(arguments: argparse.Namespace) -> None:
         grace=arguments.grace,
         dry_run=arguments.dry_run,
     )
-    print(json.dumps(asdict(done)) if arguments.json else done)
+    print(to_json(asdict(done)) if arguments.json else done)
 
 
 def _duration(text: str) -> timedelta:

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import json
+import re
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+from scopelake.render import to_json
+
+_ARGUMENT: Final = re.compile(
+    r"""'[^']*'|"[^"]*"|`[^`]*`|(?<![\w./-])(?P<name>[a-z_]+)\b(?P<equals>=)?(?![/.-]\w)"""
+)
+"""A word, perhaps with a value; what is quoted is skipped, for it is what a user typed."""
+_SPELT: Final = {"saes": "--sae", "k": "-k", "n_contexts": "--contexts"}
+_VERBS: Final = ("add_corpus", "features_at", "import_examples", "check_sae")
 
 
 def add_verb(
@@ -30,11 +39,40 @@ def add_lake(parser: argparse.ArgumentParser, *, snapshot: bool = True) -> None:
         parser.add_argument("--snapshot", type=int, help="read this snapshot, not the latest")
 
 
+def add_json(parser: argparse.ArgumentParser, each: str = "") -> None:
+    """Add the choice of JSON, with one object for `each`."""
+    what = f"one JSON object {each}" if each else "print JSON"
+    parser.add_argument("--json", action="store_true",
+                        help=f"{what}; NaN and infinities are null, blobs hexadecimal")  # fmt: skip
+
+
+def spelt(message: str, options: Iterable[str]) -> str:
+    """Return a message of the library with arguments and verbs as they are spelt in a shell.
+
+    Args:
+        message: of an error.
+        options: names of the verb's arguments, as the library knows them.
+    """
+    known = {name: f"--{name.replace('_', '-')}" for name in options} | _SPELT
+
+    def spell(found: re.Match[str]) -> str:
+        name, equals = found["name"], found["equals"]
+        if name in _VERBS:
+            return name.replace("_", "-") + (equals or "")
+        if name not in known or not (equals or "_" in name):
+            return found[0]
+        if equals and message[found.end() :].startswith("True"):
+            return f"{known[name]}\0"
+        return f"{known[name]} " if equals else known[name]
+
+    return _ARGUMENT.sub(spell, message).replace("\0True", "")
+
+
 def show(result: Any, as_json: bool) -> None:  # noqa: ANN401
     """Print a result of a query, for people or a JSON object a row."""
     if as_json:
         for row in result.table.to_pylist():
-            print(json.dumps(row, default=str))
+            print(to_json(row))
         if result.note:
             print(f"scopelake: {result.note}", file=sys.stderr)
     else:
