@@ -4,7 +4,8 @@ BIN := .venv/bin
 STAMP := .venv/.ready
 export PYTHONSAFEPATH := 1
 
-.PHONY: demo test lint parity oldest soak bench bench-compact bench-examples clean setup
+.PHONY: demo test lint parity oldest soak bench bench-compact bench-dense bench-styles bench-memory \
+	bench-examples clean setup
 .SECONDARY:
 
 setup: $(STAMP)
@@ -49,6 +50,15 @@ bench: $(STAMP)
 
 bench-compact: $(STAMP)
 	PYTHONPATH=benchmarks $(BIN)/python benchmarks/compaction.py
+
+bench-dense: $(STAMP)
+	PYTHONPATH=benchmarks $(BIN)/python benchmarks/dense.py
+
+bench-styles: $(STAMP)
+	PYTHONPATH=benchmarks $(BIN)/python benchmarks/parquet_styles.py
+
+bench-memory: $(STAMP)
+	PYTHONPATH=benchmarks $(BIN)/python benchmarks/memory.py
 
 bench-examples: $(STAMP)
 	PYTHONPATH=benchmarks $(BIN)/python benchmarks/examples.py

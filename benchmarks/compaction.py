@@ -1,6 +1,6 @@
 """Compaction of synthetic firings: seconds, memory, bytes, and top contexts before and after.
 
-    make bench-compact          100 million firings of one coder in 50 shards
+    make bench-compact          10 million, 100 million and 1,000 million firings of one coder
 
 Firings are random: 16,384 features of skewed frequency, 60 a token, gamma-distributed activations.
 """
@@ -24,10 +24,15 @@ from scopelake.store.commit import Writer
 from scopelake.store.compact import compact
 from scopelake.store.firings import Firings
 from scopelake.store.lake_store import LakeStore
+from scopelake.store.running import Running
 from scopelake.store.verify import verify
 from scopelake.store.writer import write_firings
 
 WIDTH, L0, LENGTH = 16_384, 60, 1_024
+SHARD_FIRINGS = 256 * LENGTH * L0
+"""Of the default shard, 256 contexts; smaller lakes are cut into 50 shards all the same."""
+
+TABLES = ("codes", "postings", "peaks", "samples")
 
 
 def shard_firings(shard: int, n: int) -> Firings:
@@ -50,17 +55,21 @@ def shard_firings(shard: int, n: int) -> Firings:
 
 
 def build(root: Path, n_firings: int, n_shards: int) -> float:
-    """Make the lake; return seconds."""
-    start = time.perf_counter()
+    """Make the lake as an ingest would; return the seconds that writing took."""
     store = LakeStore.create(root)
+    seconds, running = 0.0, Running(WIDTH)
     with Writer(store) as writer:
         for shard in range(n_shards):
+            firings = shard_firings(shard, n_firings // n_shards)
+            start = time.perf_counter()
             receipts = write_firings(
-                store.root, shard_firings(shard, n_firings // n_shards), sae="s", corpus="c",
-                shard=shard, run="r", bits=10,
+                store.root, firings, sae="s", corpus="c", shard=shard, run="r", bits=10,
+                running=running,
             )  # fmt: skip
             writer.commit(receipts, transaction=str(shard), reason="shard")
-    return time.perf_counter() - start
+            running.accept()
+            seconds += time.perf_counter() - start
+    return seconds
 
 
 def compact_alone(root: Path) -> dict[str, float]:
@@ -96,36 +105,45 @@ def live_bytes(store: LakeStore, table: str) -> int:
     )
 
 
+def measure(n_firings: int) -> list[Measure]:
+    """Build a lake of so many firings, compact it, and measure what that takes."""
+    folder = Path(tempfile.mkdtemp())
+    try:
+        root, n_shards = folder / "lake", max(50, n_firings // SHARD_FIRINGS)
+        written = build(root, n_firings, n_shards)
+        store = LakeStore.open(root)
+        n = sum(f.n_rows for f in store.data_files("postings", store.snapshot()))
+        n_files = sum(len(store.data_files(t, store.snapshot())) for t in TABLES)
+        sizes = {t: live_bytes(store, t) / n for t in TABLES}
+        found = compact_alone(root)
+        after = {t: live_bytes(store, t) / n for t in TABLES}
+        verified = verify(store, store.snapshot())
+    finally:
+        shutil.rmtree(folder)
+    derived = [(s["peaks"] + s["samples"]) / sum(s.values()) for s in (sizes, after)]
+    what = f"{n_firings:.0e} firings"
+    return [
+        Measure(f"{what}: write and commit", (n / written,), "firings/s"),
+        Measure(f"{what}: compaction", (n / found["seconds"],), "firings/s"),
+        Measure(f"{what}: memory before compaction", (found["before"],), "MiB"),
+        Measure(f"{what}: peak memory of compaction", (found["peak"],), "MiB"),
+        Measure(f"{what}: files before", (n_files,), "files"),
+        Measure(f"{what}: files after", (found["files"],), "files"),
+        *(Measure(f"{what}: {t} before", (sizes[t],), "B/firing") for t in TABLES),
+        *(Measure(f"{what}: {t} after", (after[t],), "B/firing") for t in TABLES),
+        Measure(f"{what}: peaks and samples before", (derived[0],), "of bytes"),
+        Measure(f"{what}: peaks and samples after", (derived[1],), "of bytes"),
+        Measure(f"{what}: verify", (verified.n_bytes / verified.seconds / 1e6,), "MB/s"),
+    ]
+
+
 def main() -> int:
     """Measure and write the CSV."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--firings", type=float, default=1e8)
-    parser.add_argument("--shards", type=int, default=50)
+    parser.add_argument("--firings", type=float, nargs="+", default=[1e7, 1e8, 1e9])
     arguments = parser.parse_args()
-    folder = Path(tempfile.mkdtemp())
-    try:
-        root, n = folder / "lake", int(arguments.firings)
-        written = build(root, n, arguments.shards)
-        store = LakeStore.open(root)
-        n = sum(f.n_rows for f in store.data_files("postings", store.snapshot()))
-        sizes = {t: live_bytes(store, t) for t in ("codes", "postings", "peaks")}
-        found = compact_alone(root)
-        after = {t: live_bytes(store, t) for t in ("codes", "postings", "peaks")}
-        verified = verify(store, store.snapshot())
-        measures = [
-            Measure("write and commit", (n / written,), "firings/s"),
-            Measure("compaction", (n / found["seconds"],), "firings/s"),
-            Measure("memory before", (found["before"],), "MiB"),
-            Measure("peak memory of compaction", (found["peak"],), "MiB"),
-            Measure("files of postings and peaks after", (found["files"],), "files"),
-            *(Measure(f"{t} before", (sizes[t] / n,), "B/firing") for t in sizes),
-            *(Measure(f"{t} after", (after[t] / n,), "B/firing") for t in after),
-            Measure("verify", (verified.n_bytes / verified.seconds / 1e6,), "MB/s"),
-        ]
-        config = f"{n} synthetic firings, {arguments.shards} shards, width {WIDTH}, L0 {L0}"
-        write_results("compaction", measures, config)
-    finally:
-        shutil.rmtree(folder)
+    measures = [m for n in arguments.firings for m in measure(int(n))]
+    write_results("compaction", measures, f"synthetic firings, width {WIDTH}, L0 {L0}, 10 bits")
     return 0
 
 

@@ -56,7 +56,7 @@ class Lake(Building, Asking):
         return verify(self._store, self._snapshot, progress)
 
     def repair(self, found: Verification) -> Repair:
-        """Take damaged shards out of the lake, so that the next ingest makes them again.
+        """Make again what follows from other files; take out what the next ingest has to make.
 
         Args:
             found: what `verify` found of the latest snapshot.
