@@ -17,7 +17,7 @@ def _add_verify(verbs: Any) -> None:  # noqa: ANN401
                       "re-read every file; exit status 1 if one is not right")  # fmt: skip
     add_lake(parser)
     parser.add_argument("--repair", action="store_true",
-                        help="make again what can be, take the rest out to be ingested again")  # fmt: skip
+                        help="make again what can be, take out the rest")  # fmt: skip
     add_json(parser)
 
 
