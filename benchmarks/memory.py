@@ -19,7 +19,7 @@ from record import Measure, write_results
 import scopelake
 from scopelake import tiny
 
-N_BYTES, FACTOR, REPEATS = 250_000, 10, 3
+N_BYTES, FACTOR, REPEATS = 200_000, 10, 3
 
 INGEST = """
 import json, resource, sys

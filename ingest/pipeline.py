@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Final
 from uuid import uuid4
 
 import numpy as np
@@ -21,6 +22,7 @@ from scopelake.ingest.coders import CoderFiles
 from scopelake.ingest.decoder_rows import decoder_columns
 from scopelake.ingest.encode_shard import ShardResult, ShardTokens, encode_shard
 from scopelake.ingest.evaluation_rows import evaluation_table, unevaluated
+from scopelake.ingest.look_back import LookBack, StaleLookBackError
 from scopelake.ingest.model import LoadedModel, check_vocabulary
 from scopelake.ingest.plan import (
     IngestConfig,
@@ -32,17 +34,18 @@ from scopelake.ingest.plan import (
 )
 from scopelake.ingest.rows import RunTotals, model_table, run_table, sae_table
 from scopelake.kernels.weights import EncoderWeights
-from scopelake.store.catalog import committed_shards
+from scopelake.store.catalog import committed_dense_shards, committed_shards
 from scopelake.store.commit import Writer
 from scopelake.store.dense import ensure_array, write_shard
 from scopelake.store.lake_store import LakeStore
 from scopelake.store.planned import Commit
 from scopelake.store.receipts import Receipt
-from scopelake.store.running import Running
 from scopelake.store.schema import SCHEMAS
 from scopelake.store.snapshot import Snapshot
 from scopelake.store.summary import feature_statistics
-from scopelake.store.writer import write_features, write_firings
+from scopelake.store.writer import discard, write_features, write_firings
+
+_MOST_TRIES: Final = 3
 
 
 @dataclass(frozen=True)
@@ -113,9 +116,8 @@ class _Job:
         self.plan: IngestPlan = make_plan(store, store.snapshot(), config, model, coders)
         self.totals = RunTotals()
         self.weights: dict[str, tuple[EncoderWeights, ...]] = {}
-        self.running: dict[str, Running] = {}
-        self._taken: set[str | None] = set()
-        """Coders whose firings of the shard at hand became part of the lake by our commit."""
+        widths = {coder.name: coder.width for coder in self.plan.coders}
+        self.look_back = LookBack(store, config.corpus, widths)
         self.on_progress = on_progress
 
     def run(self) -> IngestSummary:
@@ -203,23 +205,14 @@ class _Job:
         """Check what another writer may have changed since the plan was made."""
         if snapshot.run != self.plan.run:
             check_catalogue(self.store, snapshot, self.config.corpus, self.model, self.plan.coders)
+            self.look_back.check(snapshot)
         kept = [
             r
             for r in commit.receipts
             if r.table != "features"
             or not self.store.data_files("features", snapshot, sae=r.sae, corpus=r.corpus)
         ]
-        self._taken = {r.sae for r in kept if r.table == "peaks"}
         return replace(commit, receipts=tuple(kept))
-
-    def _running(self, sae: str) -> Running:
-        """Return what the lake holds of a coder on the corpus, for peaks and samples."""
-        if sae not in self.running:
-            (width,) = (c.width for c in self.plan.coders if c.name == sae)
-            self.running[sae] = Running.load(
-                self.store, self.store.snapshot(), sae, self.config.corpus, width
-            )
-        return self.running[sae]
 
     def _read(self, shard: Shard) -> ShardTokens:
         columns = ["context", "token_ids", "kinds"]
@@ -239,40 +232,58 @@ class _Job:
         return ShardTokens(shard.start, ids, kinds)
 
     def _write(self, shard: Shard, result: ShardResult) -> None:
+        dense = self._write_dense(shard, result)
+        for left in reversed(range(_MOST_TRIES)):
+            firings = self._write_firings(shard, result)
+            receipts = [*firings, *dense]
+            reason = f"ingest {self.config.corpus} shard {shard.index}"
+            try:
+                snapshot = self._commit(receipts, str(shard.index), reason, {})
+            except StaleLookBackError:
+                discard(self.store.root, firings)
+                self.look_back.reset()
+                if not left:
+                    raise
+            else:
+                break
+        self.look_back.settle(snapshot, receipts)
+        self.totals.n_bytes += sum(r.n_bytes for r in receipts)
+        self._count(0, 0)
+
+    def _write_firings(self, shard: Shard, result: ShardResult) -> list[Receipt]:
         receipts: list[Receipt] = []
-        corpus = self.config.corpus
         for name, firings in result.firings.items():
             receipts += write_firings(
                 self.store.root,
                 firings,
                 sae=name,
-                corpus=corpus,
+                corpus=self.config.corpus,
                 shard=shard.index,
                 run=self.plan.run,
                 bits=self.config.activation_bits,
-                running=self._running(name),
+                running=self.look_back.of(name),
             )
-        for site, values in result.dense.items():
-            receipts.append(
-                write_shard(
-                    self.store.root,
-                    corpus,
-                    self.model.name,
-                    site.site,
-                    site.layer,
-                    shard.start,
-                    values,
-                    shard=shard.index,
-                    run=self.plan.run,
-                )  # fmt: skip
+        return receipts
+
+    def _write_dense(self, shard: Shard, result: ShardResult) -> list[Receipt]:
+        """Put the dense shards that nobody has committed: their places are fixed."""
+        corpus, model = self.config.corpus, self.model.name
+        done = committed_dense_shards(self.store, self.store.snapshot(), corpus, model)
+        return [
+            write_shard(
+                self.store.root,
+                corpus,
+                model,
+                site.site,
+                site.layer,
+                shard.start,
+                values,
+                shard=shard.index,
+                run=self.plan.run,
             )
-        self._taken = set()
-        self._commit(receipts, str(shard.index), f"ingest {corpus} shard {shard.index}", {})
-        for name in result.firings:
-            running = self._running(name)
-            running.accept() if name in self._taken else running.forget()
-        self.totals.n_bytes += sum(r.n_bytes for r in receipts)
-        self._count(0, 0)
+            for site, values in result.dense.items()
+            if (site.site, site.layer, shard.index) not in done
+        ]
 
     def _finish(self, coders: list[CoderFiles], evaluated: list[CoderFiles]) -> None:
         """Write the statistics of coders that are complete on this corpus, and evaluations."""
@@ -329,7 +340,7 @@ class _Job:
         reason: str,
         rows: Mapping[str, pa.Table],
         replaced: Mapping[str, tuple[str, ...]] | None = None,
-    ) -> None:
+    ) -> Snapshot:
         keys = {**(replaced or {})}
         if "runs" in rows:
             keys["runs"] = ("run",)
@@ -337,7 +348,7 @@ class _Job:
             keys["evaluations"] = ("sae", "corpus")
         # What a shard holds, not this name, keeps it from being committed twice: a shard that was
         # taken out, because it was damaged, comes back under the same run.
-        self.writer.commit(
+        return self.writer.commit(
             receipts,
             transaction=f"{self.plan.run}:{step}:{uuid4().hex}",
             reason=reason,

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
 import pyarrow as pa
 from deltalake import DeltaTable
-from deltalake.exceptions import CommitFailedError
+from deltalake.exceptions import CommitFailedError, DeltaError
 
-from scopelake.errors import LakeError
+from scopelake.errors import LakeError, ScopelakeError
 from scopelake.store import delta
 from scopelake.store.lake_store import LakeStore, snapshot_rows
 from scopelake.store.layout import DENSE, TABLES
@@ -38,7 +39,9 @@ class Applier:
         """Do each step of the commit that makes snapshot `number` and is not done yet."""
         name = commit.transaction
         for path in commit.drop:
-            self.store.root.delete(path)
+            # The place of a dense shard is fixed: somebody may have put it anew.
+            if path.startswith("tables/"):
+                self.store.root.delete(path)
         gone = (*commit.retire, *commit.drop)
         files = _by_table(commit.receipts, gone)
         for table, (receipts, paths) in files.items():
@@ -51,10 +54,20 @@ class Applier:
             self._remove_rows(table, column, values, f"{name}:remove")
         rows = dict(commit.rows)
         if commit.receipts:
-            rows["files"] = _file_rows(commit.receipts)
+            rows["files"] = _file_rows([self.as_is(receipt) for receipt in commit.receipts])
         for table, added in rows.items():
             self._add_rows(table, added, name, commit.replace.get(table))
         self._add_snapshot(number, commit, {*files, *remove, *rows})
+
+    def as_is(self, receipt: Receipt) -> Receipt:
+        """Return a dense shard's receipt as it lies there: another writer may have put it anew."""
+        if receipt.table != DENSE:
+            return receipt
+        root, path = self.store.root, receipt.path
+        n_bytes = root.size(path)
+        if n_bytes is None:
+            return receipt
+        return replace(receipt, n_bytes=n_bytes, checksum=root.checksum(path))
 
     def is_done(self, transaction: str) -> bool:
         """Whether the lake has a snapshot of this commit."""
@@ -118,6 +131,14 @@ class Applier:
                 del self._tables[table]
                 failed = error
                 continue
+            except (DeltaError, OSError) as error:
+                if isinstance(error, ScopelakeError):
+                    raise
+                raise LakeError(
+                    f"a commit to table {table} was asked for; it failed "
+                    f"({self.store.root.describe(error)}); check {self.store.table_uri(table)}, "
+                    "its permissions and room; the next writer goes on with it"
+                ) from error
             self._on_step(table)
             return
         raise LakeError(

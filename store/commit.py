@@ -19,7 +19,9 @@ from typing import Any, Final, Self
 import pyarrow as pa
 
 from scopelake.errors import DamagedFileError, InvalidArgumentError, LakeBusyError, LakeError
+from scopelake.store import delta
 from scopelake.store.apply import Applier
+from scopelake.store.derive import derive_samples
 from scopelake.store.intents import (
     intent_path,
     put_intent,
@@ -54,10 +56,10 @@ class Writer:
         self.store = store
         self._on_step = on_step or (lambda step: None)
         self._applier = Applier(store, self._on_step)
+        self._is_upgrading = False
 
     def __enter__(self) -> Self:
         self.finish_waiting()
-        self.store.upgrade()
         return self
 
     def __exit__(
@@ -123,11 +125,12 @@ class Writer:
             dict(remove or {}),
         )
         self._check_files(given.receipts)
+        self._upgrade()
         for _ in range(_MOST_TRIES):
             latest = self.finish_waiting()
             if self._applier.is_done(transaction):
-                # By an earlier try with files of its own, or with these by whoever found them.
-                self._discard(given.receipts, self._named(latest))
+                # By an earlier try with files of its own, or with these by whoever found them: a
+                # snapshot before the latest may have them, so a vacuum has to tell.
                 return latest
             revised = self._without_committed(given, latest)
             if revised is not None and revise is not None:
@@ -147,7 +150,10 @@ class Writer:
         """Carry out what was decided on and is not done; return the latest snapshot."""
         root = self.store.root
         latest = self.store.snapshot()
-        for number in waiting_intents(root):
+        waiting = waiting_intents(root)
+        if waiting and self.store.is_older():
+            delta.create_missing_tables(root)
+        for number in waiting:
             text = read_intent(root, number)
             latest = self.store.snapshot()
             # Only now is it sure that the intent read is that of a snapshot still to be made: a
@@ -185,8 +191,22 @@ class Writer:
             ) from error
 
     def _carry_out(self, number: int, commit: Commit) -> None:
-        self._check_files(commit.receipts)
+        if not self._applier.is_done(commit.transaction):
+            self._check_files(commit.receipts)
         self._applier.apply(number, commit)
+
+    def _upgrade(self) -> None:
+        """Make a lake of an older format one of this, before it is written to."""
+        if self._is_upgrading or not self.store.is_older():
+            return
+        self._is_upgrading = True
+        delta.create_missing_tables(self.store.root)
+        receipts = derive_samples(self.store)
+        if receipts:
+            reason = "samples of a lake of version 1"
+            self.commit(receipts, transaction="upgrade:2", reason=reason)
+        self.store.set_version()
+        self._is_upgrading = False
 
     def _without_committed(self, commit: Commit, latest: Snapshot) -> Commit | None:
         """Leave out what of the commit's shards the lake has; None if that was all of it."""
@@ -194,8 +214,8 @@ class Writer:
             return commit
         shards = sorted({r.shard for r in commit.receipts if r.shard is not None})
         columns = ["kind", "corpus", "sae", "model", "site", "layer", "shard", "checksum"]
-        # A shard's firings in both orders and its peaks go together; codes speak for all three,
-        # since compaction takes the others out of their shards.
+        # A shard's firings in both orders, its peaks and its samples go together; codes speak for
+        # all, since compaction takes the others out of their shards.
         filters = [("shard", "in", shards), ("kind", "in", ["codes", DENSE])]
         there = {
             tuple(row[c] for c in columns[:-1]): row["checksum"]
@@ -211,7 +231,7 @@ class Writer:
         kept = [r for r in commit.receipts if _slot(r) not in there]
         rows, replace = dict(commit.rows), dict(commit.replace)
         # A dense shard has a fixed place: what is there now is what counts, whoever wrote it.
-        dense = [self._as_is(r) for r in commit.receipts if r.table == DENSE]
+        dense = [self._applier.as_is(r) for r in commit.receipts if r.table == DENSE]
         again = [r for r in dense if there.get(_slot(r), r.checksum) != r.checksum]
         kept = [r for r in kept if r.table != DENSE]
         kept += [r for r in dense if _slot(r) not in there] + again
@@ -220,17 +240,6 @@ class Writer:
         if not kept and not rows:
             return None
         return changed(commit, receipts=tuple(kept), rows=rows, replace=replace)
-
-    def _as_is(self, receipt: Receipt) -> Receipt:
-        root, path = self.store.root, receipt.path
-        n_bytes = root.size(path)
-        if n_bytes is None:
-            return receipt  # it is refused when it is carried out
-        return changed(receipt, n_bytes=n_bytes, checksum=root.checksum(path))
-
-    def _named(self, snapshot: Snapshot) -> set[str]:
-        """Return the paths of the files that a snapshot has."""
-        return set(self.store.read("files", snapshot, ["path"])["path"].to_pylist())
 
     def _discard(self, written: Iterable[Receipt], committed: set[str]) -> None:
         """Delete files that were written for a commit and are not part of it."""
@@ -241,11 +250,13 @@ class Writer:
     def _check_files(self, receipts: Iterable[Receipt]) -> None:
         for receipt in receipts:
             found = self.store.root.size(receipt.path)
-            if found != receipt.n_bytes:
+            # Another writer may have put a dense shard anew, in other bytes.
+            if found is None or (found != receipt.n_bytes and receipt.table != DENSE):
                 raise LakeError(
                     f"a commit names {receipt.path} of {receipt.n_bytes} bytes; found "
-                    f"{'no file' if found is None else f'{found} bytes'}; restore it or write it "
-                    "again"
+                    f"{'no file' if found is None else f'{found} bytes'}; restore it from a copy, "
+                    "or delete the commit that waits in pending/ and ingest again what it was to "
+                    "add (scopelake verify names it)"
                 )
 
 

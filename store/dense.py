@@ -201,7 +201,25 @@ def open_dense(
             f"dense activations of {_asked(site, layer, model, corpus)} were asked for; "
             f"{_listed(fitting)} fit; give model and corpus"
         )
-    return open_array(store.root, *fitting[0])
+    return _open_committed(store, snapshot, fitting[0])
+
+
+def _open_committed(
+    store: LakeStore, snapshot: Snapshot, key: tuple[str, str, str, int]
+) -> DenseArray:
+    """Open an array of which only the shards that `snapshot` has are seen; others read as zero."""
+    columns = ("corpus", "model", "site", "layer")
+    filters = [("kind", "=", DENSE), *((c, "=", v) for c, v in zip(columns, key, strict=True))]
+    named = set(store.read("files", snapshot, ["path"], filters)["path"].to_pylist())
+    folder = f"{ACTIVATIONS}/{array_name(*key)}"
+    if all(entry.path in named for entry in store.root.list(f"{folder}/c")):
+        return open_array(store.root, *key)
+    from scopelake.store.masked import masked
+
+    plain = {"codec_pipeline.path": "zarr.core.codec_pipeline.BatchedCodecPipeline"}
+    with zarr.config.set(_SETTINGS | plain):
+        seen = masked(store.root.zarr(folder, read_only=True), folder, named)
+        return zarr.open_array(seen, mode="r", zarr_format=3)
 
 
 def _asked(site: str, layer: int, model: str | None, corpus: str | None) -> str:

@@ -46,6 +46,21 @@ def remake(
     return made
 
 
+def derive_samples(store: LakeStore) -> list[Receipt]:
+    """Write the samples of every coder that has firings: lakes of version 1 have none."""
+    snapshot = store.snapshot()
+    by_coder: dict[tuple[str, str], list[str]] = {}
+    for file in store.data_files("postings", snapshot):
+        key = (file.partition["sae"], file.partition["corpus"])
+        by_coder.setdefault(key, []).append(file.path)
+    made: list[Receipt] = []
+    for (sae, corpus), paths in sorted(by_coder.items()):
+        with checked_copies(store.root, paths) as local:
+            partition = {"sae": sae, "corpus": corpus}
+            made += _strongest(store.root, local, paths, "samples", partition)
+    return made
+
+
 def _postings(root: Root, codes: str, partition: dict[str, str]) -> Receipt:
     """Write a file of postings for a file of codes: so many rows are in memory."""
     with checked_copies(root, [codes]) as local:

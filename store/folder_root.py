@@ -58,6 +58,11 @@ class FolderRoot:
         full = self.path / path
         return full.stat().st_size if full.is_file() else None
 
+    def modified(self, path: str) -> float | None:
+        """Return when a file was last put; None if there is none."""
+        full = self.path / path
+        return full.stat().st_mtime if full.is_file() else None
+
     def version(self, path: str) -> Hashable:
         """Return its bytes and time of change."""
         status = (self.path / path).stat()

@@ -107,12 +107,7 @@ class LakeStore:
             raise LakeNotFoundError(
                 f"a lake at {root.url} was asked for; nothing is there; check the path or create it"
             )
-        version = _format_version(root)
-        if version not in READABLE_VERSIONS:
-            raise FormatVersionError(
-                f"the lake at {root.url} has format version {version!r}; this package reads "
-                f"{' and '.join(map(str, READABLE_VERSIONS))}; install a newer scopelake to read it"
-            )
+        _readable_version(root)
         return cls(root)
 
     def snapshot(self, id: int | None = None) -> Snapshot:
@@ -140,15 +135,17 @@ class LakeStore:
             )
         return to_snapshot(rows[0])
 
-    def upgrade(self) -> None:
-        """Make a lake of an older format one of this: with the tables that it lacks.
+    def is_older(self) -> bool:
+        """Whether the lake is of an older format than is written.
 
-        What it holds stays as it is; older snapshots have the tables that they had.
+        Raises:
+            FormatVersionError: it has become one of a newer format since it was opened.
         """
+        return _readable_version(self.root) != FORMAT_VERSION
+
+    def set_version(self) -> None:
+        """Say that the lake is of the format that is written."""
         head = json.loads(self.root.read(LAKE_FILE))
-        if head["format_version"] == FORMAT_VERSION:
-            return
-        delta.create_missing_tables(self.root)
         with self.root.scratch() as folder:
             made = folder / LAKE_FILE
             made.write_text(f"{json.dumps(head | {'format_version': FORMAT_VERSION})}\n")
@@ -278,6 +275,17 @@ def _schema(table: str) -> pa.Schema:
             f"table {table!r} was asked for; a lake has {', '.join(TABLES)}; choose one of them"
         )
     return SCHEMAS[table]
+
+
+def _readable_version(root: Root) -> int:
+    """Return the lake's format version; refuse one that is not known."""
+    version = _format_version(root)
+    if version not in READABLE_VERSIONS:
+        raise FormatVersionError(
+            f"the lake at {root.url} has format version {version!r}; this package reads "
+            f"{' and '.join(map(str, READABLE_VERSIONS))}; install a newer scopelake to read it"
+        )
+    return int(str(version))
 
 
 def _format_version(root: Root) -> object:

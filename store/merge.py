@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scopelake.store import delta
+from scopelake.store.catalog import published_examples
 from scopelake.store.feature_ranges import RowGroup, ranges, read_range, row_groups
 from scopelake.store.firings import Firings, is_sorted
 from scopelake.store.integrity import checked_copies
@@ -53,6 +54,7 @@ class Part:
 def to_merge(store: LakeStore, snapshot: Snapshot, rows_per_file: int) -> list[Part]:
     """Return the parts of a snapshot that have files to merge."""
     parts = []
+    published = published_examples(store, snapshot)
     for table in (*BY_FEATURE, *BY_CONTEXT):
         if table not in snapshot.versions:
             continue
@@ -62,6 +64,8 @@ def to_merge(store: LakeStore, snapshot: Snapshot, rows_per_file: int) -> list[P
             key = (row.get("partition.sae"), row["partition.corpus"])
             found.setdefault(key, []).append(row)
         for (sae, corpus), files in sorted(found.items(), key=str):
+            if (sae, corpus) in published:
+                continue  # all of them, not the strongest alone, and never in two files
             if table in BY_FEATURE:
                 groups = _overlapping(files)
             else:
@@ -73,7 +77,7 @@ def to_merge(store: LakeStore, snapshot: Snapshot, rows_per_file: int) -> list[P
 
 def _overlapping(files: list[dict[str, Any]]) -> Iterator[list[str]]:
     """Yield all files if two of them share a feature."""
-    bounds = sorted((*_bounds(file, "feature"), file["path"]) for file in files)
+    bounds = sorted((*_bounds(file, "feature"), file["path"]) for file in files if _has_rows(file))
     if any(after[0] <= before[1] for before, after in zip(bounds, bounds[1:], strict=False)):
         yield sorted(file["path"] for file in files)
 
@@ -92,6 +96,10 @@ def _small_neighbours(files: list[dict[str, Any]], most_rows: int) -> Iterator[l
         held += file["num_records"]
     if len(group) > 1:
         yield group
+
+
+def _has_rows(file: dict[str, Any]) -> bool:
+    return bool(file["num_records"])
 
 
 def _bounds(file: dict[str, Any], column: str) -> tuple[int, int]:

@@ -133,6 +133,14 @@ class ObjectRoot:
         except FileNotFoundError:
             return None
 
+    def modified(self, path: str) -> float | None:
+        """Return when an object was last put; None if there is none."""
+        try:
+            with self._asked("the age of", path):
+                return obstore.head(self._store(), path)["last_modified"].timestamp()
+        except FileNotFoundError:
+            return None
+
     def version(self, path: str) -> Hashable:
         """Return nothing: data files have names of their own, and the store keeps their bytes."""
         return None

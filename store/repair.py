@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from typing import Any, Final
 from uuid import uuid4
 
+from scopelake.errors import LakeBusyError
 from scopelake.store.catalog import IMPORTED, shards_of_files
 from scopelake.store.commit import Writer
 from scopelake.store.derive import remake
 from scopelake.store.lake_store import LakeStore
 from scopelake.store.layout import DENSE
 from scopelake.store.merge import BY_FEATURE
+from scopelake.store.planned import Commit
 from scopelake.store.receipts import Receipt
 from scopelake.store.snapshot import Snapshot
 from scopelake.store.verify import Finding, Verification
@@ -62,6 +64,8 @@ class _Plan:
     receipts: list[Receipt]
     again: set[str]
     made: set[str]
+    coders: set[tuple[str | None, str | None]]
+    """(sae, corpus) whose files are looked at."""
 
 
 def repair(writer: Writer, found: Verification) -> Repair:
@@ -75,6 +79,7 @@ def repair(writer: Writer, found: Verification) -> Repair:
 
     Raises:
         DamagedFileError: a file that was whole when it was verified no longer is.
+        LakeBusyError: another writer has changed the same coder, corpus or array meanwhile.
     """
     store = writer.store
     snapshot = store.snapshot()
@@ -85,6 +90,16 @@ def repair(writer: Writer, found: Verification) -> Repair:
         return Repair(snapshot.id, 0, (), (), beyond)
     imported = _imported(store, snapshot)
     paths = [row["path"] for row in plan.gone]
+
+    def check_unchanged(commit: Commit, now: Snapshot) -> Commit:
+        # A shard that came meanwhile was cut by peaks that this repair takes out.
+        if _files_of(store, now, plan.coders) != _files_of(store, snapshot, plan.coders):
+            raise LakeBusyError(
+                f"a repair of {len(found.broken)} files was asked for; another writer has changed "
+                "what is beside them meanwhile; verify and repair again"
+            )
+        return commit
+
     try:
         after = writer.commit(
             plan.receipts,
@@ -95,8 +110,10 @@ def repair(writer: Writer, found: Verification) -> Repair:
                 "runs": ("run", sorted({row["run"] for row in plan.gone} & imported)),
                 "merged": ("path", paths),
             },
+            revise=check_unchanged,
         )
-    except BaseException:
+    except LakeBusyError:
+        # Nothing was decided. After any other error it may be: a vacuum takes what is not needed.
         discard(store.root, plan.receipts)
         raise
     made, again = tuple(sorted(plan.made)), tuple(sorted(plan.again))
@@ -106,16 +123,16 @@ def repair(writer: Writer, found: Verification) -> Repair:
 def _plan(store: LakeStore, snapshot: Snapshot, broken: Sequence[Finding]) -> _Plan:
     rows = store.read("files", snapshot).to_pylist()
     imported = _imported(store, snapshot)
-    plan = _Plan([], [], set(), set())
     by_path = {row["path"]: row for row in rows}
+    broken = [f for f in broken if f.path in by_path]  # another repair may have taken it out
+    plan = _Plan([], [], set(), set(), {(f.sae, f.corpus) for f in broken})
     for finding in broken:
         if finding.table == DENSE:
             row = by_path[finding.path]
             where = f"{row['site']}/{row['layer']} of {row['model']}"
             plan.gone.append(row)
             plan.again.add(f"shard {row['shard']} of {row['corpus']}: dense {where}")
-    keys = {(f.sae, f.corpus) for f in broken if f.table != DENSE}
-    for sae, corpus in sorted(keys, key=str):
+    for sae, corpus in sorted({(f.sae, f.corpus) for f in broken if f.table != DENSE}, key=str):
         of_coder = [r for r in rows if (r["sae"], r["corpus"]) == (sae, corpus)]
         lost = {f.path for f in broken if (f.sae, f.corpus) == (sae, corpus)}
         if any(row["run"] in imported for row in of_coder):
@@ -161,6 +178,14 @@ def _plan_coder(
         plan.made |= {f"{receipt.table} of {sae} on {corpus}" for receipt in made}
     gone += postings_gone
     plan.gone += _unique(gone)
+
+
+def _files_of(
+    store: LakeStore, snapshot: Snapshot, coders: set[tuple[str | None, str | None]]
+) -> set[str]:
+    """Return the paths of the files of some coders (dense shards have none) on their corpora."""
+    rows = store.read("files", snapshot, ["sae", "corpus", "path"]).to_pylist()
+    return {row["path"] for row in rows if (row["sae"], row["corpus"]) in coders}
 
 
 def _imported(store: LakeStore, snapshot: Snapshot) -> set[str]:

@@ -65,6 +65,10 @@ class Root(Protocol):
         """Return the bytes of a file; None if there is none."""
         ...
 
+    def modified(self, path: str) -> float | None:
+        """Return when a file was last put, seconds since 1970; None if there is none."""
+        ...
+
     def version(self, path: str) -> Hashable:
         """Return what is another once a file has been changed from outside.
 

@@ -98,9 +98,21 @@ def vacuum(writer: Writer, config: VacuumConfig) -> Vacuumed:
             reason=f"remove {len(gone)} snapshots",
             remove={"snapshots": ("snapshot", gone)},
         )
-    for entry in files:
-        store.root.delete(entry.path)
+    _delete(store, files, time.time() - config.grace.total_seconds())
     return Vacuumed(store.snapshot().id, len(gone), len(files), n_bytes, False)
+
+
+def _delete(store: LakeStore, files: list[Entry], limit: float) -> None:
+    """Delete files; of dense shards, whose places are fixed, those that nobody has put anew."""
+    dense = [entry for entry in files if DENSE_SHARD.search(entry.path)]
+    for entry in files:
+        if entry not in dense:
+            store.root.delete(entry.path)
+    for entry in dense:
+        modified = store.root.modified(entry.path)
+        named = _dense_paths(store, [store.snapshot()])
+        if modified is not None and modified < limit and entry.path not in named:
+            store.root.delete(entry.path)
 
 
 def _split(store: LakeStore, config: VacuumConfig) -> tuple[list[Snapshot], list[int]]:
@@ -127,7 +139,8 @@ def _unneeded(store: LakeStore, kept: list[Snapshot], config: VacuumConfig) -> I
         needed = {
             name
             for name, (first, end) in lives.items()
-            if bisect_left(versions, first) < bisect_left(versions, end)
+            # What came after the newest kept version is of a writer at work.
+            if end > versions[-1] or bisect_left(versions, first) < bisect_left(versions, end)
         }
         for entry in root.list(folder):
             name = entry.path.removeprefix(f"{folder}/")

@@ -206,9 +206,14 @@ def _waiting(store: LakeStore) -> list[Finding]:
     for number in waiting_intents(store.root):
         text = read_intent(store.root, number)
         if number > latest and text is not None:
+            path = intent_path(number)
             try:
-                Commit.from_json(text)
+                commit = Commit.from_json(text)
             except (ValueError, KeyError, TypeError) as error:
-                path = intent_path(number)
                 found.append(Finding(path, "damaged", PENDING, detail=f"no commit ({error})"))
+                continue
+            lost = [r.path for r in commit.receipts if store.root.size(r.path) is None]
+            if lost:
+                detail = f"a commit that waits for {lost[0]}, which is not there"
+                found.append(Finding(path, "damaged", PENDING, detail=detail))
     return found
