@@ -150,7 +150,7 @@ def _put_shard(
         local = FolderRoot(folder)
         with _settings(local):
             store = local.zarr("array", read_only=False)
-            scratch = zarr.create_array(store, zarr_format=3, **_format(shards, shards))
+            scratch = zarr.create_array(store, zarr_format=3, **array_format(shards, shards))
             scratch[: len(values)] = values
         made = folder / "array" / "c" / "0" / "0" / "0"
         n_bytes, digest = made.stat().st_size, checksum(made)
@@ -260,10 +260,11 @@ def _create(
     with _settings(root):
         store = root.zarr(ACTIVATIONS, read_only=False)
         group = zarr.open_group(store, mode="a", zarr_format=3)
-        return group.require_group(parent).create_array(leaf, **_format(shape, shards))
+        return group.require_group(parent).create_array(leaf, **array_format(shape, shards))
 
 
-def _format(shape: tuple[int, int, int], shards: tuple[int, int, int]) -> dict[str, Any]:
+def array_format(shape: tuple[int, ...], shards: tuple[int, ...]) -> dict[str, Any]:
+    """Return the arguments of zarr's `create_array` that make an array of this format."""
     return {
         "shape": shape,
         "dtype": "bfloat16",

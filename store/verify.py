@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, Literal
@@ -12,7 +12,15 @@ from typing import Any, Final, Literal
 from scopelake.store import delta
 from scopelake.store.intents import intent_path, read_intent, waiting_intents
 from scopelake.store.lake_store import LakeStore
-from scopelake.store.layout import ACTIVATIONS, DENSE, PENDING, checksum_in_name, table_folder
+from scopelake.store.layout import (
+    ACTIVATIONS,
+    DENSE,
+    PENDING,
+    array_name,
+    checksum_in_name,
+    table_folder,
+)
+from scopelake.store.log_check import array_contradiction, file_contradiction
 from scopelake.store.planned import Commit
 from scopelake.store.root import Root
 from scopelake.store.snapshot import Snapshot
@@ -98,6 +106,8 @@ class _Expected:
     """What is said if it is not as it should be."""
     checksum: str | None
     n_bytes: int
+    action: Mapping[str, Any] | None = None
+    """The Delta log's entry of it."""
 
 
 def verify(
@@ -127,7 +137,7 @@ def verify(
             if on_progress is not None:
                 on_progress(done, total)
     findings += _unexpected(store, {e.finding.path for e in expected}, snapshot)
-    findings += _waiting(store)
+    findings += [*_arrays(store, snapshot), *_waiting(store)]
     findings.sort(key=lambda f: (f.problem, f.path))
     return Verification(
         snapshot.id, len(expected), total, time.monotonic() - started, tuple(findings)
@@ -139,13 +149,12 @@ def _expected(store: LakeStore, snapshot: Snapshot) -> Iterator[_Expected]:
     rows = store.read("files", snapshot).to_pylist()
     by_path = {row["path"]: row for row in rows}
     for table, version in snapshot.versions.items():
-        actions = delta.added_files(delta.open_table(store.root, table, version))
-        sizes = actions["size_bytes"].to_pylist()
-        for name, size in zip(actions["path"].to_pylist(), sizes, strict=True):
-            path = f"{table_folder(table)}/{name}"
+        opened = delta.open_table(store.root, table, version)
+        for action in delta.added_files(opened).to_pylist():
+            path = f"{table_folder(table)}/{action['path']}"
             row = by_path.pop(path, {})
-            known = checksum_in_name(name) or row.get("checksum")
-            yield _Expected(_finding(path, table, row), known, size)
+            known = checksum_in_name(action["path"]) or row.get("checksum")
+            yield _Expected(_finding(path, table, row), known, action["size_bytes"], action)
     for path, row in by_path.items():
         yield _Expected(_finding(path, row["kind"], row), row["checksum"], row["n_bytes"])
 
@@ -171,9 +180,23 @@ def _check(root: Root, expected: _Expected) -> Finding | None:
         detail = f"{size:,} bytes instead of {expected.n_bytes:,}"
     elif expected.checksum is not None and found != expected.checksum:
         detail = f"checksum {found} instead of {expected.checksum}"
+    elif expected.action is not None and (
+        found := file_contradiction(root, finding.path, expected.action)
+    ):
+        detail = found
     else:
         return None
     return replace(finding, detail=detail)
+
+
+def _arrays(store: LakeStore, snapshot: Snapshot) -> Iterator[Finding]:
+    """Yield the arrays whose metadata is not what was written."""
+    columns = ["corpus", "model", "site", "layer"]
+    rows = store.read("files", snapshot, columns, [("kind", "=", DENSE)]).to_pylist()
+    for row in {tuple(row.values()): row for row in rows}.values():
+        if detail := array_contradiction(store, snapshot, **row):
+            path = f"{ACTIVATIONS}/{array_name(**row)}/zarr.json"
+            yield Finding(path, "damaged", ACTIVATIONS, **row, detail=detail)
 
 
 def _unexpected(store: LakeStore, expected: set[str], snapshot: Snapshot) -> list[Finding]:

@@ -139,3 +139,37 @@ def test_zarr_and_tensorstore_read_the_activations(lake, expected):
         np.testing.assert_array_equal(theirs.view(np.uint16), stored)
         plain = zarr.open_array(DATA / "lake" / path, mode="r")
         np.testing.assert_array_equal(np.asarray(plain[:]).view(np.uint16), stored)
+
+
+def test_a_first_write_makes_it_version_2_with_samples(tmp_path):
+    """Also when a commit of version 1 waits; older snapshots stay as they were."""
+    from scopelake.store.commit import Writer
+    from scopelake.store.lake_store import LakeStore
+    from scopelake.store.verify import verify
+
+    path = shutil.copytree(DATA / "lake", tmp_path / "lake")
+    store = LakeStore.open(path)
+    before = store.snapshot()
+    assert store.is_older()
+    with Writer(store, on_step=_stop_at_pending) as writer, pytest.raises(InterruptedError):
+        writer.commit([], transaction="a", reason="first")
+    with Writer(store) as writer:
+        writer.commit([], transaction="b", reason="second")
+        writer.commit([], transaction="c", reason="third")
+    assert json.loads((path / "lake.json").read_text())["format_version"] == 2
+    lake = scopelake.open(path)
+    rows = lake.sql("""
+        SELECT count(*) AS samples, count(DISTINCT (corpus, feature)) AS features FROM samples
+    """).to_pylist()
+    fired = lake.sql("SELECT count(*) AS n FROM features WHERE firings > 0")["n"][0].as_py()
+    assert rows[0]["features"] == fired
+    assert rows[0]["samples"] > fired
+    reasons = store.snapshots()["reason"].to_pylist()[before.id :]
+    assert sorted(reasons) == ["samples of a lake of version 1", "second", "third"]
+    assert verify(store, store.snapshot()).broken == ()
+    assert scopelake.open(path, before.id).sql("SELECT * FROM samples").num_rows == 0
+
+
+def _stop_at_pending(step):
+    if step == "pending":
+        raise InterruptedError
