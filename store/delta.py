@@ -48,14 +48,24 @@ _CONFIGURATION: Final = {
 
 
 def create_table(root: Root, table: str) -> None:
-    """Create one of the lake's Delta tables, empty."""
-    DeltaTable.create(
-        table_uri(root, table),
-        SCHEMAS[table],
-        partition_by=list(PARTITIONS[table]) or None,
-        configuration=_CONFIGURATION,
-        storage_options=root.delta_options,
-    )
+    """Create one of the lake's Delta tables, empty.
+
+    Raises:
+        LakeError: it cannot be written there.
+    """
+    try:
+        DeltaTable.create(
+            table_uri(root, table),
+            SCHEMAS[table],
+            partition_by=list(PARTITIONS[table]) or None,
+            configuration=_CONFIGURATION,
+            storage_options=root.delta_options,
+        )
+    except OSError as error:
+        raise LakeError(
+            f"table {table} was to be made; it failed ({root.describe(error)}); check "
+            f"{table_uri(root, table)}, its permissions and room"
+        ) from error
 
 
 def create_missing_tables(root: Root) -> None:

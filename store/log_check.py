@@ -13,6 +13,7 @@ from urllib.parse import quote
 import pyarrow.parquet as pq
 import zarr.storage
 
+from scopelake.errors import DamagedFileError
 from scopelake.store.dense import array_format, open_array
 from scopelake.store.lake_store import LakeStore
 from scopelake.store.root import Root
@@ -56,9 +57,8 @@ def array_contradiction(
         array = open_array(store.root, corpus, model, site, layer)
     except Exception as error:  # noqa: BLE001 - zarr has no base of its own for broken metadata
         return f"its metadata cannot be read ({store.root.describe(error)})"
-    columns = ["n_contexts", "context_length"]
-    rows = store.read("corpora", snapshot, columns, [("corpus", "=", corpus)]).to_pylist()
-    shape = array.shape if not rows else (*(rows[0][c] for c in columns), array.shape[2])
+    known = _corpus_shape(store, snapshot, corpus)
+    shape = array.shape if known is None else (*known, array.shape[2])
     shards = array.shards or array.chunks
     wanted = zarr.create_array(
         zarr.storage.MemoryStore(), zarr_format=3, **array_format(shape, shards)
@@ -66,3 +66,13 @@ def array_contradiction(
     found, expected = array.metadata.to_dict(), wanted.metadata.to_dict()
     wrong = sorted(key for key in expected if found.get(key) != expected[key])
     return f"its metadata has another {', '.join(wrong)}" if wrong else None
+
+
+def _corpus_shape(store: LakeStore, snapshot: Snapshot, corpus: str) -> tuple[int, int] | None:
+    """Return contexts and positions of a corpus's arrays; None where the catalogue has no word."""
+    columns = ["n_contexts", "context_length"]
+    try:
+        rows = store.read("corpora", snapshot, columns, [("corpus", "=", corpus)]).to_pylist()
+    except DamagedFileError:  # that is a finding of its own
+        return None
+    return (rows[0]["n_contexts"], rows[0]["context_length"]) if rows else None

@@ -59,7 +59,7 @@ def ingest(path):
 def contents(path):
     """Every row of every table of firings, and the dense activations, as bytes."""
     lake = scopelake.open(path)
-    tables = ("codes", "postings", "peaks", "features")
+    tables = ("codes", "postings", "peaks", "samples", "features")
     rows = {t: lake.sql(f"SELECT * EXCLUDE (sae) FROM {t} ORDER BY ALL") for t in tables}
     return rows, lake.activations(0)[:].tobytes()
 

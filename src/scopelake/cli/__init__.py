@@ -36,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 0
     except OSError as error:
-        print(f"scopelake: {arguments.verb} failed: {error}; {_advice(error)}", file=sys.stderr)
+        reason = " ".join(str(error).split())
+        print(f"scopelake: {arguments.verb} failed: {reason}; {_advice(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
         was_terminated = isinstance(error, _Terminated)
