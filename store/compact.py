@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
 from uuid import uuid4
 
 import pyarrow as pa
@@ -19,6 +18,7 @@ import pyarrow as pa
 from scopelake.errors import InvalidArgumentError, LakeBusyError
 from scopelake.store.catalog import shards_of_files
 from scopelake.store.commit import Writer
+from scopelake.store.feature_ranges import ROWS_AT_ONCE
 from scopelake.store.lake_store import LakeStore
 from scopelake.store.layout import table_folder
 from scopelake.store.merge import Part, merge, to_merge
@@ -27,9 +27,6 @@ from scopelake.store.receipts import Receipt
 from scopelake.store.schema import SCHEMAS
 from scopelake.store.snapshot import Snapshot
 from scopelake.store.writer import discard
-
-ROWS_PER_FILE: Final = 8_000_000
-"""About 25 MB of firings; so many are sorted in memory at once."""
 
 Merged = tuple[Part, list[Receipt]]
 Merge = Callable[[Part], Merged]
@@ -71,7 +68,7 @@ def one_by_one(act: Merge, parts: Iterable[Part]) -> Iterator[Merged]:
 def compact(
     writer: Writer,
     *,
-    rows_per_file: int = ROWS_PER_FILE,
+    rows_per_file: int = ROWS_AT_ONCE,
     runner: Runner = one_by_one,
     on_progress: Callable[[str, int, int], None] | None = None,
 ) -> Compacted:
@@ -86,7 +83,8 @@ def compact(
     Raises:
         DamagedFileError: a file is not what was written.
         InvalidArgumentError: `rows_per_file` is below 1.
-        LakeBusyError: another writer has compacted or repaired a part meanwhile.
+        LakeBusyError: another writer has compacted or repaired a part meanwhile; parts that were
+            done before stay merged.
     """
     if rows_per_file < 1:
         raise InvalidArgumentError(f"rows_per_file={rows_per_file} was asked for; give 1 or more")

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import pyarrow.parquet as pq
 
-from scopelake.store.feature_ranges import ranges, row_groups
+from scopelake.store.feature_ranges import ROWS_AT_ONCE, ranges, row_groups
 from scopelake.store.firings import Firings
 from scopelake.store.integrity import checked_copies
 from scopelake.store.lake_store import LakeStore
@@ -15,7 +15,6 @@ from scopelake.store.receipts import Receipt
 from scopelake.store.root import Root
 from scopelake.store.writer import write_merged
 
-_ROWS_AT_ONCE = 8_000_000
 _COLUMNS = ("context", "position", "feature", "activation", "kind")
 
 
@@ -74,6 +73,6 @@ def _strongest(
 ) -> Iterator[Receipt]:
     groups = list(row_groups(local, postings))
     width = max((group.high for group in groups), default=-1) + 1
-    for low, high in ranges(groups, width, _ROWS_AT_ONCE) if width else ():
+    for low, high in ranges(groups, width, ROWS_AT_ONCE) if width else ():
         firings = read_firings(local, groups, low, high, "postings")
         yield write_merged(root, firings, table=table, partition=partition, run="")

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scopelake.store.root import Root
+
+ROWS_AT_ONCE: Final = 8_000_000
+"""Firings that are read and sorted in memory at once; of postings about 25 MB in a file."""
 
 
 @dataclass(frozen=True)

@@ -19,4 +19,4 @@ class Snapshot:
     run: str | None
     """The run that it belongs to, if any."""
     versions: Mapping[str, int]
-    """Delta version by table name, every table of the lake."""
+    """Delta version by table name; a table that is not named is empty."""

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from scopelake.errors import InvalidArgumentError
 from scopelake.names import KIND_BOS
-from scopelake.store.feature_ranges import RowGroup, ranges, read_range, row_groups
+from scopelake.store.feature_ranges import ROWS_AT_ONCE, RowGroup, ranges, read_range, row_groups
 from scopelake.store.firings import BANDS, band
 from scopelake.store.integrity import checked_copies
 from scopelake.store.root import Root
@@ -20,7 +20,6 @@ from scopelake.store.schema import SCHEMAS
 QUANTILES: Final = {"p10": 0.10, "p50": 0.50, "p90": 0.90, "p99": 0.99}
 
 _COLUMNS: Final = ("feature", "activation", "kind")
-_ROWS_AT_ONCE: Final = 8_000_000
 
 
 def feature_statistics(
@@ -29,7 +28,7 @@ def feature_statistics(
     width: int,
     n_tokens: int,
     *,
-    rows_at_once: int = _ROWS_AT_ONCE,
+    rows_at_once: int = ROWS_AT_ONCE,
 ) -> pa.Table:
     """Return the statistics of every feature, firings on BOS left out.
 
