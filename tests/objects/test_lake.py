@@ -62,7 +62,7 @@ def test_every_verb_gives_the_same_on_s3_as_in_a_folder(server, there):
                           device="cpu")  # fmt: skip
     assert again.already_complete
     old = remote.snapshot
-    assert remote.compact().n_parts == local.compact().n_parts == 9
+    assert remote.compact().n_parts == local.compact().n_parts == 8
     after = answers(remote)
     assert after == answers(local)
     assert after[1:] == before[1:]
