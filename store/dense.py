@@ -8,6 +8,7 @@ committed, and positions behind a context's end, read as zero.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Final, Literal
 
@@ -23,7 +24,7 @@ from scopelake.store.bfloat16 import BFLOAT16
 from scopelake.store.folder_root import FolderRoot
 from scopelake.store.lake_store import LakeStore
 from scopelake.store.layout import ACTIVATIONS, DENSE, array_name
-from scopelake.store.receipts import Receipt, checksum
+from scopelake.store.receipts import Receipt, checksum_of
 from scopelake.store.root import Root
 from scopelake.store.snapshot import Snapshot
 
@@ -153,9 +154,12 @@ def _put_shard(
             scratch = zarr.create_array(store, zarr_format=3, **array_format(shards, shards))
             scratch[: len(values)] = values
         made = folder / "array" / "c" / "0" / "0" / "0"
-        n_bytes, digest = made.stat().st_size, checksum(made)
-        root.put(path, made)
-    return n_bytes, digest
+        n_bytes = made.stat().st_size
+        # The disk is waited for while the bytes are hashed.
+        with made.open("rb") as file, ThreadPoolExecutor(1) as pool:
+            digest = pool.submit(checksum_of, file)
+            root.put(path, made)
+            return n_bytes, digest.result()
 
 
 def open_array(root: Root, corpus: str, model: str, site: str, layer: int) -> DenseArray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import xxhash
 
@@ -45,8 +45,13 @@ class Receipt:
 
 def checksum(path: Path) -> str:
     """Return the checksum of a file's bytes: ``xxh3:`` and 32 hex digits (XXH3, 128 bits)."""
-    digest = xxhash.xxh3_128()
     with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
+        return checksum_of(file)
+
+
+def checksum_of(file: BinaryIO) -> str:
+    """Return the checksum of what is left to read of an open file."""
+    digest = xxhash.xxh3_128()
+    while block := file.read(1 << 22):
+        digest.update(block)
     return f"xxh3:{digest.hexdigest()}"
