@@ -150,22 +150,22 @@ def samples(
         feature i32, band i8, priority i32, context i64, position i32, activation f32; sorted by
         feature, band, priority, context, position.
     """
-    kept = firings.take(firings.kind != KIND_BOS)
-    bands = band(kept.activation)
-    drawn = priority(kept.context, kept.position, kept.feature)
+    drawn = priority(firings.context, firings.position, firings.feature)
+    key = firings.feature.astype(np.int64) * BANDS + band(firings.activation)
+    keep = firings.kind != KIND_BOS
     if bounds is not None:
-        below = np.flatnonzero(drawn <= bounds[kept.feature, bands])
-        kept, bands, drawn = kept.take(below), bands[below], drawn[below]
-    key = kept.feature.astype(np.int64) * BANDS + bands
-    thin = np.flatnonzero(_is_among_lowest(key, drawn, per_band))
-    kept, bands, drawn, key = kept.take(thin), bands[thin], drawn[thin], key[thin]
+        keep &= drawn <= bounds.ravel()[key]
+    # Columns are taken as late as possible: few rows are left at the end.
+    at = np.flatnonzero(keep)
+    at = at[_is_among_lowest(key[at], drawn[at], per_band)]
+    kept, drawn, key = firings.take(at), drawn[at], key[at]
     order = np.lexsort((kept.position, kept.context, drawn, key))
     order = order[_rank_in_group(key[order]) < per_band]
     best = kept.take(order)
     return pa.table(
         {
             "feature": best.feature,
-            "band": bands[order].astype(np.int8),
+            "band": (key[order] % BANDS).astype(np.int8),
             "priority": drawn[order].astype(np.int32),
             "context": best.context,
             "position": best.position,

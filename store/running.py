@@ -22,7 +22,7 @@ from scopelake.store.snapshot import Snapshot
 PEAKS_DEPTH: Final = 256
 """Contexts of a feature that `peaks` keeps: top-k up to it is exact."""
 
-SAMPLES_PER_BAND: Final = 8
+SAMPLES_PER_BAND: Final = 5
 """Firings of a feature that `samples` keeps of each power of two of activation."""
 
 _NO_BOUND: Final = np.uint32(0xFFFFFFFF)
@@ -63,12 +63,13 @@ class Smallest:
             ]
         )
         both.sort()
-        keys = (both >> np.uint64(32)).astype(np.int64)
-        counts = np.bincount(keys, minlength=len(self._counts))
-        rank = np.arange(len(both)) - np.repeat(np.cumsum(counts) - counts, counts)
-        kept = rank < self._k
-        self._values = (both[kept] & np.uint64(0xFFFFFFFF)).astype(self._values.dtype)
-        self._counts = np.minimum(counts, self._k).astype(np.int32)
+        counts = np.bincount(key, minlength=len(self._counts)) + self._counts
+        n_kept = np.minimum(counts, self._k)
+        # The first n_kept of each run of equal keys, whose lengths are the counts.
+        shift = np.repeat((np.cumsum(counts) - counts) - (np.cumsum(n_kept) - n_kept), n_kept)
+        kept = both[np.arange(len(shift)) + shift]
+        self._values = (kept & np.uint64(0xFFFFFFFF)).astype(self._values.dtype)
+        self._counts = n_kept.astype(np.int32)
 
 
 class Running:

@@ -1,7 +1,14 @@
 """Builders for corpora, models and coders in their real formats, small and random."""
 
+import hashlib
 import json
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pytest
@@ -192,3 +199,126 @@ def write_multi_layer():
         return target
 
     return write
+
+
+REPO = "google/gemma-scope-2-1b-it"
+FOLDER = "resid_post_all/layer_1_width_1024_l0_small"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the hub's protocol as listing and fetching need."""
+
+    files: dict = {}
+    fetched: list = []
+    revisions: list = []
+    sent: dict = {}
+    """Bytes of each file, over all answers."""
+    lies: dict = {}
+    resolved: set = set()
+    reached = released = threading.Event()
+    cut = "nothing"
+    cut_after = 9
+    hangs = False
+    has_ranges = True
+
+    def do_HEAD(self):
+        self.answer(body=False)
+
+    def do_GET(self):
+        self.answer(body=True)
+
+    def answer(self, *, body):
+        raw = urlsplit(self.path).path
+        path = unquote(raw)
+        if "gated" in path:
+            return self.send(403, b"", {"X-Error-Code": "GatedRepo"})
+        if REPO not in path:
+            return self.send(404, b"", {"X-Error-Code": "RepoNotFound"})
+        if path.startswith(f"/api/models/{REPO}/revision/"):
+            self.revisions.append(unquote(raw.rsplit("/", 1)[1]))
+            found = {"id": REPO, "sha": COMMIT, "siblings": [{"rfilename": f} for f in self.files]}
+            return self.send(200, json.dumps(found).encode(), {"Content-Type": "application/json"})
+        if path.startswith(f"/api/models/{REPO}/tree/"):
+            revision, _, inner = raw.removeprefix(f"/api/models/{REPO}/tree/").partition("/")
+            revision, inner = unquote(revision), unquote(inner)
+            if revision not in ("main", "v2", "refs/pr/1", COMMIT):
+                return self.send(404, b"", {"X-Error-Code": "RevisionNotFound"})
+            tree = [
+                {"type": "file", "path": name, "size": len(data), "oid": COMMIT}
+                for name, data in self.files.items()
+                if name.startswith(inner)
+            ]
+            if not tree:
+                return self.send(404, b"", {"X-Error-Code": "EntryNotFound"})
+            return self.send(200, json.dumps(tree).encode(), {"Content-Type": "application/json"})
+        revision, name = map(unquote, raw.split("/resolve/", 1)[1].split("/", 1))
+        Hub.resolved.add(revision)
+        if name not in self.files:
+            return self.send(404, b"", {"X-Error-Code": "EntryNotFound"})
+        if body:
+            self.fetched.append(name)
+        data = self.files[name]
+        headers = {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Repo-Commit": COMMIT}
+        asked = self.headers.get("Range", "bytes=-").removeprefix("bytes=")
+        start, stop = (int(n) if n else None for n in asked.split("-"))
+        status, data = 200, Hub.lies.get(name, data)
+        if self.has_ranges and start is not None:
+            part = data[start : None if stop is None else stop + 1]
+            headers["Content-Range"] = f"bytes {start}-{start + len(part) - 1}/{len(data)}"
+            status, data = 206, part
+        cut = self.cut_after if body and name.endswith(self.cut) else len(data)
+        self.sent[name] = self.sent.get(name, 0) + (min(cut, len(data)) if body else 0)
+        if cut >= len(data):
+            return self.send(status, data, headers, body=body)
+        self.send(status, data, headers, body=False)
+        self.wfile.write(data[:cut])
+        self.wfile.flush()
+        if self.hangs:
+            Hub.reached.set()
+            Hub.released.wait(30)
+        return None
+
+    def send(self, status, data, headers, *, body=True):
+        self.send_response(status)
+        for key, value in {**headers, "Content-Length": str(len(data))}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if body:
+            self.wfile.write(data)
+
+    def log_message(self, *_):
+        """Nothing: the tests read what was fetched."""
+
+
+@pytest.fixture
+def hub(tmp_path):
+    """A running hub with one coder, and a function that runs Python against it."""
+    source = tiny.coders_path() / FOLDER
+    Hub.files = {f"{FOLDER}/{f.name}": f.read_bytes() for f in source.iterdir()}
+    Hub.files[f"{FOLDER}/examples.safetensors"] = b"large"
+    Hub.files["README.md"] = b"card"
+    Hub.fetched, Hub.revisions, Hub.sent, Hub.lies, Hub.resolved = [], [], {}, {}, set()
+    Hub.cut, Hub.cut_after, Hub.hangs, Hub.has_ranges = "nothing", 9, False, True
+    Hub.reached, Hub.released = threading.Event(), threading.Event()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    environment = os.environ | {
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+        "HF_HOME": str(tmp_path / "hf"),
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+    }
+
+    def run(*arguments):
+        return subprocess.run(
+            [sys.executable, "-P", *arguments], capture_output=True, text=True, check=False,
+            env=environment, cwd=tmp_path,
+        )  # fmt: skip
+
+    run.environment, run.server = environment, Hub
+    yield run
+    Hub.released.set()
+    server.shutdown()
+    server.server_close()
+    thread.join()

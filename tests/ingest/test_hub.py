@@ -1,15 +1,11 @@
 """The hub, over HTTP on loopback: only what is needed is fetched, and refusals are one line."""
 
-import hashlib
 import json
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import unquote, urlsplit
 
 import pytest
 from safetensors.torch import load, save
@@ -21,131 +17,13 @@ FOLDER = "resid_post_all/layer_1_width_1024_l0_small"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
-class Hub(BaseHTTPRequestHandler):
-    """As much of the hub's protocol as listing and fetching need."""
-
-    files: dict = {}
-    fetched: list = []
-    revisions: list = []
-    sent: dict = {}
-    """Bytes of each file, over all answers."""
-    lies: dict = {}
-    resolved: set = set()
-    reached = released = threading.Event()
-    cut = "nothing"
-    cut_after = 9
-    hangs = False
-    has_ranges = True
-
-    def do_HEAD(self):
-        self.answer(body=False)
-
-    def do_GET(self):
-        self.answer(body=True)
-
-    def answer(self, *, body):
-        raw = urlsplit(self.path).path
-        path = unquote(raw)
-        if "gated" in path:
-            return self.send(403, b"", {"X-Error-Code": "GatedRepo"})
-        if REPO not in path:
-            return self.send(404, b"", {"X-Error-Code": "RepoNotFound"})
-        if path.startswith(f"/api/models/{REPO}/revision/"):
-            self.revisions.append(unquote(raw.rsplit("/", 1)[1]))
-            found = {"id": REPO, "sha": COMMIT, "siblings": [{"rfilename": f} for f in self.files]}
-            return self.send(200, json.dumps(found).encode(), {"Content-Type": "application/json"})
-        if path.startswith(f"/api/models/{REPO}/tree/"):
-            revision, _, inner = raw.removeprefix(f"/api/models/{REPO}/tree/").partition("/")
-            revision, inner = unquote(revision), unquote(inner)
-            if revision not in ("main", "v2", "refs/pr/1", COMMIT):
-                return self.send(404, b"", {"X-Error-Code": "RevisionNotFound"})
-            tree = [
-                {"type": "file", "path": name, "size": len(data), "oid": COMMIT}
-                for name, data in self.files.items()
-                if name.startswith(inner)
-            ]
-            if not tree:
-                return self.send(404, b"", {"X-Error-Code": "EntryNotFound"})
-            return self.send(200, json.dumps(tree).encode(), {"Content-Type": "application/json"})
-        revision, name = map(unquote, raw.split("/resolve/", 1)[1].split("/", 1))
-        Hub.resolved.add(revision)
-        if name not in self.files:
-            return self.send(404, b"", {"X-Error-Code": "EntryNotFound"})
-        if body:
-            self.fetched.append(name)
-        data = self.files[name]
-        headers = {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Repo-Commit": COMMIT}
-        asked = self.headers.get("Range", "bytes=-").removeprefix("bytes=")
-        start, stop = (int(n) if n else None for n in asked.split("-"))
-        status, data = 200, Hub.lies.get(name, data)
-        if self.has_ranges and start is not None:
-            part = data[start : None if stop is None else stop + 1]
-            headers["Content-Range"] = f"bytes {start}-{start + len(part) - 1}/{len(data)}"
-            status, data = 206, part
-        cut = self.cut_after if body and name.endswith(self.cut) else len(data)
-        self.sent[name] = self.sent.get(name, 0) + (min(cut, len(data)) if body else 0)
-        if cut >= len(data):
-            return self.send(status, data, headers, body=body)
-        self.send(status, data, headers, body=False)
-        self.wfile.write(data[:cut])
-        self.wfile.flush()
-        if self.hangs:
-            Hub.reached.set()
-            Hub.released.wait(30)
-        return None
-
-    def send(self, status, data, headers, *, body=True):
-        self.send_response(status)
-        for key, value in {**headers, "Content-Length": str(len(data))}.items():
-            self.send_header(key, value)
-        self.end_headers()
-        if body:
-            self.wfile.write(data)
-
-    def log_message(self, *_):
-        """Nothing: the tests read what was fetched."""
-
-
-@pytest.fixture
-def hub(tmp_path):
-    """A running hub with one coder, and a function that runs Python against it."""
-    source = tiny.coders_path() / FOLDER
-    Hub.files = {f"{FOLDER}/{f.name}": f.read_bytes() for f in source.iterdir()}
-    Hub.files[f"{FOLDER}/examples.safetensors"] = b"large"
-    Hub.files["README.md"] = b"card"
-    Hub.fetched, Hub.revisions, Hub.sent, Hub.lies, Hub.resolved = [], [], {}, {}, set()
-    Hub.cut, Hub.cut_after, Hub.hangs, Hub.has_ranges = "nothing", 9, False, True
-    Hub.reached, Hub.released = threading.Event(), threading.Event()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    environment = os.environ | {
-        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
-        "HF_HOME": str(tmp_path / "hf"),
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-    }
-
-    def run(*arguments):
-        return subprocess.run(
-            [sys.executable, "-P", *arguments], capture_output=True, text=True, check=False,
-            env=environment, cwd=tmp_path,
-        )  # fmt: skip
-
-    run.environment = environment
-    yield run
-    Hub.released.set()
-    server.shutdown()
-    server.server_close()
-    thread.join()
-
-
 def test_examples_are_fetched_without_weights(hub):
     code = (
         f"from scopelake.ingest import find_coders\nfind_coders.find_examples(['{REPO}/{FOLDER}'])"
     )
     done = hub("-c", code)
     assert "is no whole safetensors file" in done.stderr.splitlines()[-1]
-    assert sorted(Hub.fetched) == [f"{FOLDER}/config.json", f"{FOLDER}/examples.safetensors"]
+    assert sorted(hub.server.fetched) == [f"{FOLDER}/config.json", f"{FOLDER}/examples.safetensors"]
 
 
 def test_a_repository_is_listed_without_fetching(hub):
@@ -154,7 +32,7 @@ def test_a_repository_is_listed_without_fetching(hub):
     listed = json.loads(done.stdout)
     assert [row["sae"] for row in listed["saes"]] == [FOLDER]
     assert listed["repo"] == REPO
-    assert Hub.fetched == []
+    assert hub.server.fetched == []
 
 
 def test_without_a_repository_what_is_on_this_machine_is_listed(hub):
@@ -183,7 +61,7 @@ def test_only_what_encoding_needs_is_fetched_and_only_once(hub, spec):
         done = hub("-c", code)
         assert done.returncode == 0, done.stderr
         assert done.stdout.split() == [f"gemma-scope-2-1b-it/{FOLDER}", "1024"]
-    assert sorted(Hub.fetched) == [f"{FOLDER}/config.json", f"{FOLDER}/params.safetensors"]
+    assert sorted(hub.server.fetched) == [f"{FOLDER}/config.json", f"{FOLDER}/params.safetensors"]
 
 
 @pytest.mark.parametrize("inner", [FOLDER, "resid_post_all/*_width_1024_l0_small"])
@@ -196,21 +74,21 @@ def test_a_revision_may_have_slashes(hub, inner):
     done = hub("-c", code)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [f"gemma-scope-2-1b-it/{FOLDER}"]
-    assert Hub.resolved == {"refs/pr/1"}
+    assert hub.server.resolved == {"refs/pr/1"}
     listed = hub("-m", "scopelake", "saes", f"{REPO}@refs/pr/1", "--json")
     assert json.loads(listed.stdout)["repo"] == REPO
 
 
 def test_a_download_that_breaks_off_leaves_what_was_whole(hub):
-    Hub.cut = "params.safetensors"
+    hub.server.cut = "params.safetensors"
     code = f"from scopelake.ingest.find_coders import find_coders\nfind_coders(['{REPO}/{FOLDER}'])"
     broken = hub("-c", code)
     assert "params.safetensors was asked for; the hub did not give it" in broken.stderr
-    assert Hub.fetched.count(f"{FOLDER}/config.json") == 1
-    Hub.cut, Hub.fetched[:] = "nothing", []
+    assert hub.server.fetched.count(f"{FOLDER}/config.json") == 1
+    hub.server.cut, hub.server.fetched[:] = "nothing", []
     done = hub("-c", code)
     assert done.returncode == 0, done.stderr
-    assert Hub.fetched == [f"{FOLDER}/params.safetensors"]
+    assert hub.server.fetched == [f"{FOLDER}/params.safetensors"]
 
 
 PARAMS = f"{FOLDER}/params.safetensors"
@@ -227,52 +105,56 @@ def partials(tmp_path):
 
 
 def test_a_large_download_goes_on_where_the_connection_broke(hub, tmp_path):
-    Hub.cut, Hub.cut_after = "params.safetensors", 400_000
+    hub.server.cut, hub.server.cut_after = "params.safetensors", 400_000
     done = hub("-c", LARGE)
     assert done.returncode == 0, done.stderr
     # Several answers, and no byte sent twice.
-    assert Hub.sent[PARAMS] == len(Hub.files[PARAMS])
-    assert Hub.fetched.count(PARAMS) == -(-len(Hub.files[PARAMS]) // 400_000)
+    assert hub.server.sent[PARAMS] == len(hub.server.files[PARAMS])
+    assert hub.server.fetched.count(PARAMS) == -(-len(hub.server.files[PARAMS]) // 400_000)
     assert partials(tmp_path) == []
 
 
 def test_a_large_download_goes_on_after_its_process_was_killed(hub, tmp_path):
-    n_bytes = len(Hub.files[PARAMS])
-    Hub.cut, Hub.cut_after, Hub.hangs = "params.safetensors", n_bytes // 2, True
+    n_bytes = len(hub.server.files[PARAMS])
+    hub.server.cut, hub.server.cut_after, hub.server.hangs = (
+        "params.safetensors",
+        n_bytes // 2,
+        True,
+    )
     killed = subprocess.Popen([sys.executable, "-P", "-c", LARGE], env=hub.environment)
-    assert Hub.reached.wait(30)
+    assert hub.server.reached.wait(30)
     while not (found := partials(tmp_path)) or found[0].stat().st_size < n_bytes // 2:
         time.sleep(0.05)
     killed.kill()
     assert killed.wait() == -signal.SIGKILL
-    Hub.released.set()
-    Hub.cut, Hub.sent = "nothing", {}
+    hub.server.released.set()
+    hub.server.cut, hub.server.sent = "nothing", {}
     done = hub("-c", LARGE)
     assert done.returncode == 0, done.stderr
-    assert Hub.sent[PARAMS] == n_bytes - n_bytes // 2
+    assert hub.server.sent[PARAMS] == n_bytes - n_bytes // 2
     assert partials(tmp_path) == []
     assert hub("-c", LARGE).returncode == 0
-    assert Hub.sent[PARAMS] == n_bytes - n_bytes // 2
+    assert hub.server.sent[PARAMS] == n_bytes - n_bytes // 2
 
 
 def test_two_processes_download_a_large_file_once(hub):
     both = [subprocess.Popen([sys.executable, "-P", "-c", LARGE], env=hub.environment)
             for _ in range(2)]  # fmt: skip
     assert [process.wait() for process in both] == [0, 0]
-    assert Hub.sent[PARAMS] == len(Hub.files[PARAMS])
+    assert hub.server.sent[PARAMS] == len(hub.server.files[PARAMS])
 
 
 def test_a_large_download_of_other_bytes_is_refused_and_deleted(hub, tmp_path):
-    Hub.lies = {PARAMS: Hub.files[PARAMS][::-1]}
+    hub.server.lies = {PARAMS: hub.server.files[PARAMS][::-1]}
     done = hub("-c", LARGE)
     assert "the hub did not give it (its bytes have the sha256" in done.stderr.splitlines()[-1]
     assert partials(tmp_path) == []
-    Hub.lies = {}
+    hub.server.lies = {}
     assert hub("-c", LARGE).returncode == 0
 
 
 def test_a_server_without_ranges_is_left_to_the_library(hub, tmp_path):
-    Hub.has_ranges = False
+    hub.server.has_ranges = False
     done = hub("-c", LARGE)
     assert done.returncode == 0, done.stderr
     assert "the server sends no parts of files" in done.stderr
@@ -289,10 +171,10 @@ OTHER = (
 @pytest.mark.parametrize("has_config", [True, False])
 def test_a_coder_of_another_model_is_refused_before_its_weights_come(hub, tmp_path, has_config):
     if not has_config:
-        del Hub.files[f"{FOLDER}/config.json"]
+        del hub.server.files[f"{FOLDER}/config.json"]
     local = tmp_path / REPO.split("/")[1] / FOLDER
     local.mkdir(parents=True)
-    for name, data in Hub.files.items():
+    for name, data in hub.server.files.items():
         if name.startswith(FOLDER):
             (local / name.rsplit("/", 1)[1]).write_bytes(data)
     refusals = [
@@ -302,15 +184,15 @@ def test_a_coder_of_another_model_is_refused_before_its_weights_come(hub, tmp_pa
     trained_on = tiny.MODEL_NAME if has_config else "gemma-3-1b-it"
     assert f"{FOLDER} was trained on {trained_on}; the model given is google/" in refusals[0]
     assert refusals[0] == refusals[1]
-    assert Hub.fetched == [f"{FOLDER}/config.json"] * has_config
+    assert hub.server.fetched == [f"{FOLDER}/config.json"] * has_config
 
 
 def test_weights_that_are_no_coders_are_refused_by_their_header(hub, tmp_path):
-    tensors = load(Hub.files[PARAMS])
-    Hub.files[PARAMS] = save({k: v for k, v in tensors.items() if k != "threshold"})
+    tensors = load(hub.server.files[PARAMS])
+    hub.server.files[PARAMS] = save({k: v for k, v in tensors.items() if k != "threshold"})
     done = hub("-c", OTHER.format(f"{REPO}/{FOLDER}", tiny.MODEL_NAME))
     assert "and lacks threshold; use a JumpReLU coder" in done.stderr.splitlines()[-1]
-    assert Hub.sent[PARAMS] == 1 << 16
+    assert hub.server.sent[PARAMS] == 1 << 16
     assert partials(tmp_path) == []
 
 
@@ -333,18 +215,18 @@ def test_what_was_fetched_before_needs_no_hub(hub, inner):
 
 
 def test_a_tokenizer_is_fetched_without_the_models_weights(hub):
-    Hub.files = {f.name: f.read_bytes() for f in tiny.model_path().iterdir()}
+    hub.server.files = {f.name: f.read_bytes() for f in tiny.model_path().iterdir()}
     code = f"from scopelake.named import load_tokenizer\nprint(load_tokenizer('{REPO}').n_tokens)"
     done = hub("-c", code)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) == 4096
-    assert "tokenizer.json" in Hub.fetched
-    assert not [name for name in Hub.fetched if name.endswith(".safetensors")]
+    assert "tokenizer.json" in hub.server.fetched
+    assert not [name for name in hub.server.fetched if name.endswith(".safetensors")]
 
 
 def test_a_model_is_fetched_whole_at_its_revision(hub):
-    Hub.files = {f.name: f.read_bytes() for f in tiny.model_path().iterdir()}
-    Hub.files["pytorch_model.bin"] = b"pickled"
+    hub.server.files = {f.name: f.read_bytes() for f in tiny.model_path().iterdir()}
+    hub.server.files["pytorch_model.bin"] = b"pickled"
     code = (
         "from scopelake.ingest.model import find_model, load_model\n"
         f"m = load_model(find_model('{REPO}@v2'), device='cpu')\n"
@@ -353,8 +235,8 @@ def test_a_model_is_fetched_whole_at_its_revision(hub):
     done = hub("-c", code)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [REPO, COMMIT, "6"]
-    assert set(Hub.revisions) == {"v2"}
-    assert sorted(Hub.fetched) == sorted(set(Hub.files) - {"pytorch_model.bin"})
+    assert set(hub.server.revisions) == {"v2"}
+    assert sorted(hub.server.fetched) == sorted(set(hub.server.files) - {"pytorch_model.bin"})
 
 
 @pytest.mark.parametrize(
