@@ -116,7 +116,7 @@ def main() -> int:
                             Measure(f"{what}: read one", read, "ms"),
                         ]
         write_results(
-            "encodings", measures, f"{arguments.firings:.0f} synthetic firings; tiny model"
+            "parquet_styles", measures, f"{arguments.firings:.0f} synthetic firings; tiny model"
         )
     finally:
         shutil.rmtree(folder)
