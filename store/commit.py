@@ -200,13 +200,15 @@ class Writer:
         if self._is_upgrading or not self.store.is_older():
             return
         self._is_upgrading = True
-        delta.create_missing_tables(self.store.root)
-        receipts = derive_samples(self.store)
-        if receipts:
-            reason = "samples of a lake of version 1"
-            self.commit(receipts, transaction="upgrade:2", reason=reason)
-        self.store.set_version()
-        self._is_upgrading = False
+        try:
+            delta.create_missing_tables(self.store.root)
+            receipts = derive_samples(self.store)
+            if receipts:
+                reason = "samples of a lake of version 1"
+                self.commit(receipts, transaction="upgrade:2", reason=reason)
+            self.store.set_version()
+        finally:
+            self._is_upgrading = False
 
     def _without_committed(self, commit: Commit, latest: Snapshot) -> Commit | None:
         """Leave out what of the commit's shards the lake has; None if that was all of it."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import ml_dtypes
 import numpy as np
+import pyarrow as pa
 import pytest
 
 import scopelake
@@ -23,9 +24,10 @@ from scopelake.store.firings import Firings
 from scopelake.store.lake_store import LakeStore
 from scopelake.store.receipts import Receipt
 from scopelake.store.repair import repair
+from scopelake.store.schema import SCHEMAS
 from scopelake.store.vacuum import VacuumConfig, vacuum
 from scopelake.store.verify import verify
-from scopelake.store.writer import write_firings
+from scopelake.store.writer import write_examples, write_firings
 
 HERE = Path(__file__).parent
 N_SHARDS = 12
@@ -269,3 +271,41 @@ def test_a_commit_that_waits_for_a_lost_file_is_named(store):
     with Writer(store) as writer:
         put(writer, 0)
     assert verify(store, store.snapshot()).broken == ()
+
+
+def test_published_examples_are_never_merged_also_where_blocks_are_empty(store):
+    """All are kept, several of one context too; merged peaks would keep the strongest alone."""
+    n = 6
+    whole = Firings(
+        np.zeros(n, np.int64), np.arange(n, dtype=np.int32), np.zeros(n, np.int32),
+        np.arange(1, n + 1, dtype=np.float32), np.zeros(n, np.int8),
+    )  # fmt: skip
+    blocks = [whole, whole.take(np.zeros(0, np.int64)), whole.take(np.zeros(0, np.int64))]
+    run = {"run": "r", "corpus": "c", "saes": ["s"], "state": "imported", "config": '{"depth": 9}'}
+    with Writer(store) as writer:
+        receipts = [write_examples(store.root, b, sae="s", corpus="c", run="r") for b in blocks]
+        rows = {"runs": pa.Table.from_pylist([run], schema=SCHEMAS["runs"])}
+        writer.commit(receipts, transaction="import", reason="import", rows=rows)
+        assert compact(writer).n_parts == 0
+    assert store.read("peaks", store.snapshot()).num_rows == n
+
+
+def test_a_repair_that_is_slow_deletes_no_dense_shard_that_was_put_anew(store):
+    """The repair stalls when it is decided; another carries it out and the shard is made again."""
+    ensure_array(store.root, "c", "m", "resid_post", 1, 8, 8, 16, 4)
+    with Writer(store) as writer:
+        receipt = put_dense(store, 1.0)
+        writer.commit([receipt], transaction="a", reason="dense")
+    (store.root.path / receipt.path).write_bytes(b"damaged")
+
+    def stall(name: str) -> None:
+        if name == "pending":
+            with Writer(store) as other:
+                other.commit([put_dense(store, 7.0)], transaction="b", reason="dense again")
+
+    with Writer(store, on_step=stall) as writer:
+        done = repair(writer, verify(store, store.snapshot()))
+    assert len(done.ingest_again) == 1
+    assert verify(store, store.snapshot()).is_whole
+    now = open_dense(store, store.snapshot(), 1, "resid_post")
+    assert np.array_equal(now[:4], dense_values(7.0))
