@@ -1,76 +1,114 @@
-"""Encoding as ingest calls it: one seam, several implementations, equal results.
+"""Encoding as everything here calls it: one seam, several implementations, equal firings.
 
-``tiled`` multiplies a tile of tokens at a time and compacts it before the next, so the
-pre-activations [n_tokens, width] never exist as a whole. ``reference`` is the definition.
+    reference   the definition: plain torch, float32, a [n_tokens, width] array
+    torch       the same a tile at a time, by torch's operators, on every device
+    cpu         compiled: product, threshold and compaction in one pass
+
+What is not chosen says why: `choose` returns the reason.
 """
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 
 from scopelake.errors import InvalidArgumentError
-from scopelake.kernels import reference
-from scopelake.kernels.checks import check_input
+from scopelake.kernels import cpu, reference, tiled
+from scopelake.kernels.checks import check_features, check_input
 from scopelake.kernels.weights import EncoderWeights, SparseCodes
 
-Implementation = Literal["auto", "reference", "tiled"]
+Implementation = Literal["auto", "reference", "torch", "cpu"]
+Features = Sequence[int] | range | torch.Tensor | None
+"""Features to encode with, ascending, each once: a list, or ``range(n)``, a Matryoshka prefix."""
 
-TILE_BYTES: Final = 8 << 20
-"""Bytes of float32 pre-activations in one tile."""
+
+@dataclass(frozen=True)
+class Choice:
+    """An implementation, and why it was chosen."""
+
+    impl: Implementation
+    reason: str
 
 
-def encode(x: torch.Tensor, weights: EncoderWeights, impl: Implementation = "auto") -> SparseCodes:
+def choose(device: torch.device, impl: Implementation = "auto") -> Choice:
+    """Return what encodes on a device.
+
+    Raises:
+        InvalidArgumentError: what was asked for by name is unknown, or cannot run there.
+    """
+    if impl not in get_args(Implementation):
+        known = ", ".join(map(repr, get_args(Implementation)))
+        raise InvalidArgumentError(
+            f"impl {impl!r} was asked for; there are {known}; choose one of them"
+        )
+    why_not = _why_not_cpu(device)
+    if impl == "auto":
+        if why_not is None:
+            return Choice("cpu", "the fastest on the cpu")
+        return Choice("torch", f"'cpu' cannot run: {why_not}")
+    if impl == "cpu" and why_not is not None:
+        raise InvalidArgumentError(
+            f"impl {impl!r} was asked for on {device}; {why_not}; choose 'auto', which says what "
+            "it takes instead"
+        )
+    return Choice(impl, "asked for")
+
+
+def encode(
+    x: torch.Tensor,
+    coder: EncoderWeights,
+    impl: Implementation = "auto",
+    features: Features = None,
+) -> SparseCodes:
     """Encode `x` [n_tokens, d_in], any float dtype, to its firings.
 
     Args:
-        x: activations of the coder's site, on the device of `weights`.
-        weights: the coder, float32.
-        impl: ``auto`` takes ``tiled``, which runs on every device.
+        x: activations of the coder's site, on the device of its weights.
+        coder: its weights.
+        impl: see `choose`.
+        features: those to encode with, at a cost proportional to their number; None for all.
+
+    Returns:
+        The firings; features are numbered as in the whole coder.
 
     Raises:
-        InvalidArgumentError: wrong shape, device, a value that is not finite, or unknown `impl`.
+        InvalidArgumentError: wrong shape, dtype or device, a value that is not finite, features
+            that the coder does not have or that do not ascend, or an `impl` that cannot run.
     """
-    check_input(x, weights)
-    if impl == "reference":
-        return reference.encode(x, weights)
-    if impl in ("auto", "tiled"):
-        return _encode_tiled(x, weights)
-    raise InvalidArgumentError(
-        f"impl {impl!r} is unknown; there are 'auto', 'reference' and 'tiled'; choose one of them"
-    )
+    return encode_many(x, [coder], impl, [features])[0]
 
 
-def _encode_tiled(x: torch.Tensor, weights: EncoderWeights) -> SparseCodes:
-    tile = max(1, TILE_BYTES // (4 * weights.width))
-    counts, features, activations = [], [], []
-    pre = torch.empty(min(tile, len(x)), weights.width, device=x.device)
-    for start in range(0, len(x), tile):
-        rows = x[start : start + tile].float()
-        out = pre[: len(rows)]
-        torch.addmm(weights.b_enc, rows, weights.w_enc, out=out)
-        mask = out > weights.threshold
-        flat = mask.view(-1).nonzero().squeeze(1)
-        counts.append(mask.sum(dim=1))
-        features.append((flat % weights.width).to(torch.int32))
-        activations.append(out.view(-1)[flat])
-    return _assemble(x.device, counts, features, activations)
+def encode_many(
+    x: torch.Tensor,
+    coders: Sequence[EncoderWeights],
+    impl: Implementation = "auto",
+    features: Sequence[Features] | None = None,
+) -> list[SparseCodes]:
+    """Encode the same activations with several coders; the input is checked and packed once.
+
+    Args:
+        x: [n_tokens, d_in], any float dtype, on the device of the weights.
+        coders: weights, all of the same d_in.
+        impl: see `choose`.
+        features: for each coder, as in `encode`.
+
+    Raises:
+        InvalidArgumentError: as in `encode`.
+    """
+    check_input(x, coders)
+    given = [None] * len(coders) if features is None else list(features)
+    chosen = [check_features(f, coder) for f, coder in zip(given, coders, strict=True)]
+    taken = choose(x.device, impl).impl
+    if taken == "cpu":
+        return cpu.encode(x, coders, chosen)
+    one = reference.encode if taken == "reference" else tiled.encode
+    return [one(x, c, f) for c, f in zip(coders, chosen, strict=True)]
 
 
-def _assemble(
-    device: torch.device,
-    counts: list[torch.Tensor],
-    features: list[torch.Tensor],
-    activations: list[torch.Tensor],
-) -> SparseCodes:
-    if not counts:
-        return SparseCodes(
-            torch.zeros(1, dtype=torch.int64, device=device),
-            torch.empty(0, dtype=torch.int32, device=device),
-            torch.empty(0, device=device),
-        )
-    n_firings = torch.cat(counts)
-    indptr = torch.zeros(len(n_firings) + 1, dtype=torch.int64, device=device)
-    torch.cumsum(n_firings, dim=0, out=indptr[1:])
-    return SparseCodes(indptr, torch.cat(features), torch.cat(activations))
+def _why_not_cpu(device: torch.device) -> str | None:
+    if device.type != "cpu":
+        return f"it encodes on cpu, not on {device.type}"
+    return cpu.WHY_NOT

@@ -16,9 +16,21 @@ from scopelake.errors import InvalidArgumentError
 from scopelake.kernels.weights import DecoderWeights, EncoderWeights, SparseCodes
 
 
-def encode(x: torch.Tensor, weights: EncoderWeights) -> SparseCodes:
-    """Encode `x` [n_tokens, d_in] to its firings; memory grows with n_tokens times width."""
+def encode(
+    x: torch.Tensor, weights: EncoderWeights, features: torch.Tensor | None = None
+) -> SparseCodes:
+    """Encode `x` [n_tokens, d_in] to its firings; memory grows with n_tokens times width.
+
+    Args:
+        x: finite activations, any float dtype, on the device of `weights`.
+        weights: the coder.
+        features: those to encode with, ascending; None for all.
+    """
     codes = encode_dense(x, weights)
+    if features is not None:
+        is_wanted = torch.zeros(weights.width, dtype=torch.bool, device=x.device)
+        is_wanted[features.long()] = True
+        codes = codes * is_wanted
     indptr = torch.zeros(len(x) + 1, dtype=torch.int64, device=x.device)
     torch.cumsum((codes > 0).sum(dim=1), dim=0, out=indptr[1:])
     token, feature = torch.nonzero(codes, as_tuple=True)
@@ -27,7 +39,7 @@ def encode(x: torch.Tensor, weights: EncoderWeights) -> SparseCodes:
 
 def encode_dense(x: torch.Tensor, weights: EncoderWeights) -> torch.Tensor:
     """Encode `x` [n_tokens, d_in] to dense codes [n_tokens, width], float32."""
-    pre = x.float() @ weights.w_enc + weights.b_enc
+    pre = x.float() @ weights.w_enc.float() + weights.b_enc.float()
     return torch.where(pre > weights.threshold, torch.relu(pre), torch.zeros_like(pre))
 
 

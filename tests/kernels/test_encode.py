@@ -5,9 +5,11 @@ import pytest
 import torch
 
 from scopelake.errors import InvalidArgumentError
-from scopelake.kernels import encode as seam
+from scopelake.kernels import cpu, tiled
 from scopelake.kernels.encode import encode
 from scopelake.kernels.weights import EncoderWeights
+
+IMPLS = ("reference", "torch", "cpu")
 
 
 def build_weights(d_in=24, width=100, threshold=None, seed=0):
@@ -34,11 +36,15 @@ def as_dict(codes):
     return dict(zip(keys, codes.activations.tolist(), strict=True))
 
 
-@pytest.mark.parametrize("impl", ["reference", "tiled"])
+@pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("n_tokens", [0, 1, 63, 100, 1023])
 @pytest.mark.parametrize("width", [1, 100, 513])
 def test_firings_equal_the_float64_oracle(impl, n_tokens, width, monkeypatch):
-    monkeypatch.setattr(seam, "TILE_BYTES", 4 * width * 37)  # tiles that divide nothing evenly
+    # Tiles, blocks and chunks that divide nothing evenly.
+    monkeypatch.setattr(tiled, "TILE_BYTES", 4 * width * 37)
+    monkeypatch.setattr(cpu, "TOKENS_AT_ONCE", 301)
+    monkeypatch.setattr(cpu, "_BLOCK", 41)
+    monkeypatch.setattr(cpu, "_CHUNK", 45)
     weights = build_weights(width=width)
     x = torch.randn(n_tokens, 24, generator=torch.Generator().manual_seed(1))
     found = as_dict(encode(x, weights, impl))
@@ -49,7 +55,7 @@ def test_firings_equal_the_float64_oracle(impl, n_tokens, width, monkeypatch):
         assert found[key] == pytest.approx(expected[key], rel=1e-5, abs=1e-5)
 
 
-@pytest.mark.parametrize("impl", ["reference", "tiled"])
+@pytest.mark.parametrize("impl", IMPLS)
 def test_all_and_none_firing(impl):
     x = torch.ones(70, 24)
     always = build_weights(threshold=torch.zeros(100))
@@ -61,7 +67,7 @@ def test_all_and_none_firing(impl):
     assert encode(x, never, impl).indptr.tolist() == [0] * 71
 
 
-@pytest.mark.parametrize("impl", ["reference", "tiled"])
+@pytest.mark.parametrize("impl", IMPLS)
 def test_threshold_is_strict(impl):
     weights = EncoderWeights(torch.eye(3), torch.zeros(3), torch.tensor([1.0, 1.0, 0.0]))
     next_up = torch.nextafter(torch.tensor(1.0), torch.tensor(2.0))
