@@ -5,7 +5,7 @@ STAMP := .venv/.ready
 export PYTHONSAFEPATH := 1
 
 .PHONY: demo test lint parity oldest soak bench bench-compact bench-dense bench-styles bench-memory \
-	bench-examples clean setup
+	bench-examples bench-encode clean setup
 .SECONDARY:
 
 setup: $(STAMP)
@@ -60,9 +60,12 @@ bench-styles: $(STAMP)
 bench-memory: $(STAMP)
 	PYTHONPATH=benchmarks $(BIN)/python benchmarks/memory.py
 
+bench-encode: .venv-parity/.ready
+	PYTHONPATH=benchmarks .venv-parity/bin/python benchmarks/encode.py
+
 bench-examples: $(STAMP)
 	PYTHONPATH=benchmarks $(BIN)/python benchmarks/examples.py
 
 clean:
-	rm -rf .venv .venv-parity .venv-oldest build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-lake
+	rm -rf .venv .venv-parity .venv-oldest build dist src/*.egg-info kernels/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-lake
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
