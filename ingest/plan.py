@@ -16,6 +16,7 @@ from scopelake.ingest.model import LoadedModel, ModelFiles
 from scopelake.ingest.tokens import Tokenizer
 from scopelake.names import SiteLayer, check_whole
 from scopelake.store.catalog import (
+    IMPORTED,
     committed_dense_shards,
     committed_shards,
     published_examples,
@@ -128,6 +129,7 @@ def make_plan(
     for site in config.dense:
         site_width(model, site)
     check_catalogue(store, snapshot, config.corpus, model, coders)
+    _check_precision(store, snapshot, config, model, coders)
     n_shards = -(-int(corpus["n_contexts"]) // int(corpus["shard_contexts"]))
     done = _done(store, snapshot, config.corpus, model.name)
     shards = []
@@ -171,6 +173,33 @@ def _left(shard: Shard, done: _Done) -> Shard | None:
     coders = tuple(c for c in shard.coders if (c.name, shard.index) not in codes)
     dense = tuple(s for s in shard.dense if (s.site, s.layer, shard.index) not in arrays)
     return replace(shard, coders=coders, dense=dense) if coders or dense else None
+
+
+def _check_precision(
+    store: LakeStore,
+    snapshot: Snapshot,
+    config: IngestConfig,
+    model: LoadedModel,
+    coders: Sequence[CoderFiles],
+) -> None:
+    """Refuse another precision than that of the shards that a coder has on the corpus.
+
+    Raises:
+        CoderMismatchError: then.
+    """
+    begun = {sae for sae, _ in committed_shards(store, snapshot, config.corpus)}
+    asked = {"activation_bits": config.activation_bits, "dtype": model.dtype}
+    filters = [("corpus", "=", config.corpus), ("state", "!=", IMPORTED)]
+    columns = ["saes", "corpus", "state", *asked]
+    for run in store.read("runs", snapshot, columns, filters).to_pylist():
+        for sae in sorted({c.name for c in coders} & begun & set(run["saes"])):
+            for name, value in asked.items():
+                if run[name] != value:
+                    raise CoderMismatchError(
+                        f"{name}={value} was asked for; {sae} on {config.corpus} is stored with "
+                        f"{run[name]}, and a coder has one precision on a corpus; ask for "
+                        f"{run[name]}, or use another lake"
+                    )
 
 
 def _run_id(

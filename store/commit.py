@@ -42,6 +42,10 @@ Revise = Callable[[Commit, Snapshot], Commit | None]
 _MOST_TRIES: Final = 1000
 
 
+class LostFileError(LakeError):
+    """A file that is to be committed is not there."""
+
+
 class Writer:
     """Commits to a lake; several writers, in any processes, may be at work.
 
@@ -175,10 +179,32 @@ class Writer:
             remove_intent(self.store.root, number)
             return False
         self._on_step("pending")
-        self._carry_out(number, commit)
+        try:
+            self._carry_out(number, commit)
+        except LostFileError:
+            self.abandon(number)
+            raise
         remove_intent(self.store.root, number)
         self._on_step("done")
         return True
+
+    def abandon(self, number: int) -> Commit | None:
+        """Take a waiting commit out that nobody can carry out: its files are lost.
+
+        Returns:
+            The commit; None if there is none, it can be carried out, or has been in part.
+        """
+        text = read_intent(self.store.root, number)
+        if text is None:
+            return None
+        commit = self._parse(number, text)
+        try:
+            self._check_files(commit.receipts)
+        except LostFileError:
+            if not self._applier.has_begun(commit):
+                remove_intent(self.store.root, number)
+                return commit
+        return None
 
     def _parse(self, number: int, text: str) -> Commit:
         try:
@@ -254,11 +280,11 @@ class Writer:
             found = self.store.root.size(receipt.path)
             # Another writer may have put a dense shard anew, in other bytes.
             if found is None or (found != receipt.n_bytes and receipt.table != DENSE):
-                raise LakeError(
+                raise LostFileError(
                     f"a commit names {receipt.path} of {receipt.n_bytes} bytes; found "
-                    f"{'no file' if found is None else f'{found} bytes'}; restore it from a copy, "
-                    "or delete the commit that waits in pending/ and ingest again what it was to "
-                    "add (scopelake verify names it)"
+                    f"{'no file' if found is None else f'{found} bytes'} (does a vacuum with a "
+                    "short --grace run?); if scopelake verify names a commit that waits, restore "
+                    "the file from a copy or run scopelake verify --repair; ingest again"
                 )
 
 

@@ -120,18 +120,14 @@ class LakeStore:
         # The bounds in the Delta log spare reading every row of a long history.
         latest = max(delta.added_files(opened)["max.snapshot"].to_pylist())
         wanted = latest if id is None else id
-        if not 1 <= wanted <= latest:
-            raise SnapshotNotFoundError(
-                f"snapshot {wanted} was asked for; the lake at {self.root.url} has 1 to {latest}; "
-                "choose one of them"
-            )
         filters = [("snapshot", "=", wanted)]
         rows = delta.read(self.root, opened, "snapshots", filters=filters).to_pylist()
         if not rows:
             there = delta.read(self.root, opened, "snapshots", ["snapshot"])
+            why = "a vacuum removed it; " if 1 <= wanted <= latest else ""
             raise SnapshotNotFoundError(
-                f"snapshot {wanted} was asked for; a vacuum removed it; the lake at "
-                f"{self.root.url} has {_ranges(there['snapshot'].to_pylist())}; choose one of them"
+                f"snapshot {wanted} was asked for; {why}the lake at {self.root.url} has "
+                f"{_ranges(there['snapshot'].to_pylist())}; choose one of them"
             )
         return to_snapshot(rows[0])
 

@@ -20,6 +20,7 @@ from datetime import timedelta
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, ClassVar, Final
+from urllib.parse import urlsplit
 
 import numpy as np
 import obstore
@@ -44,6 +45,9 @@ _PAUSES: Final = (0.1, 0.4, 1.6, 6.4)
 _THREADS: Final = 8
 _TIMEOUT: Final = timedelta(seconds=60)
 """Of one request."""
+_INSTANCE_METADATA: Final = "169.254.169.254"
+"""Where a machine in Amazon's cloud asks for credentials of its own."""
+
 _SECRETS: Final = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
 
 
@@ -94,11 +98,12 @@ class ObjectRoot:
             InvalidArgumentError: it has no bucket or no prefix.
         """
         bucket, _, prefix = url.removeprefix(S3).strip("/").partition("/")
-        if not bucket or not prefix:
+        if not bucket or not prefix or {"", ".", ".."} & set(prefix.split("/")):
             raise InvalidArgumentError(
-                f"a lake at {url!r} was asked for; a lake is under a prefix of a bucket; give "
-                f"{S3}<bucket>/<prefix>"
+                f"a lake at {url!r} was asked for; a lake is under a prefix of a bucket, in which "
+                f"no part is empty, '.' or '..'; give {S3}<bucket>/<prefix>"
             )
+        check_endpoint()
         return cls(f"{S3}{bucket}/{prefix}")
 
     @property
@@ -271,10 +276,24 @@ class ObjectRoot:
             raise FileExistsError(f"{self.url}/{path}") from error
         except BaseError as error:
             raise ObjectStoreError(
-                f"{what} {self.url}/{path} was asked for; the store answered: "
-                f"{self.describe(error)}; check the bucket, AWS_ENDPOINT_URL, AWS_REGION and the "
-                "credentials"
+                f"{what} {self.url}/{path} was asked for; {self._explain(error)}"
             ) from None
+
+    def _explain(self, error: BaseError) -> str:
+        """Say what an answer means, and what to do."""
+        text = str(error)
+        if _INSTANCE_METADATA in text:
+            return (
+                "no credentials are set, and this machine is given none by its cloud; set "
+                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (profiles are not read)"
+            )
+        if "NoSuchBucket" in text:
+            bucket = self.url.removeprefix(S3).partition("/")[0]
+            return f"there is no bucket {bucket}; check its name, or create it first"
+        return (
+            f"the store answered: {self.describe(error)}; check the bucket, AWS_ENDPOINT_URL, "
+            "AWS_REGION and the credentials"
+        )
 
 
 def arrow_copy(data: bytes) -> pa.Buffer:
@@ -287,6 +306,28 @@ def arrow_copy(data: bytes) -> pa.Buffer:
     buffer = pa.allocate_buffer(len(data))
     np.frombuffer(buffer, np.uint8)[:] = np.frombuffer(data, np.uint8)
     return buffer
+
+
+def check_endpoint() -> None:
+    """Refuse an endpoint in the environment that is no URL, or that has a password in it.
+
+    Raises:
+        InvalidArgumentError: then.
+    """
+    endpoint = os.environ.get("AWS_ENDPOINT_URL")
+    if endpoint is None:
+        return
+    parts = urlsplit(endpoint)
+    if parts.username or parts.password:
+        raise InvalidArgumentError(
+            "AWS_ENDPOINT_URL has a user or a password in it; give those in AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY"
+        )
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise InvalidArgumentError(
+            f"AWS_ENDPOINT_URL is {endpoint!r}; it has to be http(s)://host[:port]; unset it for "
+            "Amazon's own"
+        )
 
 
 def plain_http() -> bool:

@@ -13,8 +13,10 @@ from uuid import uuid4
 from scopelake.errors import InvalidArgumentError
 from scopelake.store import delta
 from scopelake.store.commit import Writer
+from scopelake.store.intents import read_intent, waiting_intents
 from scopelake.store.lake_store import LakeStore, to_snapshot
 from scopelake.store.layout import ACTIVATIONS, DENSE, PENDING, table_folder
+from scopelake.store.planned import Commit
 from scopelake.store.root import Entry
 from scopelake.store.snapshot import Snapshot
 from scopelake.store.verify import DENSE_SHARD
@@ -105,14 +107,21 @@ def vacuum(writer: Writer, config: VacuumConfig) -> Vacuumed:
 def _delete(store: LakeStore, files: list[Entry], limit: float) -> None:
     """Delete files; of dense shards, whose places are fixed, those that nobody has put anew."""
     dense = [entry for entry in files if DENSE_SHARD.search(entry.path)]
+    promised = _promised(store)
     for entry in files:
-        if entry not in dense:
+        if entry not in dense and entry.path not in promised:
             store.root.delete(entry.path)
     for entry in dense:
         modified = store.root.modified(entry.path)
         named = _dense_paths(store, [store.snapshot()])
         if modified is not None and modified < limit and entry.path not in named:
             store.root.delete(entry.path)
+
+
+def _promised(store: LakeStore) -> set[str]:
+    """Return the files of commits that wait: somebody is about to carry them out."""
+    texts = (read_intent(store.root, number) for number in waiting_intents(store.root))
+    return {r.path for text in texts if text for r in Commit.from_json(text).receipts}
 
 
 def _split(store: LakeStore, config: VacuumConfig) -> tuple[list[Snapshot], list[int]]:

@@ -72,3 +72,16 @@ def test_settings_out_of_range_are_refused(lake):
         ingest(lake, tiny.coders_path() / SAE, activation_bits=99)
     with pytest.raises(CorpusNotFoundError, match="the lake has text"):
         lake.ingest("nope", model=tiny.MODEL_NAME, saes=[SAE])
+
+
+def test_another_precision_than_what_is_stored_is_refused(lake):
+    ingest(lake, tiny.coders_path() / SAE, activation_bits=10)
+    before = lake.snapshot
+    with pytest.raises(CoderMismatchError, match="activation_bits=5 was asked for; .* with 10"):
+        ingest(lake, tiny.coders_path() / SAE, activation_bits=5)
+    with pytest.raises(CoderMismatchError, match="dtype=bfloat16 was asked for; .* with float32"):
+        ingest(lake, tiny.coders_path() / SAE, dtype="bfloat16")
+    lake.refresh()
+    assert lake.snapshot == before
+    other = "resid_post_all/layer_0_width_1024_l0_small"
+    ingest(lake, tiny.coders_path() / other, activation_bits=5)  # of another coder nothing is said

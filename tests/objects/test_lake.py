@@ -5,8 +5,10 @@ import json
 import logging
 
 import numpy as np
+import obstore
 import pyarrow as pa
 import pytest
+from obstore.exceptions import BaseError
 
 import scopelake
 from scopelake import tiny
@@ -99,16 +101,43 @@ def test_the_command_line_takes_the_url(server, url, tmp_path, capsys):
 def test_what_is_not_a_lake_is_refused(server, url):
     with pytest.raises(LakeNotFoundError, match="nothing is there"):
         scopelake.open(url)
-    for wrong in ("s3://", f"s3://{BUCKET}", f"s3://{BUCKET}/", "gs://bucket/lake", "s3:///lake"):
+    for wrong in ("s3://", f"s3://{BUCKET}", f"s3://{BUCKET}/", "gs://bucket/lake", "s3:///lake",
+                  f"s3://{BUCKET}/../x", f"s3://{BUCKET}/a//b"):  # fmt: skip
         with pytest.raises(InvalidArgumentError, match="s3://<bucket>/<prefix>"):
             scopelake.create(wrong)
-    with pytest.raises(ObjectStoreError, match="no-such-bucket"):
+    with pytest.raises(ObjectStoreError, match="there is no bucket no-such-bucket; "):
         scopelake.create("s3://no-such-bucket/lake")
     server.client.put_object(
         Bucket=BUCKET, Key=f"{url.removeprefix(f's3://{BUCKET}/')}/x", Body=b""
     )
     with pytest.raises(LakeExistsError, match="something is there"):
         scopelake.create(url)
+
+
+@pytest.mark.parametrize("endpoint", ["", "127.0.0.1:5987", "ftp://host", "http://"])
+def test_an_endpoint_that_is_no_url_is_refused(endpoint, monkeypatch, capsys):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    assert main(["info", f"s3://{BUCKET}/lake"]) == 2
+    assert f"AWS_ENDPOINT_URL is {endpoint!r}; it has to be http(s)://" in capsys.readouterr().err
+
+
+def test_a_password_in_the_endpoint_is_refused_and_not_shown(monkeypatch, capsys):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://user:hunter2@127.0.0.1:1")
+    assert main(["info", f"s3://{BUCKET}/lake"]) == 2
+    said = capsys.readouterr().err
+    assert "AWS_ENDPOINT_URL has a user or a password in it" in said
+    assert "hunter2" not in said
+
+
+def test_missing_credentials_are_called_so(url, monkeypatch):
+    answer = BaseError("Generic S3 error: PUT http://169.254.169.254/latest/api/token: 403")
+
+    def refuse(*words, **options):
+        raise answer
+
+    monkeypatch.setattr(obstore, "list", refuse)
+    with pytest.raises(ObjectStoreError, match="no credentials are set, .* AWS_ACCESS_KEY_ID"):
+        scopelake.open(url)
 
 
 def test_a_flipped_bit_is_found_and_answers_nothing(server, there, tmp_path):

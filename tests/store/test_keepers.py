@@ -265,7 +265,7 @@ def test_a_commit_that_waits_for_a_lost_file_is_named(store):
         path.unlink()
     (finding,) = [f for f in verify(store, store.snapshot()).findings if f.problem == "damaged"]
     assert finding.path == "pending/000000000002.json"
-    with pytest.raises(LakeError, match="scopelake verify names it"), Writer(store):
+    with pytest.raises(LakeError, match="scopelake verify --repair"), Writer(store):
         pass
     (store.root.path / finding.path).unlink()
     with Writer(store) as writer:

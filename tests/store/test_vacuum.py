@@ -13,7 +13,7 @@ import pytest
 
 from scopelake.cli import main
 from scopelake.errors import InvalidArgumentError, SnapshotNotFoundError
-from scopelake.store.commit import Writer
+from scopelake.store.commit import LostFileError, Writer
 from scopelake.store.dense import ensure_array, write_shard
 from scopelake.store.schema import SCHEMAS
 from scopelake.store.vacuum import VacuumConfig, vacuum
@@ -141,7 +141,8 @@ def test_the_command_line(store, make_firings, capsys):
     path = str(store.root.path)
     assert main(["vacuum", path, "--keep", "0s", "--dry-run"]) == 0
     assert "would delete" in capsys.readouterr().out
-    assert main(["vacuum", path, "--keep-snapshots", "2", "--grace", "0s", "--json"]) == 0
+    assert main(["vacuum", path, "--keep", "0s", "--keep-snapshots", "2", "--grace", "0s",
+                 "--json"]) == 0  # fmt: skip
     assert json.loads(capsys.readouterr().out)["n_snapshots"] == 3
     assert main(["vacuum", path]) == 0
     for wrong in (["--keep", "x"], ["--keep", "3"]):
@@ -149,3 +150,64 @@ def test_the_command_line(store, make_firings, capsys):
             main(["vacuum", path, *wrong])
     assert main(["vacuum", path, "--keep-snapshots", "0"]) == 2
     assert capsys.readouterr().err.count("\n") == 3
+
+
+def test_files_that_a_waiting_commit_names_stay(store, make_firings, monkeypatch):
+    """A writer takes a number while a vacuum without a grace has listed its files."""
+    from scopelake.store import vacuum as module
+
+    fill(store, make_firings, n=1)
+    receipts = write_firings(
+        store.root, make_firings(20, seed=9, first_context=900), sae="s", corpus="c", shard=9,
+        run="r", bits=10,
+    )  # fmt: skip
+    plain = module._delete
+
+    def late(store, files, limit):
+        def stop(step):
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt), Writer(store, on_step=stop) as other:
+            other.commit(receipts, transaction="late", reason="late")
+        plain(store, files, limit)
+
+    monkeypatch.setattr(module, "_delete", late)
+    run(store, **NOW)
+    with Writer(store):
+        pass
+    assert store.read("codes", store.snapshot()).num_rows == 40
+    assert verify(store, store.snapshot()).is_whole
+
+
+def test_a_commit_whose_files_a_vacuum_took_ends_alone(store, make_firings):
+    fill(store, make_firings, n=1)
+    receipts = write_firings(
+        store.root, make_firings(20, seed=9, first_context=900), sae="s", corpus="c", shard=9,
+        run="r", bits=10,
+    )  # fmt: skip
+
+    def lose(step):
+        if step == "pending":
+            (store.root.path / receipts[1].path).unlink()
+
+    before = store.snapshot().id
+    with Writer(store, on_step=lose) as writer, pytest.raises(LostFileError, match="--grace"):
+        writer.commit(receipts, transaction="late", reason="late")
+    with Writer(store) as writer:  # nobody is held up
+        writer.commit([], transaction="next", reason="next")
+    assert store.snapshot().id == before + 1
+    assert store.read("codes", store.snapshot()).num_rows == 20
+
+
+def test_times_and_numbers_add_up_in_what_is_kept(store, make_firings, capsys):
+    fill(store, make_firings, n=3)
+    path = str(store.root.path)
+    assert main(["vacuum", path, "--keep-snapshots", "2", "--dry-run"]) == 0
+    assert "0 snapshots" in capsys.readouterr().out  # all are younger than 30 days
+    assert main(["vacuum", path, "--keep", "0s", "--keep-snapshots", "2", "--dry-run"]) == 0
+    assert "2 snapshots" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="2"):
+        main(["vacuum", path, "--keep", "99999999999d"])
+    assert "longer than any lake is old" in capsys.readouterr().err
+    with pytest.raises(SnapshotNotFoundError, match="has 1 to 4; choose"):
+        store.snapshot(5)

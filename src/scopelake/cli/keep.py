@@ -53,23 +53,21 @@ def _compact(arguments: argparse.Namespace) -> None:
 def _add_vacuum(verbs: Any) -> None:  # noqa: ANN401
     parser = add_verb(verbs, "vacuum", _vacuum, "delete old snapshots and what nobody needs")
     add_lake(parser, snapshot=False)
-    parser.add_argument("--keep", type=_duration, metavar="TIME",
-                        help="keep snapshots no older than that; 30d by default")  # fmt: skip
-    parser.add_argument("--keep-snapshots", type=int, metavar="N",
-                        help="keep the latest N, whatever their age")  # fmt: skip
+    parser.add_argument("--keep", type=_duration, default=timedelta(days=30), metavar="TIME",
+                        help="keep snapshots no older than that (default 30d)")  # fmt: skip
+    parser.add_argument("--keep-snapshots", type=int, default=1, metavar="N",
+                        help="keep the latest N besides, of any age (default 1)")  # fmt: skip
     parser.add_argument("--grace", type=_duration, default=timedelta(days=1), metavar="TIME",
-                        help="leave files that no snapshot names alone for so long")  # fmt: skip
+                        help="leave files that no snapshot names alone for so long (default "
+                        "1d); an ingest that takes longer to commit one fails")  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="only say what it would delete")
     add_json(parser)
 
 
 def _vacuum(arguments: argparse.Namespace) -> None:
-    keep, keep_snapshots = arguments.keep, arguments.keep_snapshots
-    if keep is None and keep_snapshots is None:
-        keep = timedelta(days=30)
     done = scopelake.open(arguments.lake).vacuum(
-        keep,
-        keep_snapshots=1 if keep_snapshots is None else keep_snapshots,
+        arguments.keep,
+        keep_snapshots=arguments.keep_snapshots,
         grace=arguments.grace,
         dry_run=arguments.dry_run,
     )
@@ -80,7 +78,10 @@ def _duration(text: str) -> timedelta:
     units = {"d": "days", "h": "hours", "m": "minutes", "s": "seconds"}
     if text[-1:] not in units or not text[:-1].isdigit():
         raise argparse.ArgumentTypeError(f"{text!r} is no time such as 30d, 12h, 45m or 10s")
-    return timedelta(**{units[text[-1]]: int(text[:-1])})
+    try:
+        return timedelta(**{units[text[-1]]: int(text[:-1])})
+    except OverflowError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is longer than any lake is old") from error
 
 
 VERBS: Final = (_add_verify, _add_compact, _add_vacuum)
