@@ -3,6 +3,7 @@
     reference   the definition: plain torch, float32, a [n_tokens, width] array
     torch       the same a tile at a time, by torch's operators, on every device
     cpu         compiled: product, threshold and compaction in one pass
+    triton      the same on a GPU
 
 What is not chosen says why: `choose` returns the reason.
 """
@@ -20,7 +21,7 @@ from scopelake.kernels import cpu, reference, tiled
 from scopelake.kernels.checks import check_features, check_input
 from scopelake.kernels.weights import EncoderWeights, SparseCodes
 
-Implementation = Literal["auto", "reference", "torch", "cpu"]
+Implementation = Literal["auto", "reference", "torch", "cpu", "triton"]
 Features = Sequence[int] | range | torch.Tensor | None
 """Features to encode with, ascending, each once: a list, or ``range(n)``, a Matryoshka prefix."""
 
@@ -44,12 +45,13 @@ def choose(device: torch.device, impl: Implementation = "auto") -> Choice:
         raise InvalidArgumentError(
             f"impl {impl!r} was asked for; there are {known}; choose one of them"
         )
-    why_not = _why_not_cpu(device)
+    fast: Implementation = "cpu" if device.type == "cpu" else "triton"
     if impl == "auto":
+        why_not = _why_not(fast, device)
         if why_not is None:
-            return Choice("cpu", "the fastest on the cpu")
-        return Choice("torch", f"'cpu' cannot run: {why_not}")
-    if impl == "cpu" and why_not is not None:
+            return Choice(fast, f"the fastest on {device.type}")
+        return Choice("torch", f"{fast!r} cannot run: {why_not}")
+    if (why_not := _why_not(impl, device)) is not None:
         raise InvalidArgumentError(
             f"impl {impl!r} was asked for on {device}; {why_not}; choose 'auto', which says what "
             "it takes instead"
@@ -104,11 +106,23 @@ def encode_many(
     taken = choose(x.device, impl).impl
     if taken == "cpu":
         return cpu.encode(x, coders, chosen)
+    if taken == "triton":
+        from scopelake.kernels import triton_encode  # needs triton
+
+        return [triton_encode.encode(x, c, f) for c, f in zip(coders, chosen, strict=True)]
     one = reference.encode if taken == "reference" else tiled.encode
     return [one(x, c, f) for c, f in zip(coders, chosen, strict=True)]
 
 
-def _why_not_cpu(device: torch.device) -> str | None:
-    if device.type != "cpu":
-        return f"it encodes on cpu, not on {device.type}"
-    return cpu.WHY_NOT
+def _why_not(impl: Implementation, device: torch.device) -> str | None:
+    """Return what keeps an implementation from running on a device."""
+    if impl == "cpu":
+        return cpu.WHY_NOT if device.type == "cpu" else f"it encodes on cpu, not on {device.type}"
+    if impl == "triton":
+        try:
+            from scopelake.kernels.triton_encode import INTERPRETED
+        except ImportError as error:
+            return f"triton is not installed ({error}): pip install 'scopelake[gpu]'"
+        where = ("cuda", "cpu") if INTERPRETED else ("cuda",)
+        return None if device.type in where else f"it encodes on cuda, not on {device.type}"
+    return None

@@ -145,8 +145,7 @@ def test_weights_of_other_types_and_layouts_are_taken_as_they_are():
 
 
 def test_the_reason_for_the_choice_can_be_asked(monkeypatch):
-    assert choose(torch.device("cpu")) == Choice("cpu", "the fastest on the cpu")
-    assert choose(torch.device("cuda", 0)).impl == "torch"
+    assert choose(torch.device("cpu")) == Choice("cpu", "the fastest on cpu")
     with pytest.raises(InvalidArgumentError, match=r"'cpu' was asked for on meta; it encodes on"):
         choose(torch.device("meta"), "cpu")
     monkeypatch.setattr(cpu, "WHY_NOT", "the compiled encoder is not built (no compiler)")
@@ -154,6 +153,13 @@ def test_the_reason_for_the_choice_can_be_asked(monkeypatch):
         "torch", "'cpu' cannot run: the compiled encoder is not built (no compiler)"
     )
     assert encode(tokens(3), coder()).n_tokens == 3
+
+
+def test_without_triton_a_gpu_encodes_by_torch_and_says_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "scopelake.kernels.triton_encode", None)
+    choice = choose(torch.device("cuda", 0))
+    assert choice.impl == "torch"
+    assert "pip install 'scopelake[gpu]'" in choice.reason
 
 
 def test_the_package_works_where_the_extension_is_not_built():
