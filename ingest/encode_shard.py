@@ -14,7 +14,7 @@ from scopelake.ingest.capture import PaddingSide, capture
 from scopelake.ingest.coders import CoderFiles
 from scopelake.ingest.model import LoadedModel
 from scopelake.ingest.plan import Shard
-from scopelake.kernels.encode import encode
+from scopelake.kernels.encode import encode, encode_many
 from scopelake.kernels.weights import EncoderWeights, SparseCodes, join_layers
 from scopelake.names import SiteLayer
 from scopelake.store.firings import Firings
@@ -94,9 +94,9 @@ def encode_shard(
             _keep_dense(dense[site], found[site], tokens, group)
         address = _address(tokens, group)
         n_firings = 0
-        for coder in shard.coders:
-            firings = _firings(_encode(coder, weights[coder.name], found), address)
-            parts[coder.name].append(firings)
+        for name, codes in _encode(shard.coders, weights, found):
+            firings = _firings(codes, address)
+            parts[name].append(firings)
             n_firings += len(firings.feature)
         if on_batch is not None:
             on_batch(len(address.context), n_firings)
@@ -122,12 +122,22 @@ def _address(tokens: ShardTokens, group: list[int]) -> _Address:
 
 
 def _encode(
-    coder: CoderFiles,
-    encoders: tuple[EncoderWeights, ...],
+    coders: Sequence[CoderFiles],
+    weights: Mapping[str, tuple[EncoderWeights, ...]],
     found: Mapping[SiteLayer, torch.Tensor],
-) -> SparseCodes:
-    codes = [encode(found[s], e) for s, e in zip(coder.sites, encoders, strict=True)]
-    return join_layers(codes, [e.width for e in encoders])
+) -> Iterator[tuple[str, SparseCodes]]:
+    """Yield the codes of each coder; what several read at one site is checked and packed once."""
+    alone: dict[SiteLayer, list[CoderFiles]] = {}
+    for coder in coders:
+        if len(coder.sites) == 1:
+            alone.setdefault(coder.sites[0], []).append(coder)
+            continue
+        encoders = weights[coder.name]
+        codes = [encode(found[s], e) for s, e in zip(coder.sites, encoders, strict=True)]
+        yield coder.name, join_layers(codes, [e.width for e in encoders])
+    for site, several in alone.items():
+        encoded = encode_many(found[site], [weights[c.name][0] for c in several])
+        yield from zip((c.name for c in several), encoded, strict=True)
 
 
 def _firings(codes: SparseCodes, address: _Address) -> Firings:
