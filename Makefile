@@ -5,7 +5,7 @@ STAMP := .venv/.ready
 export PYTHONSAFEPATH := 1
 
 .PHONY: demo test lint parity oldest soak bench bench-compact bench-dense bench-styles bench-memory \
-	bench-examples bench-encode clean setup
+	bench-examples bench-encode bench-gpu clean setup
 .SECONDARY:
 
 setup: $(STAMP)
@@ -62,6 +62,9 @@ bench-memory: $(STAMP)
 
 bench-encode: .venv-parity/.ready
 	PYTHONPATH=benchmarks .venv-parity/bin/python benchmarks/encode.py
+
+bench-gpu: $(STAMP)
+	PYTHONPATH=benchmarks $(BIN)/python benchmarks/gpu.py
 
 bench-examples: $(STAMP)
 	PYTHONPATH=benchmarks $(BIN)/python benchmarks/examples.py

@@ -1,0 +1,147 @@
+"""Encoding on a GPU: checked on it with fresh random input, then timed against two ceilings.
+
+    python benchmarks/gpu.py [--tokens 8192] [--repeats 20]
+
+The ceilings are cuBLAS's product of the same operands alone, and eager torch doing the whole job
+(product, comparison, `nonzero`, gather). Nothing is reported if a check fails. Without a GPU it says
+so and ends with status 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Callable
+from statistics import NormalDist
+
+import torch
+from encode import L0, make_tokens
+from record import Measure, write_results
+
+from scopelake.kernels.weights import EncoderWeights, SparseCodes
+
+WIDTHS = (16_384, 65_536, 262_144)
+D_IN = (640, 1_152, 2_560, 3_840, 5_376)
+UNIT = 2.0**-24
+
+
+def make_coder(d_in: int, width: int, seed: int) -> EncoderWeights:
+    """A random coder in bfloat16 on the GPU, made there."""
+    draw = torch.Generator("cuda").manual_seed(seed)
+    w_enc = torch.randn(d_in, width, generator=draw, device="cuda", dtype=torch.float32)
+    threshold = NormalDist().inv_cdf(1 - L0 / width)
+    return EncoderWeights(
+        (w_enc / d_in**0.5).bfloat16(),
+        0.1 * torch.randn(width, generator=draw, device="cuda"),
+        torch.full((width,), threshold, device="cuda"),
+    )
+
+
+def check(d_in: int, width: int, *, gemma_like: bool, seed: int) -> None:
+    """Compare with float64, and the exact mode with the CPU's firings.
+
+    Raises:
+        AssertionError: they differ.
+    """
+    from scopelake.kernels.encode import encode as on_cpu
+    from scopelake.kernels.triton_encode import encode
+
+    coder = make_coder(d_in, width, seed)
+    x = make_tokens(500, d_in, gemma_like=gemma_like, seed=seed).cuda().bfloat16()
+    codes = encode(x, coder)
+    pre = torch.addmm(coder.b_enc.double(), x.double(), coder.w_enc.double())
+    size = torch.addmm(coder.b_enc.double().abs(), x.double().abs(), coder.w_enc.double().abs())
+    distance = pre - coder.threshold.double()
+    fired = codes.to_dense(width) != 0
+    wrong = (fired != (distance > 0)) & (distance.abs() > (d_in + 2) * UNIT * size)
+    assert not bool(wrong.any()), f"{int(wrong.sum())} firings differ"
+    full = EncoderWeights(coder.w_enc.float(), coder.b_enc, coder.threshold)
+    exact = encode(x, coder, exact=full)
+    expected = on_cpu(x.cpu(), full.to("cpu"), "cpu")
+    for name in ("indptr", "features", "activations"):
+        assert torch.equal(getattr(exact, name).cpu(), getattr(expected, name)), name
+
+
+def timed(act: Callable[[], object]) -> float:
+    """Milliseconds of one call, by the GPU's own clock."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    act()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end)
+
+
+def compare(d_in: int, width: int, n_tokens: int, repeats: int) -> list[Measure]:
+    """Time the product alone, eager torch and ours in turn."""
+    from scopelake.kernels.triton_encode import encode
+
+    coder = make_coder(d_in, width, 0)
+    x = make_tokens(n_tokens, d_in).cuda().bfloat16()
+
+    def eager() -> object:
+        pre = torch.addmm(coder.b_enc.bfloat16(), x, coder.w_enc)
+        at = (pre > coder.threshold).nonzero(as_tuple=True)
+        return at, pre[at]
+
+    def ours() -> SparseCodes:
+        return encode(x, coder)
+
+    todo: dict[str, Callable[[], object]] = {
+        "product": lambda: torch.mm(x, coder.w_enc), "eager": eager, "ours": ours,
+    }  # fmt: skip
+    found: dict[str, list[float]] = {name: [] for name in todo}
+    for repeat in range(repeats + 3):
+        for name, act in todo.items():
+            ms = timed(act)
+            if repeat >= 3:
+                found[name].append(ms)
+    base, what = found["product"], f"d={d_in} F={width}"
+    ratios = {n: [a / b for a, b in zip(found[n], base, strict=True)] for n in ("eager", "ours")}
+    return [
+        Measure(f"{what}: cuBLAS product alone", tuple(base), "ms"),
+        Measure(f"{what}: eager torch", tuple(ratios["eager"]), "x product"),
+        Measure(f"{what}: ours", tuple(ratios["ours"]), "x product"),
+    ]
+
+
+def card() -> str:
+    """The card, its clocks and its driver."""
+    asked = "name,driver_version,clocks.sm,clocks.max.sm,power.limit"
+    done = subprocess.run(
+        ["nvidia-smi", f"--query-gpu={asked}", "--format=csv,noheader"], check=True,
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    return done.stdout.strip().splitlines()[0]
+
+
+def main() -> int:
+    """Check, then time."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tokens", type=int, default=8_192)
+    parser.add_argument("--repeats", type=int, default=20)
+    args = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("a GPU was asked for; torch finds none here; run it on a machine with one")
+        return 2
+    import triton
+
+    seed = int(torch.randint(1 << 30, ()))
+    for d_in, width in [(640, 1_000), (1_152, 16_384), (97, 513)]:
+        for gemma_like in (False, True):
+            check(d_in, width, gemma_like=gemma_like, seed=seed)
+    print(f"checks passed, seed {seed}")
+    measures = [
+        measure
+        for width in WIDTHS
+        for d_in in D_IN
+        for measure in compare(d_in, width, args.tokens, args.repeats)
+    ]
+    config = f"{args.tokens} tokens, bfloat16, {card()}, triton {triton.__version__}, seed {seed}"
+    write_results("gpu", measures, config)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
