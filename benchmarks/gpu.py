@@ -3,8 +3,8 @@
     python benchmarks/gpu.py [--tokens 8192] [--repeats 20]
 
 The ceilings are cuBLAS's product of the same operands alone, and eager torch doing the whole job
-(product, comparison, `nonzero`, gather). Nothing is reported if a check fails. Without a GPU it says
-so and ends with status 2.
+(product, comparison, `nonzero`, gather). Nothing is reported if a check fails. Without a GPU it
+says so and ends with status 2.
 """
 
 from __future__ import annotations

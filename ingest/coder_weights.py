@@ -1,4 +1,8 @@
-"""Loading a coder's weights slice by slice: never more in memory than the result and one slice."""
+"""Loading a coder's weights slice by slice: never more in memory than the result and one slice.
+
+Encoders that are very large are not loaded for a CPU, but mapped: their pages are read while they
+encode, and the system may let go of them, so that a coder larger than the memory encodes.
+"""
 
 from __future__ import annotations
 
@@ -16,18 +20,31 @@ from scopelake.kernels.weights import DecoderWeights, EncoderWeights
 
 SLICE_BYTES: Final = 64 << 20
 
+MAPPED_BYTES: Final = 4 << 30
+"""Encoders of so many bytes are mapped."""
+
 
 def load_encoders(
     coder: CoderFiles, device: torch.device, dtype: torch.dtype = torch.float32
 ) -> tuple[EncoderWeights, ...]:
     """Load the encoders of `coder`, one for each layer; its decoder is not read.
 
+    Args:
+        coder: which.
+        device: where to; on a CPU a very large encoder in float32 stays in its file, which must
+            not be written to meanwhile.
+        dtype: of the result.
+
     Raises:
         CoderFileError: a threshold is negative or a value is not finite.
     """
     encoders = []
     for params in coder.params:
-        tensors = {k: _load(params, k, device, dtype) for k in ("w_enc", "b_enc", "threshold")}
+        tensors = {k: _load(params, k, device, dtype) for k in ("b_enc", "threshold")}
+        mapped = _mapped(params, "w_enc") if device.type == "cpu" else None
+        if mapped is None or mapped.dtype != dtype or mapped.nbytes < MAPPED_BYTES:
+            mapped = _load(params, "w_enc", device, dtype)
+        tensors["w_enc"] = mapped
         _check(coder, params, tensors)
         if bool((tensors["threshold"] < 0).any()):
             raise CoderFileError(
@@ -70,6 +87,13 @@ def decoder_rows(coder: CoderFiles, device: torch.device) -> Iterator[torch.Tens
             rows = part.to(device, torch.float32).view(shape)
             _check(coder, params, {"w_dec": rows})
             yield rows
+
+
+def _mapped(params: Path, key: str) -> torch.Tensor:
+    """Return a tensor whose bytes are the file's own; nothing is read yet."""
+    with safe_open(params, framework="pt") as file:
+        tensor: torch.Tensor = file.get_tensor(key)
+    return tensor
 
 
 def _load(params: Path, key: str, device: torch.device, dtype: torch.dtype) -> torch.Tensor:

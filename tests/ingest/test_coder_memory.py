@@ -69,6 +69,37 @@ def folder(tmp_path_factory):
     return folder
 
 
+ENCODE = """
+import resource, sys
+from pathlib import Path
+import torch
+from scopelake.ingest import coder_weights
+from scopelake.ingest.coders import read_coder
+from scopelake.kernels.encode import encode
+coder_weights.MAPPED_BYTES = int(sys.argv[2])
+x = torch.randn(100, 1152)
+own = lambda: int(Path("/proc/self/statm").read_text().split()[1]) - int(
+    Path("/proc/self/statm").read_text().split()[2])
+before = own()
+(encoder,) = coder_weights.load_encoders(read_coder(Path(sys.argv[1])), torch.device("cpu"))
+assert encode(x, encoder).features.numel() == 0
+print((own() - before) * resource.getpagesize())
+"""
+
+
+@pytest.mark.slow
+def test_an_encoder_that_is_mapped_takes_no_memory_of_the_process(folder):
+    grown = []
+    for limit in (1 << 30, 4 << 30):
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", ENCODE, str(folder), str(limit)],
+            check=True, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        grown.append(int(done.stdout))
+    assert grown[0] < 64 << 20
+    assert grown[1] > 1 << 30
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("what", "dtype"),

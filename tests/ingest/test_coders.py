@@ -9,6 +9,7 @@ import torch
 
 from scopelake import tiny
 from scopelake.errors import CoderFileError, CoderMismatchError, CoderWarning
+from scopelake.ingest import coder_weights
 from scopelake.ingest.coder_weights import load_decoder, load_encoders
 from scopelake.ingest.coders import check_fits, read_coder
 from scopelake.ingest.families import is_of_width, parse_folder
@@ -203,3 +204,13 @@ def test_specs_that_name_nothing_or_a_name_twice_are_refused(tmp_path, write_cod
     a, b = write_coder(tmp_path / "a"), write_coder(tmp_path / "b")
     with pytest.raises(CoderFileError, match="asked for twice"):
         find_coders([a, b])
+
+
+def test_a_mapped_encoder_is_the_loaded_one(tmp_path, write_coder, monkeypatch):
+    coder = read_coder(write_coder(tmp_path))
+    (loaded,) = load_encoders(coder, CPU)
+    monkeypatch.setattr(coder_weights, "MAPPED_BYTES", 1)
+    (mapped,) = load_encoders(coder, CPU)
+    assert torch.equal(mapped.w_enc, loaded.w_enc)
+    (half,) = load_encoders(coder, CPU, torch.bfloat16)
+    assert torch.equal(half.w_enc, loaded.w_enc.bfloat16())
