@@ -22,6 +22,7 @@ from scopelake.ingest.encode_shard import batches
 from scopelake.ingest.model import LoadedModel
 from scopelake.kernels.decode import decode
 from scopelake.kernels.encode import encode
+from scopelake.kernels.reference import reconstruction_error
 from scopelake.kernels.weights import DecoderWeights, EncoderWeights, SparseCodes, join_layers
 
 BATCH_TOKENS: Final = 4096
@@ -150,7 +151,7 @@ def _sum(
             y = decode(codes, decoder, torch.stack(xs, dim=1) if coder.affine else None)
             for i, target in enumerate(coder.targets):
                 true = found[target][keep].double()
-                sums.error[i] += float((true - y[:, i]).square().sum())
+                sums.error[i] += float(reconstruction_error(y[:, i], true).sum())
                 sums.squares[i] += float(true.square().sum())
                 sums.total[i] += true.sum(dim=0).cpu()
             sums.fired += torch.bincount(codes.features, minlength=width).cpu()

@@ -10,6 +10,8 @@ Everything faster in this package is compared with these functions.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 from scopelake.errors import InvalidArgumentError
@@ -70,3 +72,46 @@ def decode(
             "the reconstruction of an affine coder was asked for without its input; give x"
         )
     return y + torch.einsum("tli,lid->tld", x.float(), weights.skip)
+
+
+def reconstruction_error(y: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Return the squared error of each token [n_tokens, n_out], float64.
+
+    Args:
+        y: reconstruction [n_tokens, n_out, d_out].
+        target: what it should be, of the same shape.
+    """
+    return (target.double() - y.double()).square().sum(dim=-1)
+
+
+@dataclass(frozen=True)
+class TopTokens:
+    """Each feature's strongest tokens so far, the strongest first; ties: the earliest first."""
+
+    activations: torch.Tensor
+    """[width, k] float32; -inf where a feature has fired fewer times."""
+    tokens: torch.Tensor
+    """[width, k] int64; -1 there."""
+
+    @classmethod
+    def none(cls, width: int, k: int) -> TopTokens:
+        """Return those of no tokens."""
+        shape = (width, k)
+        return cls(torch.full(shape, -torch.inf), torch.full(shape, -1))
+
+    def add(self, codes: SparseCodes, first_token: int) -> TopTokens:
+        """Return those of the tokens so far and some more.
+
+        Args:
+            codes: of the next tokens.
+            first_token: what the first of them is called; tokens come in ascending order.
+        """
+        width, k = self.activations.shape
+        dense = codes.to_dense(width).T
+        dense = torch.where(dense > 0, dense, torch.full_like(dense, -torch.inf))
+        names = torch.arange(codes.n_tokens) + first_token
+        values = torch.cat([self.activations, dense], dim=1)
+        tokens = torch.cat([self.tokens, names.expand(width, -1)], dim=1)
+        order = torch.argsort(values, dim=1, descending=True, stable=True)[:, :k]
+        values, tokens = values.gather(1, order), tokens.gather(1, order)
+        return TopTokens(values, torch.where(values > 0, tokens, torch.full_like(tokens, -1)))

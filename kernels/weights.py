@@ -74,11 +74,34 @@ class SparseCodes:
         counts = torch.diff(self.indptr)
         return torch.repeat_interleave(torch.arange(self.n_tokens, device=counts.device), counts)
 
+    def feature_major(self, width: int) -> FeatureMajorCodes:
+        """Return the same firings feature after feature.
+
+        Args:
+            width: number of features.
+        """
+        order = torch.argsort(self.features, stable=True)
+        indptr = torch.zeros(width + 1, dtype=torch.int64, device=self.features.device)
+        torch.cumsum(torch.bincount(self.features, minlength=width), 0, out=indptr[1:])
+        return FeatureMajorCodes(indptr, self.token_index()[order], self.activations[order])
+
     def to_dense(self, width: int) -> torch.Tensor:
         """Return the dense codes [n_tokens, width], float32."""
         dense = torch.zeros(self.n_tokens, width, device=self.activations.device)
         dense[self.token_index(), self.features.long()] = self.activations
         return dense
+
+
+@dataclass(frozen=True)
+class FeatureMajorCodes:
+    """Firings as CSR over features; tokens ascend within a feature."""
+
+    indptr: torch.Tensor
+    """[width + 1], int64; the firings of feature f are [indptr[f], indptr[f + 1])."""
+    tokens: torch.Tensor
+    """[n_firings], int64"""
+    activations: torch.Tensor
+    """[n_firings], float32"""
 
 
 def join_layers(codes: Sequence[SparseCodes], widths: Sequence[int]) -> SparseCodes:

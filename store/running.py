@@ -56,13 +56,10 @@ class Smallest:
         if len(key) == 0:
             return
         held = np.repeat(np.arange(len(self._counts), dtype=np.uint64), self._counts)
-        both = np.concatenate(
-            [
-                (held << np.uint64(32)) | self._values,
-                (key.astype(np.uint64) << np.uint64(32)) | (value >> self._drop),
-            ]
-        )
-        both.sort()
+        new = (key.astype(np.uint64) << np.uint64(32)) | (value >> self._drop)
+        new.sort()
+        both = np.concatenate([(held << np.uint64(32)) | self._values, new])
+        both.sort(kind="stable")  # two sorted runs: this merges them
         counts = np.bincount(key, minlength=len(self._counts)) + self._counts
         n_kept = np.minimum(counts, self._k)
         # The first n_kept of each run of equal keys, whose lengths are the counts.

@@ -77,3 +77,42 @@ def test_an_affine_coder_needs_its_input(decode):
     codes = SparseCodes(torch.tensor([0, 0]), torch.empty(0, dtype=torch.int32), torch.empty(0))
     with pytest.raises(InvalidArgumentError, match="give x"):
         decode(codes, weights)
+
+
+@pytest.mark.parametrize("n_tokens", [0, 1, 63, 200])
+def test_feature_major_codes_are_the_columns(n_tokens):
+    codes = encode(torch.randn(n_tokens, D_IN), build_encoder(30, 0))
+    found, dense = codes.feature_major(30), codes.to_dense(30)
+    for feature in range(30):
+        mine = slice(int(found.indptr[feature]), int(found.indptr[feature + 1]))
+        tokens = dense[:, feature].nonzero().squeeze(1)
+        assert torch.equal(found.tokens[mine], tokens)
+        assert torch.equal(found.activations[mine], dense[tokens, feature])
+
+
+@pytest.mark.parametrize("k", [1, 3, 50])
+@pytest.mark.parametrize("step", [1, 7, 40])
+def test_top_tokens_are_those_of_a_plain_sort(k, step):
+    weights = build_encoder(9, 0, threshold=1.0)
+    x = torch.randn(40, D_IN).round()  # many ties
+    weights = EncoderWeights(weights.w_enc.round(), weights.b_enc.round(), weights.threshold)
+    top = reference.TopTokens.none(9, k)
+    for start in range(0, 40, step):
+        top = top.add(encode(x[start : start + step], weights), start)
+    dense = encode(x, weights).to_dense(9)
+    for feature in range(9):
+        fired = [(-float(dense[t, feature]), t) for t in range(40) if dense[t, feature] > 0]
+        wanted = [t for _, t in sorted(fired)][:k]
+        assert top.tokens[feature].tolist() == wanted + [-1] * (k - len(wanted))
+        values = top.activations[feature, : len(wanted)]
+        assert torch.equal(values, dense[wanted, feature])
+
+
+def test_the_error_is_the_squared_distance():
+    y, target = torch.randn(5, 2, 3), torch.randn(5, 2, 3)
+    found = reference.reconstruction_error(y, target)
+    for token in range(5):
+        for layer in range(2):
+            pairs = zip(y[token, layer].tolist(), target[token, layer].tolist(), strict=True)
+            wanted = sum((a - b) ** 2 for a, b in pairs)
+            assert float(found[token, layer]) == pytest.approx(wanted, rel=1e-12)
