@@ -25,7 +25,7 @@ def check_input(x: torch.Tensor, coders: Sequence[EncoderWeights]) -> None:
                 f"encode was given shape {tuple(x.shape)}; the coder takes [n_tokens, "
                 f"{coder.d_in}]; pass the tensor of the site that the coder was trained on"
             )
-        if x.device != coder.w_enc.device:
+        if coder.w_enc.device not in (x.device, torch.device("cpu")):
             raise InvalidArgumentError(
                 f"encode was given a tensor on {x.device}; the coder's weights are on "
                 f"{coder.w_enc.device}; move one of them"

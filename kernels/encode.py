@@ -17,7 +17,7 @@ from typing import Literal, get_args
 import torch
 
 from scopelake.errors import InvalidArgumentError
-from scopelake.kernels import cpu, reference, tiled
+from scopelake.kernels import cpu, reference, streamed, tiled
 from scopelake.kernels.checks import check_features, check_input
 from scopelake.kernels.weights import EncoderWeights, SparseCodes
 
@@ -68,8 +68,9 @@ def encode(
     """Encode `x` [n_tokens, d_in], any float dtype, to its firings.
 
     Args:
-        x: activations of the coder's site, on the device of its weights.
-        coder: its weights.
+        x: activations of the coder's site.
+        coder: its weights, on the device of `x`; those on the CPU come to another device slice by
+            slice, so that they may be larger than its memory.
         impl: see `choose`.
         features: those to encode with, at a cost proportional to their number; None for all.
 
@@ -104,6 +105,9 @@ def encode_many(
     given = [None] * len(coders) if features is None else list(features)
     chosen = [check_features(f, coder) for f, coder in zip(given, coders, strict=True)]
     taken = choose(x.device, impl).impl
+    if any(coder.w_enc.device != x.device for coder in coders):
+        # One by one, a slice of the weights at a time.
+        return [_encode_from_host(x, c, impl, f) for c, f in zip(coders, chosen, strict=True)]
     if taken == "cpu":
         return cpu.encode(x, coders, chosen)
     if taken == "triton":
@@ -112,6 +116,18 @@ def encode_many(
         return [triton_encode.encode(x, c, f) for c, f in zip(coders, chosen, strict=True)]
     one = reference.encode if taken == "reference" else tiled.encode
     return [one(x, c, f) for c, f in zip(coders, chosen, strict=True)]
+
+
+def _encode_from_host(
+    x: torch.Tensor, coder: EncoderWeights, impl: Implementation, features: torch.Tensor | None
+) -> SparseCodes:
+    if features is None:
+        return streamed.encode(x, coder, lambda x, part: encode(x, part, impl))
+    index = features.cpu()
+    some = EncoderWeights(coder.w_enc[:, index], coder.b_enc[index], coder.threshold[index])
+    codes = streamed.encode(x, some, lambda x, part: encode(x, part, impl))
+    names = features.to(x.device, torch.int32)
+    return SparseCodes(codes.indptr, names[codes.features.long()], codes.activations)
 
 
 def _why_not(impl: Implementation, device: torch.device) -> str | None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from scopelake.errors import InvalidArgumentError
-from scopelake.kernels import reference
+from scopelake.kernels import reference, streamed
 from scopelake.kernels.decode import decode as gather_decode
 from scopelake.kernels.encode import encode
 from scopelake.kernels.weights import DecoderWeights, EncoderWeights, SparseCodes, join_layers
@@ -116,3 +116,20 @@ def test_the_error_is_the_squared_distance():
             pairs = zip(y[token, layer].tolist(), target[token, layer].tolist(), strict=True)
             wanted = sum((a - b) ** 2 for a, b in pairs)
             assert float(found[token, layer]) == pytest.approx(wanted, rel=1e-12)
+
+
+@pytest.mark.parametrize("n_tokens", [0, 1, 63])
+@pytest.mark.parametrize("slice_bytes", [1, 4 * D_IN * 7, 1 << 20])
+def test_weights_that_come_slice_by_slice_give_the_same(n_tokens, slice_bytes):
+    x, weights = torch.randn(n_tokens, D_IN), build_encoder(30, 0)
+    widths = []
+
+    def one(x, part):
+        widths.append(part.width)
+        return encode(x, part)
+
+    found, whole = streamed.encode(x, weights, one, slice_bytes), encode(x, weights)
+    assert sum(widths) == 30
+    assert max(widths) * 4 * D_IN <= max(slice_bytes, 4 * D_IN)
+    for name in ("indptr", "features", "activations"):
+        assert torch.equal(getattr(found, name), getattr(whole, name))
