@@ -11,6 +11,7 @@ from typing import Final
 
 from scopelake.errors import LakeError, ObjectStoreError
 from scopelake.names import counted
+from scopelake.store.delta_log import read_log
 from scopelake.store.expected import Survey
 from scopelake.store.findings import Finding, Problem
 from scopelake.store.layout import ACTIVATIONS, DENSE, DENSE_SHARD, PENDING, TABLES
@@ -53,14 +54,20 @@ def _problem(is_ours: bool) -> Problem:
 
 
 def _of_tables(found: Survey) -> Iterator[Finding]:
+    root, unnamed = found.store.root, {}
     expected = {e.finding.path for e in found.expected}
-    for entry in found.store.root.list("tables"):
+    for entry in root.list("tables"):
         table, _, name = entry.path.removeprefix("tables/").partition("/")
         log = found.logs.get(table)
         if table in TABLES and (log is None or log.wrong or name.startswith("_delta_log/")):
             continue
         if entry.path not in expected and (log is None or name not in log.lives):
-            yield Finding(entry.path, _problem(is_data_name(entry.path)), table)
+            unnamed[entry.path] = table, name
+    # What was committed while the lake was read is named by now.
+    lives = {t: read_log(root, t).lives for t in {table for table, _ in unnamed.values()}}
+    for path, (table, name) in unnamed.items():
+        if name not in lives[table]:
+            yield Finding(path, _problem(is_data_name(path)), table)
     for table, log in found.logs.items():
         if log.wrong and table not in found.unopened:
             found.unchecked.append(
@@ -73,8 +80,9 @@ def _of_activations(found: Survey) -> Iterator[Finding]:
     root = found.store.root
     named = {e.finding.path for e in found.expected}
     is_known = found.is_listed
+    there = [e.path for e in root.list(ACTIVATIONS) if not _METADATA.search(e.path)]
     try:
-        # Shards of later snapshots lie beside those of these.
+        # Shards of later snapshots, also of writers at work, lie beside those of these.
         rows = found.store.read("files", found.store.snapshot(), ["path"], [("kind", "=", DENSE)])
         named |= set(rows["path"].to_pylist())
     except ObjectStoreError:
@@ -87,15 +95,15 @@ def _of_activations(found: Survey) -> Iterator[Finding]:
         return _n_shards(root, array)
 
     n_unknown = 0
-    for entry in root.list(ACTIVATIONS):
-        if entry.path in named or _METADATA.search(entry.path):
+    for path in there:
+        if path in named:
             continue
-        at = DENSE_SHARD.search(entry.path)
-        is_place = at is not None and int(at[0].split("/")[2]) < n_shards(entry.path[: at.start()])
+        at = DENSE_SHARD.search(path)
+        is_place = at is not None and int(at[0].split("/")[2]) < n_shards(path[: at.start()])
         if is_place and not is_known:
             n_unknown += 1
             continue
-        yield Finding(entry.path, _problem(is_place), DENSE)
+        yield Finding(path, _problem(is_place), DENSE)
     if n_unknown:
         found.unchecked.append(
             f"{counted(n_unknown, 'dense shard')} and the metadata beside, because table files "

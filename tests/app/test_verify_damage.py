@@ -105,7 +105,10 @@ def test_left_over_files_are_shown_and_harmless(lake, capsys):
 def test_a_dense_shard_that_a_repair_took_out_is_left_over(lake):
     shard = sorted((lake.path / "activations").rglob("c/*/0/0"))[1]
     damage(shard)
-    lake.repair(lake.verify())
+    found = lake.verify()
+    done = lake.repair(found)
+    assert found.to_text().splitlines()[-1].startswith(f"snapshot {found.snapshot}: 1 damaged; ")
+    assert done.to_text().splitlines()[-1].startswith("1 file taken out (snapshot ")
     found = lake.verify()
     assert found.is_whole
     assert [lake.path / f.path for f in found.left_over] == [shard]
@@ -280,3 +283,16 @@ def test_every_table_without_a_log_is_one_report(lake):
     assert len([f for f in found.findings if f.problem == "missing"]) == len(TABLES)
     assert not found.is_whole
     assert np.isfinite(found.seconds)
+
+
+def test_what_is_committed_meanwhile_is_not_left_over(lake, tmp_path):
+    (tmp_path / "b.txt").write_text("x = 1")
+    other = scopelake.open(lake.path)
+
+    def commit(done, total):
+        if done == total:
+            other.add_corpus("more", tmp_path / "b.txt", tokenizer=tiny.MODEL_NAME)
+
+    found = lake.verify(commit)
+    assert other.snapshot > lake.snapshot
+    assert (found.findings, found.left_over) == ((), ())
