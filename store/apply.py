@@ -145,14 +145,15 @@ class Applier:
                     raise
                 raise LakeError(
                     f"a commit to table {table} was asked for; it failed "
-                    f"({self.store.root.describe(error)}); check {self.store.table_uri(table)}, "
-                    "its permissions and room; the next writer goes on with it"
+                    f"({delta.describe(self.store.root, error)}); check "
+                    f"{self.store.table_uri(table)}, its permissions and room; the next writer "
+                    "goes on with it"
                 ) from error
             self._on_step(table)
             return
         raise LakeError(
             f"a commit to table {table} was tried {_MOST_TRIES} times; it failed "
-            f"({self.store.root.describe(failed)}); check {self.store.table_uri(table)}"
+            f"({delta.describe(self.store.root, failed)}); check {self.store.table_uri(table)}"
         ) from failed
 
     def _table(self, table: str) -> DeltaTable:

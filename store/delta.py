@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import unquote
 
@@ -22,7 +20,8 @@ from deltalake import (
 from deltalake.exceptions import DeltaError
 from deltalake.transaction import AddAction, RemoveAction
 
-from scopelake.errors import LakeError
+from scopelake.errors import DamagedFileError, LakeError
+from scopelake.store.delta_log import read_log
 from scopelake.store.layout import TABLES, table_folder
 from scopelake.store.parquet import write_parquet
 from scopelake.store.reading import Filters, matching_files, read_files
@@ -32,8 +31,7 @@ from scopelake.store.schema import PARTITIONS, SCHEMAS
 
 _HOOKS: Final = PostCommitHookProperties(create_checkpoint=True, cleanup_expired_logs=False)
 
-_VERSION: Final = re.compile(r"/(\d{20})\.json\Z")
-_READERS: Final = 8
+_BACKTRACE: Final = re.compile(r"\s*\n\s*(?:(?:stack )?backtrace:|0: )", re.IGNORECASE)
 
 _MOST_FILES: Final = 64
 """Files of a table without partitions, before its rows are written as one again."""
@@ -63,7 +61,7 @@ def create_table(root: Root, table: str) -> None:
         )
     except OSError as error:
         raise LakeError(
-            f"table {table} was to be made; it failed ({root.describe(error)}); check "
+            f"table {table} was to be made; it failed ({describe(root, error)}); check "
             f"{table_uri(root, table)}, its permissions and room"
         ) from error
 
@@ -92,7 +90,7 @@ def open_table(root: Root, table: str, version: int | None = None) -> DeltaTable
     except (DeltaError, OSError) as error:
         what = "its latest version" if version is None else f"version {version}"
         raise LakeError(
-            f"{what} of table {table} was asked for; it cannot be read ({root.describe(error)}); "
+            f"{what} of table {table} was asked for; it cannot be read ({describe(root, error)}); "
             f"check {table_uri(root, table)}"
         ) from error
 
@@ -244,28 +242,27 @@ def added_files(opened: DeltaTable) -> pa.Table:
     )
 
 
-def file_lives(root: Root, table: str) -> dict[str, tuple[int, float]]:
+def file_lives(root: Root, table: str) -> Mapping[str, tuple[int, float]]:
     """Return, by file of a table, the versions [first, end) that have had it.
 
     The log is kept whole, so that even files that a snapshot lost are known; the end of those that
     the newest version has is infinite.
+
+    Raises:
+        DamagedFileError: an entry of the log is damaged or missing.
     """
-    lives: dict[str, tuple[int, float]] = {}
-    logs = root.list(f"{table_folder(table)}/_delta_log")
-    found = (_VERSION.search(entry.path) for entry in logs)
-    numbered = sorted((int(match[1]), match.string) for match in found if match)
-    with ThreadPoolExecutor(_READERS) as pool:
-        texts = pool.map(lambda one: root.read(one[1]).decode(), numbered)
-        versions = [(number, text) for (number, _), text in zip(numbered, texts, strict=True)]
-    for version, text in versions:
-        for line in text.splitlines():
-            action = json.loads(line)
-            if "add" in action:
-                lives[unquote(action["add"]["path"])] = (version, math.inf)
-            elif "remove" in action:
-                name = unquote(action["remove"]["path"])
-                lives[name] = (lives[name][0], version)
-    return lives
+    log = read_log(root, table)
+    for one in log.wrong:
+        raise DamagedFileError(
+            f"the log of table {table} was to be read; {root.url}/{one.path} is {one.problem}"
+            f"{': ' + one.detail if one.detail else ''}; restore it from a copy"
+        )
+    return log.lives
+
+
+def describe(root: Root, error: Exception) -> str:
+    """Return an error of deltalake on one line, without the backtrace that RUST_BACKTRACE adds."""
+    return root.describe(LakeError(_BACKTRACE.split(str(error), maxsplit=1)[0]))
 
 
 def rows_json(rows: pa.Table) -> str:

@@ -13,8 +13,10 @@ from uuid import uuid4
 import pyarrow as pa
 
 from scopelake.errors import (
+    DamagedFileError,
     FormatVersionError,
     InvalidArgumentError,
+    LakeError,
     LakeExistsError,
     LakeNotFoundError,
     NotALakeError,
@@ -99,6 +101,7 @@ class LakeStore:
         Raises:
             LakeNotFoundError: nothing is there.
             NotALakeError: what is there is not a lake.
+            DamagedFileError: it is one, and its lake.json is damaged or missing.
             FormatVersionError: it is a lake of another format version.
             ObjectStoreError: the object store refuses or does not answer.
         """
@@ -281,21 +284,37 @@ def _readable_version(root: Root) -> int:
             f"the lake at {root.url} has format version {version!r}; this package reads "
             f"{' and '.join(map(str, READABLE_VERSIONS))}; install a newer scopelake to read it"
         )
-    return int(str(version))
+    return version
 
 
-def _format_version(root: Root) -> object:
+def _format_version(root: Root) -> int:
     try:
         values = json.loads(root.read(LAKE_FILE))
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise NotALakeError(
-            f"a lake at {root.url} was asked for; it has no {LAKE_FILE}; check the path"
-        ) from error
+        raise _no_lake_file(root, f"it has no {LAKE_FILE}", "missing") from error
     except ValueError:
         values = None
     if not isinstance(values, dict) or values.get("format") != FORMAT:
-        raise NotALakeError(
-            f"a lake at {root.url} was asked for; its {LAKE_FILE} is not that of a lake; check the "
-            "path"
+        raise _no_lake_file(
+            root, f"its {LAKE_FILE} is not that of a lake", "damaged (it is not that of a lake)"
         )
-    return values.get("format_version")
+    version = values.get("format_version")
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        found = "none" if version is None else repr(version)
+        raise _damaged_lake_file(root, f"damaged (its format_version is {found})")
+    return version
+
+
+def _no_lake_file(root: Root, what: str, how: str) -> LakeError:
+    """Return what is said of a folder without its file: full of tables, it is a lake."""
+    if any(True for _ in root.list("tables")):
+        return _damaged_lake_file(root, how)
+    return NotALakeError(f"a lake at {root.url} was asked for; {what}; check the path")
+
+
+def _damaged_lake_file(root: Root, how: str) -> DamagedFileError:
+    return DamagedFileError(
+        f"the lake at {root.url} was asked for; its {LAKE_FILE} is {how}; restore it from a copy, "
+        f'or write it anew: {{"format": "{FORMAT}", "format_version": {FORMAT_VERSION}, "lake_id": '
+        '"<a UUID>", "created_at": "<a time>"} (docs/format.md, Damage)'
+    )

@@ -49,6 +49,10 @@ ACTIVATIONS: Final = "activations"
 """The folder of the Zarr group of dense activations."""
 
 
+DENSE_SHARD: Final = re.compile(r"/c/\d+/0/0\Z")
+"""The end of a dense shard's path; its array's metadata lies beside."""
+
+
 def table_folder(table: str) -> str:
     """Return the folder of a Delta table."""
     return f"tables/{table}"

@@ -13,7 +13,8 @@ from urllib.parse import quote
 import pyarrow.parquet as pq
 import zarr.storage
 
-from scopelake.errors import DamagedFileError
+from scopelake.errors import LakeError
+from scopelake.names import counted
 from scopelake.store.dense import array_format, open_array
 from scopelake.store.lake_store import LakeStore
 from scopelake.store.root import Root
@@ -33,8 +34,11 @@ def file_contradiction(root: Root, path: str, action: Mapping[str, Any]) -> str 
         if kind == "partition" and f"/{column}={quote(str(value), safe='')}/" not in path:
             return f"the log says {column} {value!r}"
     metadata = pq.read_metadata(root.open(path))
-    if metadata.num_rows != action["num_records"]:
-        return f"the log says {action['num_records']} rows instead of {metadata.num_rows}"
+    said_rows = action["num_records"]
+    if said_rows is None:
+        return "the log says nothing of its rows"
+    if metadata.num_rows != said_rows:
+        return f"the log says {counted(said_rows, 'row')} instead of {metadata.num_rows:,}"
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
     for index in range(metadata.num_columns):
         column = metadata.schema.column(index).path
@@ -73,6 +77,6 @@ def _corpus_shape(store: LakeStore, snapshot: Snapshot, corpus: str) -> tuple[in
     columns = ["n_contexts", "context_length"]
     try:
         rows = store.read("corpora", snapshot, columns, [("corpus", "=", corpus)]).to_pylist()
-    except DamagedFileError:  # that is a finding of its own
+    except LakeError:  # that is a finding of its own
         return None
     return (rows[0]["n_contexts"], rows[0]["context_length"]) if rows else None

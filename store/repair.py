@@ -12,20 +12,23 @@ from dataclasses import dataclass
 from typing import Any, Final
 from uuid import uuid4
 
-from scopelake.errors import LakeBusyError
+from scopelake.errors import LakeBusyError, LakeError, ObjectStoreError
+from scopelake.names import counted
 from scopelake.store.catalog import IMPORTED, shards_of_files
 from scopelake.store.commit import Writer
 from scopelake.store.derive import remake
+from scopelake.store.findings import Finding, Verification
 from scopelake.store.lake_store import LakeStore
-from scopelake.store.layout import DENSE
+from scopelake.store.layout import DENSE, table_folder
 from scopelake.store.merge import BY_FEATURE
 from scopelake.store.planned import Commit
 from scopelake.store.receipts import Receipt
 from scopelake.store.snapshot import Snapshot
-from scopelake.store.verify import Finding, Verification
 from scopelake.store.writer import discard
 
 _MENDABLE: Final = ("codes", *BY_FEATURE, "features", DENSE)
+_NEEDED: Final = ("files", "merged", "snapshots")
+"""What says of the other files what they hold; a repair reads and writes them."""
 
 Row = dict[str, Any]
 """A row of the ``files`` table."""
@@ -44,13 +47,18 @@ class Repair:
     """What to ingest or import again."""
     beyond: tuple[Finding, ...]
     """What cannot be made again from elsewhere."""
+    not_mended: str = ""
+    """Why nothing was mended, if that is so because of what is beyond repair."""
 
     def to_text(self) -> str:
         """Return a line for each thing done and to do, and for each that is lost."""
         lines = [f"made again: {one}" for one in self.made_again]
         lines += [f"ingest again: {one}" for one in self.ingest_again]
         lines += [f"beyond repair, restore it from a copy: {f.to_text()}" for f in self.beyond]
-        return "\n".join([*lines, f"{self.n_files:,} files taken out (snapshot {self.snapshot})"])
+        if self.not_mended:
+            return "\n".join([*lines, self.not_mended])
+        taken = f"{counted(self.n_files, 'file')} taken out (snapshot {self.snapshot})"
+        return "\n".join([*lines, taken])
 
     def __str__(self) -> str:
         return self.to_text()
@@ -66,12 +74,39 @@ class _Plan:
     made: set[str]
     coders: set[tuple[str | None, str | None]]
     """(sae, corpus) whose files are looked at."""
+    unknown: list[Finding]
+    """Of coders of which nothing tells any more whether they were imported."""
+
+
+def unmendable(found: Verification) -> Repair | None:
+    """Return what is said where nothing can be mended: what a repair needs is damaged itself."""
+    stops = [f for f in found.broken if f.table in _NEEDED or (_is_log(f) and f.table in _MENDABLE)]
+    if not stops and found.snapshot:
+        return None
+    beyond = tuple(f for f in found.broken if not _is_mendable(f))
+    n_left = len(found.broken) - len(beyond)
+    why = f"{stops[0].path} is {stops[0].problem}" if stops else "the snapshots cannot be read"
+    text = (
+        f"nothing was mended ({counted(n_left, 'file')} might be): a repair needs the catalogue, "
+        f"and {why}; restore it from a copy and repair again"
+    )
+    return Repair(found.snapshot, 0, (), (), beyond, text)
+
+
+def _is_log(finding: Finding) -> bool:
+    folder = table_folder(finding.table)
+    return finding.path == folder or finding.path.startswith(f"{folder}/_delta_log")
+
+
+def _is_mendable(finding: Finding) -> bool:
+    return finding.table in _MENDABLE and not _is_log(finding)
 
 
 def repair(writer: Writer, found: Verification) -> Repair:
     """Make again or take out every damaged or missing file, in one commit.
 
-    What an import brought goes as a whole. Contexts and the catalogue cannot be made again.
+    What an import brought goes as a whole. Contexts and the catalogue cannot be made again; where
+    a repair needs what is damaged of the catalogue, nothing is changed.
 
     Args:
         writer: entered.
@@ -81,22 +116,28 @@ def repair(writer: Writer, found: Verification) -> Repair:
         DamagedFileError: a file that was whole when it was verified no longer is.
         LakeBusyError: another writer has changed the same coder, corpus or array meanwhile.
     """
+    if (refusal := unmendable(found)) is not None:
+        return refusal
     store = writer.store
     snapshot = store.snapshot()
-    mendable = [f for f in found.broken if f.table in _MENDABLE]
-    beyond = tuple(f for f in found.broken if f not in mendable)
+    mendable = [f for f in found.broken if _is_mendable(f)]
     plan = _plan(store, snapshot, mendable)
+    beyond = tuple(f for f in found.broken if f not in mendable or f in plan.unknown)
     if not plan.gone:
         return Repair(snapshot.id, 0, (), (), beyond)
-    imported = _imported(store, snapshot)
+    imported = _imported(store, snapshot) or set()
     paths = [row["path"] for row in plan.gone]
+    runs = sorted({row["run"] for row in plan.gone} & imported)
+    # A table that no row leaves is not written: it may be damaged, and a commit that was decided
+    # on must not fail.
+    remove = {**({"runs": ("run", runs)} if runs else {}), "merged": ("path", paths)}
 
     def check_unchanged(commit: Commit, now: Snapshot) -> Commit:
         # A shard that came meanwhile was cut by peaks that this repair takes out.
         if _files_of(store, now, plan.coders) != _files_of(store, snapshot, plan.coders):
             raise LakeBusyError(
-                f"a repair of {len(found.broken)} files was asked for; another writer has changed "
-                "what is beside them meanwhile; verify and repair again"
+                f"a repair of {counted(len(found.broken), 'file')} was asked for; another writer "
+                "has changed what is beside meanwhile; verify and repair again"
             )
         return commit
 
@@ -104,12 +145,9 @@ def repair(writer: Writer, found: Verification) -> Repair:
         after = writer.commit(
             plan.receipts,
             transaction=f"repair:{uuid4().hex}",
-            reason=f"mend {len(found.broken)} files",
+            reason=f"mend {counted(len(found.broken), 'file')}",
             drop=paths,
-            remove={
-                "runs": ("run", sorted({row["run"] for row in plan.gone} & imported)),
-                "merged": ("path", paths),
-            },
+            remove=remove,
             revise=check_unchanged,
         )
     except LakeBusyError:
@@ -125,7 +163,7 @@ def _plan(store: LakeStore, snapshot: Snapshot, broken: Sequence[Finding]) -> _P
     imported = _imported(store, snapshot)
     by_path = {row["path"]: row for row in rows}
     broken = [f for f in broken if f.path in by_path]  # another repair may have taken it out
-    plan = _Plan([], [], set(), set(), {(f.sae, f.corpus) for f in broken})
+    plan = _Plan([], [], set(), set(), {(f.sae, f.corpus) for f in broken}, [])
     for finding in broken:
         if finding.table == DENSE:
             row = by_path[finding.path]
@@ -135,7 +173,10 @@ def _plan(store: LakeStore, snapshot: Snapshot, broken: Sequence[Finding]) -> _P
     for sae, corpus in sorted({(f.sae, f.corpus) for f in broken if f.table != DENSE}, key=str):
         of_coder = [r for r in rows if (r["sae"], r["corpus"]) == (sae, corpus)]
         lost = {f.path for f in broken if (f.sae, f.corpus) == (sae, corpus)}
-        if any(row["run"] in imported for row in of_coder):
+        is_ingested = any(row["kind"] in ("codes", "postings") for row in of_coder)
+        if imported is None and not is_ingested:
+            plan.unknown += [f for f in broken if f.path in lost]
+        elif any(row["run"] in imported for row in of_coder if imported):
             plan.gone += of_coder
             plan.again.add(f"examples of {sae} (import-examples) on {corpus}")
         else:
@@ -188,8 +229,14 @@ def _files_of(
     return {row["path"] for row in rows if (row["sae"], row["corpus"]) in coders}
 
 
-def _imported(store: LakeStore, snapshot: Snapshot) -> set[str]:
-    runs = store.read("runs", snapshot, ["run", "state"]).to_pylist()
+def _imported(store: LakeStore, snapshot: Snapshot) -> set[str] | None:
+    """Return the runs that imported; None where the table of runs is damaged."""
+    try:
+        runs = store.read("runs", snapshot, ["run", "state"]).to_pylist()
+    except ObjectStoreError:
+        raise
+    except LakeError:
+        return None
     return {row["run"] for row in runs if row["state"] == IMPORTED}
 
 

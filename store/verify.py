@@ -2,118 +2,41 @@
 
 from __future__ import annotations
 
-import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Final, Literal
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Final
 
+import pyarrow as pa
+
+from scopelake.errors import ObjectStoreError, SnapshotNotFoundError
+from scopelake.names import counted
 from scopelake.store import delta
+from scopelake.store.delta_log import read_log
+from scopelake.store.expected import UNREADABLE, Expected, Survey, survey
+from scopelake.store.findings import Finding, Verification
 from scopelake.store.intents import intent_path, read_intent, waiting_intents
-from scopelake.store.lake_store import LakeStore
-from scopelake.store.layout import (
-    ACTIVATIONS,
-    DENSE,
-    PENDING,
-    array_name,
-    checksum_in_name,
-    table_folder,
-)
+from scopelake.store.lake_store import LakeStore, to_snapshot
+from scopelake.store.layout import ACTIVATIONS, DENSE_SHARD, PENDING, TABLES, array_name
 from scopelake.store.log_check import array_contradiction, file_contradiction
 from scopelake.store.planned import Commit
+from scopelake.store.reading import read_files
 from scopelake.store.root import Root
+from scopelake.store.schema import SCHEMAS
 from scopelake.store.snapshot import Snapshot
+from scopelake.store.strays import strays
 
-Problem = Literal["damaged", "missing", "unexpected"]
+__all__ = ["DENSE_SHARD", "Finding", "Verification", "verify", "verify_at"]
+
+OnProgress = Callable[[int, int], None]
 
 _THREADS: Final = 4
-DENSE_SHARD: Final = re.compile(r"/c/\d+/0/0\Z")
-"""The end of a dense shard's path; its array's metadata lies beside."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """A file that is not as it should be."""
-
-    path: str
-    """Relative to the lake."""
-    problem: Problem
-    """``unexpected``: no snapshot names it; a killed writer left it, or a live one is at it."""
-    table: str
-    """The table it belongs to, or ``dense``."""
-    corpus: str | None = None
-    sae: str | None = None
-    model: str | None = None
-    site: str | None = None
-    layer: int | None = None
-    shard: int | None = None
-    detail: str = ""
-
-    def to_text(self) -> str:
-        """Return it as a line: the file, and the shard that would have to be ingested again."""
-        where = f"shard {self.shard} of {self.corpus}" if self.shard is not None else self.corpus
-        what = [x for x in (where, self.sae, self.model) if x]
-        if self.site is not None:
-            what.append(f"{self.site}/{self.layer}")
-        of = f" ({', '.join(what)})" if what else ""
-        return f"{self.problem}: {self.path}{of}{': ' + self.detail if self.detail else ''}"
-
-
-@dataclass(frozen=True)
-class Verification:
-    """What re-reading a snapshot found."""
-
-    snapshot: int
-    n_files: int
-    n_bytes: int
-    seconds: float
-    findings: tuple[Finding, ...]
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether nothing is damaged, missing or unexpected."""
-        return not self.findings
-
-    @property
-    def broken(self) -> tuple[Finding, ...]:
-        """Findings that cost data: what is damaged or missing."""
-        return tuple(f for f in self.findings if f.problem != "unexpected")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return everything as plain values, for JSON."""
-        return asdict(self) | {"is_whole": self.is_whole}
-
-    def to_text(self) -> str:
-        """Return a line for each finding and one for the whole."""
-        rate = self.n_bytes / max(self.seconds, 1e-9) / 1e6
-        counted = f"{self.n_files:,} files, {self.n_bytes / 1e6:,.1f} MB at {rate:,.0f} MB/s"
-        if self.is_whole:
-            return f"snapshot {self.snapshot} is whole: {counted}"
-        counts = {p: sum(f.problem == p for f in self.findings) for p in
-                  ("damaged", "missing", "unexpected")}  # fmt: skip
-        found = ", ".join(f"{n:,} {problem}" for problem, n in counts.items() if n)
-        lines = [finding.to_text() for finding in self.findings]
-        return "\n".join([*lines, f"snapshot {self.snapshot}: {found}; {counted}"])
-
-    def __str__(self) -> str:
-        return self.to_text()
-
-
-@dataclass(frozen=True)
-class _Expected:
-    finding: Finding
-    """What is said if it is not as it should be."""
-    checksum: str | None
-    n_bytes: int
-    action: Mapping[str, Any] | None = None
-    """The Delta log's entry of it."""
 
 
 def verify(
-    store: LakeStore,
-    snapshot: Snapshot,
-    on_progress: Callable[[int, int], None] | None = None,
+    store: LakeStore, snapshot: Snapshot, on_progress: OnProgress | None = None
 ) -> Verification:
     """Re-read every file of a snapshot and compare it with its checksum.
 
@@ -123,120 +46,181 @@ def verify(
         on_progress: called with bytes read and bytes in all.
 
     Raises:
-        LakeError: a table's log cannot be read.
+        ObjectStoreError: the object store refuses or does not answer.
     """
+    return _verify(store, [snapshot], [], on_progress)
+
+
+def verify_at(
+    store: LakeStore,
+    wanted: int | None = None,
+    *,
+    all_snapshots: bool = False,
+    on_progress: OnProgress | None = None,
+) -> Verification:
+    """Re-read every file of a snapshot, or of all, also where the snapshots cannot be read.
+
+    Where they cannot, the newest version of every table is read instead, and the result says so.
+
+    Args:
+        store: the lake.
+        wanted: number of the snapshot; the latest by default.
+        all_snapshots: read the files that any kept snapshot names, each once.
+        on_progress: called with bytes read and bytes in all.
+
+    Raises:
+        SnapshotNotFoundError: there is no such snapshot.
+        ObjectStoreError: the object store refuses or does not answer.
+    """
+    notes: list[str] = []
+    try:
+        if all_snapshots:
+            kept = [to_snapshot(row) for row in store.snapshots().to_pylist()]
+        else:
+            kept = [store.snapshot(wanted)]
+    except (SnapshotNotFoundError, ObjectStoreError):
+        raise
+    except UNREADABLE:
+        what = "all snapshots" if all_snapshots else f"snapshot {wanted or ''}".strip()
+        notes.append(
+            f"what {what} of the lake consist{'s' if not all_snapshots else ''} of, because table "
+            "snapshots cannot be read (the newest version of each table was checked)"
+        )
+        kept = [*(_readable(store) if all_snapshots else ()), _newest(store)]
+    found = _verify(store, kept, notes, on_progress)
+    return replace(found, all_snapshots=all_snapshots)
+
+
+def _readable(store: LakeStore) -> list[Snapshot]:
+    """Return the snapshots whose rows can be read, oldest first."""
+    rows = []
+    try:
+        files = delta.added_files(delta.open_table(store.root, "snapshots"))
+    except UNREADABLE:
+        return []
+    for path in files["path"].to_pylist():
+        one, names = pa.table({"path": pa.array([path])}), SCHEMAS["snapshots"].names
+        try:
+            rows += read_files(store.root, "snapshots", one, names, ()).to_pylist()
+        except ObjectStoreError:
+            raise
+        except UNREADABLE:
+            continue
+    return [to_snapshot(row) for row in sorted(rows, key=lambda row: int(row["snapshot"]))]
+
+
+def _newest(store: LakeStore) -> Snapshot:
+    """Return the newest version of every table, as if it were a snapshot."""
+    is_old = store.is_older()
+    newest = {table: read_log(store.root, table).newest for table in TABLES}
+    # A lake of an older format lacks tables.
+    versions = {t: max(version, 0) for t, version in newest.items() if version >= 0 or not is_old}
+    try:
+        latest = delta.added_files(delta.open_table(store.root, "snapshots"))["max.snapshot"]
+        number = max(latest.to_pylist())
+    except UNREADABLE:
+        number = 0
+    return Snapshot(number, datetime.now(UTC), "", None, versions)
+
+
+def _verify(
+    store: LakeStore, kept: Sequence[Snapshot], notes: list[str], on_progress: OnProgress | None
+) -> Verification:
     started = time.monotonic()
-    expected = list(_expected(store, snapshot))
-    total, done = sum(e.n_bytes for e in expected), 0
-    findings: list[Finding] = []
+    found = survey(store, kept)
+    by_path: dict[str, list[Expected]] = {}
+    for one in found.expected:
+        by_path.setdefault(one.finding.path, []).append(one)
+    total, done = sum(each[0].n_bytes for each in by_path.values()), 0
+    findings = list(found.findings)
     with ThreadPoolExecutor(_THREADS) as pool:
-        checked = pool.map(lambda e: _check(store.root, e), expected)
-        for one, finding in zip(expected, checked, strict=True):
-            done += one.n_bytes
-            findings += [finding] if finding is not None else []
+        checked = pool.map(lambda each: _check(store.root, each), by_path.values())
+        for each, wrong in zip(by_path.values(), checked, strict=True):
+            done += each[0].n_bytes
+            findings += wrong
             if on_progress is not None:
                 on_progress(done, total)
-    findings += _unexpected(store, {e.finding.path for e in expected}, snapshot)
-    findings += [*_arrays(store, snapshot), *_waiting(store)]
+    stray = sorted(strays(found), key=lambda f: f.path)
+    findings += [f for f in stray if f.problem == "unexpected"]
+    findings += [*_arrays(found), *_waiting(store, kept[-1])]
     findings.sort(key=lambda f: (f.problem, f.path))
     return Verification(
-        snapshot.id, len(expected), total, time.monotonic() - started, tuple(findings)
+        kept[-1].id,
+        len(by_path),
+        total,
+        time.monotonic() - started,
+        tuple(findings),
+        tuple(f for f in stray if f.problem == "left over"),
+        (*notes, *found.unchecked),
+        n_snapshots=len(kept),
     )
 
 
-def _expected(store: LakeStore, snapshot: Snapshot) -> Iterator[_Expected]:
-    """Yield every file that the snapshot consists of."""
-    rows = store.read("files", snapshot).to_pylist()
-    by_path = {row["path"]: row for row in rows}
-    for table, version in snapshot.versions.items():
-        opened = delta.open_table(store.root, table, version)
-        for action in delta.added_files(opened).to_pylist():
-            path = f"{table_folder(table)}/{action['path']}"
-            row = by_path.pop(path, {})
-            known = checksum_in_name(action["path"]) or row.get("checksum")
-            yield _Expected(_finding(path, table, row), known, action["size_bytes"], action)
-    for path, row in by_path.items():
-        yield _Expected(_finding(path, row["kind"], row), row["checksum"], row["n_bytes"])
-
-
-def _finding(path: str, table: str, row: dict[str, Any]) -> Finding:
-    columns = ("corpus", "sae", "model", "site", "layer", "shard")
-    known: dict[str, Any] = {column: row.get(column) for column in columns}
-    return Finding(path, "damaged", table, **known)
-
-
-def _check(root: Root, expected: _Expected) -> Finding | None:
-    finding = expected.finding
+def _check(root: Root, each: Sequence[Expected]) -> list[Finding]:
+    """Read a file once, and compare it with everything that is expected of it."""
+    path = each[0].finding.path
     try:
-        size = root.size(finding.path)
+        size = root.size(path)
         if size is None:
-            return replace(finding, problem="missing")
-        found = root.checksum(finding.path) if size == expected.n_bytes else None
+            return [replace(e.finding, problem="missing") for e in each]
+        found = root.checksum(path) if any(size == e.n_bytes for e in each) else ""
     except FileNotFoundError:
-        return replace(finding, problem="missing")
+        return [replace(e.finding, problem="missing") for e in each]
+    except ObjectStoreError:
+        raise
     except OSError as error:
-        return replace(finding, detail=f"cannot be read ({root.describe(error)})")
-    if found is None:
-        detail = f"{size:,} bytes instead of {expected.n_bytes:,}"
-    elif expected.checksum is not None and found != expected.checksum:
-        detail = f"checksum {found} instead of {expected.checksum}"
-    elif expected.action is not None and (
-        found := file_contradiction(root, finding.path, expected.action)
-    ):
-        detail = found
-    else:
+        detail = f"cannot be read ({root.describe(error)})"
+        return [replace(e.finding, detail=detail) for e in each]
+    details = [(e, _difference(root, e, size, found)) for e in each]
+    return [replace(e.finding, detail=detail) for e, detail in details if detail]
+
+
+def _difference(root: Root, expected: Expected, size: int, found: str) -> str | None:
+    if size != expected.n_bytes:
+        return f"{counted(size, 'byte')} instead of {expected.n_bytes:,}"
+    if expected.checksum is not None and found != expected.checksum:
+        return f"checksum {found} instead of {expected.checksum}"
+    if expected.action is None:
         return None
-    return replace(finding, detail=detail)
+    try:
+        return file_contradiction(root, expected.finding.path, expected.action)
+    except ObjectStoreError:
+        raise
+    except (OSError, pa.ArrowException, TypeError) as error:
+        return f"cannot be compared with the log ({root.describe(error)})"
 
 
-def _arrays(store: LakeStore, snapshot: Snapshot) -> Iterator[Finding]:
+def _arrays(found: Survey) -> Iterator[Finding]:
     """Yield the arrays whose metadata is not what was written."""
-    columns = ["corpus", "model", "site", "layer"]
-    rows = store.read("files", snapshot, columns, [("kind", "=", DENSE)]).to_pylist()
-    for row in {tuple(row.values()): row for row in rows}.values():
-        if detail := array_contradiction(store, snapshot, **row):
+    columns = ("corpus", "model", "site", "layer")
+    for values in sorted({tuple(row[c] for c in columns) for row in found.dense}):
+        row = dict(zip(columns, values, strict=True))
+        if detail := array_contradiction(found.store, found.kept[-1], **row):
             path = f"{ACTIVATIONS}/{array_name(**row)}/zarr.json"
             yield Finding(path, "damaged", ACTIVATIONS, **row, detail=detail)
 
 
-def _unexpected(store: LakeStore, expected: set[str], snapshot: Snapshot) -> list[Finding]:
-    """Return files that no version of the lake has named."""
-    found = []
-    for table in snapshot.versions:
-        folder = table_folder(table)
-        lives = delta.file_lives(store.root, table)
-        named = expected | {f"{folder}/{name}" for name in lives}
-        found += [
-            Finding(entry.path, "unexpected", table)
-            for entry in store.root.list(folder)
-            if not entry.path.startswith(f"{folder}/_delta_log/") and entry.path not in named
-        ]
-    # Shards of later snapshots lie beside those of this one.
-    dense = store.read("files", store.snapshot(), ["path"], [("kind", "=", DENSE)])
-    named = expected | set(dense["path"].to_pylist())
-    found += [
-        Finding(entry.path, "unexpected", DENSE)
-        for entry in store.root.list(ACTIVATIONS)
-        if DENSE_SHARD.search(entry.path) and entry.path not in named
-    ]
-    return found
-
-
-def _waiting(store: LakeStore) -> list[Finding]:
+def _waiting(store: LakeStore, newest: Snapshot) -> list[Finding]:
     """Return what waits to be carried out and is no commit: it would stop every writer."""
     found = []
-    latest = store.snapshot().id
+    try:
+        latest = store.snapshot().id
+    except ObjectStoreError:
+        raise
+    except UNREADABLE:
+        latest = newest.id
     for number in waiting_intents(store.root):
-        text = read_intent(store.root, number)
-        if number > latest and text is not None:
-            path = intent_path(number)
-            try:
-                commit = Commit.from_json(text)
-            except (ValueError, KeyError, TypeError) as error:
-                found.append(Finding(path, "damaged", PENDING, detail=f"no commit ({error})"))
+        path = intent_path(number)
+        try:
+            text = read_intent(store.root, number)
+            if number <= latest or text is None:
                 continue
-            lost = [r.path for r in commit.receipts if store.root.size(r.path) is None]
-            if lost:
-                detail = f"a commit that waits for {lost[0]}, which is not there"
-                found.append(Finding(path, "damaged", PENDING, detail=detail))
+            commit = Commit.from_json(text)
+        except (ValueError, KeyError, TypeError) as error:
+            found.append(Finding(path, "damaged", PENDING, detail=f"no commit ({error})"))
+            continue
+        lost = [r.path for r in commit.receipts if store.root.size(r.path) is None]
+        if lost:
+            detail = f"a commit that waits for {lost[0]}, which is not there"
+            found.append(Finding(path, "damaged", PENDING, detail=detail))
     return found

@@ -16,9 +16,12 @@ from typing import TYPE_CHECKING, Any
 from scopelake.errors import ScopelakeError
 
 if TYPE_CHECKING:
-    from scopelake.lake import Lake
+    from collections.abc import Callable
 
-__all__ = ["Lake", "ScopelakeError", "__version__", "create", "open"]
+    from scopelake.lake import Lake
+    from scopelake.store.verify import Verification
+
+__all__ = ["Lake", "ScopelakeError", "__version__", "create", "open", "verify"]
 
 
 def create(path: str | Path) -> Lake:
@@ -38,11 +41,39 @@ def open(path: str | Path, snapshot: int | None = None) -> Lake:  # noqa: A001
     Raises:
         LakeNotFoundError: nothing is there.
         NotALakeError: the folder is not a lake.
+        DamagedFileError: its lake.json is damaged or missing, or what says which snapshots it has.
         SnapshotNotFoundError: there is no such snapshot.
     """
     from scopelake.lake import Lake
 
     return Lake.open(path, snapshot)
+
+
+def verify(
+    path: str | Path,
+    snapshot: int | None = None,
+    *,
+    all_snapshots: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Verification:
+    """Re-read the files of the lake at `path`, also of one too damaged to be opened.
+
+    Args:
+        path: of the lake.
+        snapshot: whose files; of the latest by default.
+        all_snapshots: read the files that any snapshot names, each once.
+        progress: called with bytes read and bytes in all.
+
+    Raises:
+        LakeNotFoundError: nothing is there.
+        NotALakeError: the folder is not a lake.
+        DamagedFileError: its lake.json is damaged or missing.
+        SnapshotNotFoundError: there is no such snapshot.
+        InvalidArgumentError: one snapshot and all were asked for.
+    """
+    from scopelake.lake import verify
+
+    return verify(path, snapshot, all_snapshots=all_snapshots, progress=progress)
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401

@@ -45,15 +45,31 @@ class Lake(Building, Asking):
         """Return every snapshot of the lake, oldest first."""
         return self._store.snapshots()
 
-    def verify(self, progress: Callable[[int, int], None] | None = None) -> Verification:
+    def verify(
+        self,
+        progress: Callable[[int, int], None] | None = None,
+        *,
+        all_snapshots: bool = False,
+    ) -> Verification:
         """Re-read every file of the snapshot and compare it with its checksum.
 
         Args:
             progress: called with bytes read and bytes in all.
-        """
-        from scopelake.store.verify import verify
+            all_snapshots: read the files that any snapshot of the lake names, each once.
 
-        return verify(self._store, self._snapshot, progress)
+        Raises:
+            InvalidArgumentError: all snapshots of a lake that is pinned to one.
+        """
+        from scopelake.store.verify import verify, verify_at
+
+        if not all_snapshots:
+            return verify(self._store, self._snapshot, progress)
+        if self._pinned:
+            raise InvalidArgumentError(
+                f"all_snapshots=True was asked of snapshot {self.snapshot}; that reads the files "
+                "of every snapshot; open the lake without a snapshot"
+            )
+        return verify_at(self._store, all_snapshots=True, on_progress=progress)
 
     def repair(self, found: Verification) -> Repair:
         """Make again what follows from other files; take out what the next ingest has to make.
@@ -62,12 +78,19 @@ class Lake(Building, Asking):
             found: what `verify` found of the latest snapshot.
 
         Raises:
-            InvalidArgumentError: it is of another snapshot.
+            InvalidArgumentError: it is of another snapshot, or of all.
         """
         from scopelake.store.commit import Writer
-        from scopelake.store.repair import repair
+        from scopelake.store.repair import repair, unmendable
 
         self._check_writable()
+        if found.all_snapshots:
+            raise InvalidArgumentError(
+                "a repair of what was found in all snapshots was asked for; it mends the latest "
+                "one only; verify the lake without all_snapshots"
+            )
+        if (refusal := unmendable(found)) is not None:
+            return refusal
         if found.snapshot != self._store.snapshot().id:
             raise InvalidArgumentError(
                 f"a repair of what was found in snapshot {found.snapshot} was asked for; the lake "
@@ -148,3 +171,24 @@ class Lake(Building, Asking):
 
     def _repr_html_(self) -> str:
         return self.info()._repr_html_()
+
+
+def verify(
+    path: str | Path,
+    snapshot: int | None = None,
+    *,
+    all_snapshots: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Verification:
+    """Re-read the files of a lake, also of one that cannot be opened; see `scopelake.verify`."""
+    from scopelake.store.verify import verify_at
+
+    if all_snapshots and snapshot is not None:
+        raise InvalidArgumentError(
+            f"all_snapshots=True and snapshot={snapshot} were asked for; one snapshot is not all; "
+            "give one of the two"
+        )
+    if snapshot is not None:
+        snapshot = check_whole("snapshot", snapshot)
+    store = LakeStore.open(path)
+    return verify_at(store, snapshot, all_snapshots=all_snapshots, on_progress=progress)

@@ -75,6 +75,11 @@ def shortened(names: Sequence[str], most: int = 5) -> str:
     return listed if len(names) <= most else f"{listed}, ... {len(names) - most:,} more"
 
 
+def counted(n: int, noun: str) -> str:
+    """Return a number of things in words: 1 file, 2 files."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
 def slug(name: str) -> str:
     """Return `name` as one path segment: ``/`` becomes ``~``."""
     return name.replace("/", "~")

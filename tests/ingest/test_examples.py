@@ -334,3 +334,14 @@ def test_published_examples_that_are_damaged_are_imported_again(lake, published)
     (again,) = bring(lake, published.folder)
     assert not again.already
     assert lake.sql("SELECT * FROM peaks ORDER BY ALL").equals(before)
+
+
+def test_published_examples_of_a_lake_without_its_runs_are_left_alone(lake, published):
+    """Nothing tells any more that they were imported: a repair takes nothing out."""
+    bring(lake, published.folder)
+    for file in lake._store.data_files("runs", lake._store.snapshot()):
+        (lake.path / file.path).write_bytes(b"x")
+    next((lake.path / "tables" / "peaks").rglob("*.parquet")).unlink()
+    done = lake.repair(lake.verify())
+    assert {finding.table for finding in done.beyond} == {"runs", "peaks"}
+    assert done.n_files == 0

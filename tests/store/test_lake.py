@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
+import subprocess
+import sys
 
 import pyarrow as pa
 import pytest
 
 from scopelake.errors import (
+    DamagedFileError,
     FormatVersionError,
     InvalidArgumentError,
     LakeError,
@@ -60,7 +64,7 @@ def test_paths_that_are_not_lakes(tmp_path, store):
     with pytest.raises(FormatVersionError, match="3.*newer scopelake"):
         LakeStore.open(store.root.path)
     marker.write_text("{")
-    with pytest.raises(NotALakeError):
+    with pytest.raises(DamagedFileError, match=r"lake\.json is damaged"):
         LakeStore.open(store.root.path)
 
 
@@ -149,3 +153,51 @@ def test_tables_are_read_without_a_python_file_system(store, monkeypatch):
     snapshot = store.snapshot()
     assert store.snapshots().num_rows == 1
     assert store.read("codes", snapshot).num_rows == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "missing"),
+        ("", "not that of a lake"),
+        ('{"format": "scopela', "not that of a lake"),
+        ('["scopelake"]', "not that of a lake"),
+        ('{"format": "scopelake"}', "format_version is none"),
+        ('{"format": "scopelake", "format_version": "2"}', "format_version is '2'"),
+        ('{"format": "scopelake", "format_version": 2.0}', r"format_version is 2\.0"),
+        ('{"format": "scopelake", "format_version": true}', "format_version is True"),
+        ('{"format": "scopelake", "format_version": 0}', "format_version is 0"),
+    ],
+)
+def test_a_damaged_lake_file_is_said_to_be_so(store, text, said):
+    marker = store.root.path / "lake.json"
+    whole = marker.read_text()
+    marker.unlink()
+    if text is not None:
+        marker.write_text(text)
+    with pytest.raises(DamagedFileError, match=said) as error:
+        LakeStore.open(store.root.path)
+    assert "check the path" not in str(error.value)
+    # What the message tells to write is a lake again.
+    told = str(error.value).split("write it anew: ")[1].split(" (docs")[0]
+    marker.write_text(told)
+    assert LakeStore.open(store.root.path).snapshot() == store.snapshot()
+    assert set(json.loads(told)) == set(json.loads(whole))
+
+
+def test_errors_of_delta_carry_no_backtrace(store):
+    log = store.root.path / "tables" / "runs" / "_delta_log" / f"{0:020d}.json"
+    log.write_text("{")
+    code = (
+        "import sys; from scopelake.store import delta; from scopelake.store.root import root_at\n"
+        "try: delta.open_table(root_at(sys.argv[1]), 'runs')\n"
+        "except Exception as error: print(error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(store.root.path)],
+        env=os.environ | {"RUST_BACKTRACE": "1"}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "cannot be read (Kernel error: Json error: Truncated" in done.stdout
+    assert "unknown" not in done.stdout
+    assert "0: " not in done.stdout
+    assert done.stdout.count("\n") == 1

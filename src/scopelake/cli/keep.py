@@ -9,29 +9,59 @@ from typing import Any, Final
 
 import scopelake
 from scopelake.cli.parsing import add_json, add_lake, add_verb
+from scopelake.errors import InvalidArgumentError
 from scopelake.render import to_json
 
 
 def _add_verify(verbs: Any) -> None:  # noqa: ANN401
     parser = add_verb(verbs, "verify", _verify,
-                      "re-read every file; exit status 1 if one is not right")  # fmt: skip
-    add_lake(parser)
+                      "re-read every file of the latest snapshot; exit status 1 if one is not "
+                      "right")  # fmt: skip
+    add_lake(parser, snapshot=False)
+    parser.add_argument("--snapshot", type=int, metavar="N",
+                        help="the files of this snapshot, not of the latest; not with "
+                        "--repair")  # fmt: skip
+    parser.add_argument("--all-snapshots", action="store_true",
+                        help="the files that any snapshot names, each once; not with --snapshot "
+                        "or --repair")  # fmt: skip
     parser.add_argument("--repair", action="store_true",
-                        help="make again what can be, take out the rest")  # fmt: skip
+                        help="make again what can be, take out the rest; of the latest snapshot "
+                        "only")  # fmt: skip
     add_json(parser)
 
 
 def _verify(arguments: argparse.Namespace) -> int:
     from scopelake.progress import bytes_progress
 
-    lake = scopelake.open(arguments.lake, arguments.snapshot)
+    _check_repair(arguments)
     with bytes_progress("verify") as progress:
-        found = lake.verify(progress)
+        found = scopelake.verify(
+            arguments.lake,
+            arguments.snapshot,
+            all_snapshots=arguments.all_snapshots,
+            progress=progress,
+        )
     print(to_json(found.to_dict()) if arguments.json else found)
     if arguments.repair and found.broken:
-        done = lake.repair(found)
+        from scopelake.store.repair import unmendable
+
+        # A lake without its snapshots cannot be opened.
+        done = unmendable(found) or scopelake.open(arguments.lake).repair(found)
         print(to_json(asdict(done)) if arguments.json else done)
     return 0 if found.is_whole else 1
+
+
+def _check_repair(arguments: argparse.Namespace) -> None:
+    """Refuse a repair of anything but the latest snapshot before a byte is read."""
+    for option, is_given in (
+        (f"--snapshot {arguments.snapshot}", arguments.snapshot is not None),
+        ("--all-snapshots", arguments.all_snapshots),
+    ):
+        if arguments.repair and is_given:
+            raise InvalidArgumentError(
+                f"--repair and {option} were asked for; a repair changes the latest snapshot, and "
+                "older ones stay as they are; leave one of the two out"
+            )
 
 
 def _add_compact(verbs: Any) -> None:  # noqa: ANN401
