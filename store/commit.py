@@ -206,6 +206,12 @@ class Writer:
                 return commit
         return None
 
+    def abandon_lost(self) -> dict[str, str]:
+        """Take out every waiting commit whose files are lost; return what each was for, by path."""
+        numbers = waiting_intents(self.store.root)
+        gone = ((number, self.abandon(number)) for number in numbers)
+        return {intent_path(number): commit.reason for number, commit in gone if commit}
+
     def _parse(self, number: int, text: str) -> Commit:
         try:
             return Commit.from_json(text)

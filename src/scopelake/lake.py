@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -96,10 +97,14 @@ class Lake(Building, Asking):
                 f"a repair of what was found in snapshot {found.snapshot} was asked for; the lake "
                 f"is at {self._store.snapshot().id}; verify it again"
             )
-        with Writer(self._store) as writer:
-            done = repair(writer, found)
+        writer = Writer(self._store)
+        abandoned = writer.abandon_lost()
+        left = tuple(f for f in found.findings if f.path not in abandoned)
+        with writer:
+            done = repair(writer, replace(found, findings=left))
         self.refresh()
-        return done
+        again = tuple(f"what was to be committed: {reason}" for reason in abandoned.values())
+        return replace(done, ingest_again=(*done.ingest_again, *again))
 
     def compact(
         self,
