@@ -8,6 +8,7 @@ waits, so memory does not grow with the corpus.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -16,7 +17,9 @@ from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
+import torch
 
+from scopelake.errors import EncoderWarning
 from scopelake.ingest.coder_weights import load_encoders
 from scopelake.ingest.coders import CoderFiles
 from scopelake.ingest.decoder_rows import decoder_columns
@@ -29,10 +32,12 @@ from scopelake.ingest.plan import (
     IngestPlan,
     Shard,
     check_catalogue,
+    check_precision,
     make_plan,
     without_committed,
 )
 from scopelake.ingest.rows import RunTotals, model_table, run_table, sae_table
+from scopelake.kernels.encode import choose
 from scopelake.kernels.weights import EncoderWeights
 from scopelake.store.catalog import committed_dense_shards, committed_shards
 from scopelake.store.commit import Writer
@@ -130,6 +135,7 @@ class _Job:
                 if any(c in s.coders for s in self.plan.shards)
             }
             if self.plan.shards:
+                _warn_if_slow(self.model.device)
                 self._prepare()
                 self._shards()
             self.weights.clear()  # evaluation loads one coder at a time
@@ -205,6 +211,7 @@ class _Job:
         """Check what another writer may have changed since the plan was made."""
         if snapshot.run != self.plan.run:
             check_catalogue(self.store, snapshot, self.config.corpus, self.model, self.plan.coders)
+            check_precision(self.store, snapshot, self.config, self.model, self.plan.coders)
             self.look_back.check(snapshot)
         kept = [
             r
@@ -369,3 +376,9 @@ class _Job:
             self.on_progress(
                 Progress(totals.tokens, self.plan.n_tokens_left, totals.firings, totals.n_bytes)
             )
+
+
+def _warn_if_slow(device: torch.device) -> None:
+    choice = choose(device)
+    if choice.impl == "torch":
+        warnings.warn(f"encoding with torch: {choice.reason}", EncoderWarning, stacklevel=2)

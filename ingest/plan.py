@@ -129,7 +129,7 @@ def make_plan(
     for site in config.dense:
         site_width(model, site)
     check_catalogue(store, snapshot, config.corpus, model, coders)
-    _check_precision(store, snapshot, config, model, coders)
+    check_precision(store, snapshot, config, model, coders)
     n_shards = -(-int(corpus["n_contexts"]) // int(corpus["shard_contexts"]))
     done = _done(store, snapshot, config.corpus, model.name)
     shards = []
@@ -175,7 +175,7 @@ def _left(shard: Shard, done: _Done) -> Shard | None:
     return replace(shard, coders=coders, dense=dense) if coders or dense else None
 
 
-def _check_precision(
+def check_precision(
     store: LakeStore,
     snapshot: Snapshot,
     config: IngestConfig,
@@ -187,19 +187,24 @@ def _check_precision(
     Raises:
         CoderMismatchError: then.
     """
-    begun = {sae for sae, _ in committed_shards(store, snapshot, config.corpus)}
     asked = {"activation_bits": config.activation_bits, "dtype": model.dtype}
+    filters = [("corpus", "=", config.corpus), ("kind", "=", "codes")]
+    files = store.read("files", snapshot, ["sae", "run"], filters).to_pylist()
     filters = [("corpus", "=", config.corpus), ("state", "!=", IMPORTED)]
-    columns = ["saes", "corpus", "state", *asked]
-    for run in store.read("runs", snapshot, columns, filters).to_pylist():
-        for sae in sorted({c.name for c in coders} & begun & set(run["saes"])):
-            for name, value in asked.items():
-                if run[name] != value:
-                    raise CoderMismatchError(
-                        f"{name}={value} was asked for; {sae} on {config.corpus} is stored with "
-                        f"{run[name]}, and a coder has one precision on a corpus; ask for "
-                        f"{run[name]}, or use another lake"
-                    )
+    runs = store.read("runs", snapshot, ["run", "saes", *asked], filters).to_pylist()
+    for coder in coders:
+        of_coder = {file["run"] for file in files if file["sae"] == coder.name}
+        mine = [run for run in runs if coder.name in run["saes"]] if of_coder else []
+        # Merged files do not tell their runs: then any of the coder's may have made them.
+        mine = [run for run in mine if run["run"] in of_coder] or mine
+        for name, value in asked.items():
+            stored = sorted({run[name] for run in mine})
+            if stored and value not in stored:
+                raise CoderMismatchError(
+                    f"{name}={value} was asked for; {coder.name} on {config.corpus} is stored with "
+                    f"{' and '.join(map(str, stored))}, and a coder has one precision on a corpus; "
+                    f"ask for {stored[0]}, or use another lake"
+                )
 
 
 def _run_id(

@@ -20,7 +20,7 @@
 #endif
 
 /* The input width is summed in blocks of DEPTH, each from 0: what they are fixes the last bits. */
-enum { DEPTH = 256, MOST_ROWS = 16, MOST_COLUMNS = 32, GROUPS = 8 };
+enum { DEPTH = 256, MOST_COLUMNS = 32, GROUPS = 8 };
 
 #if defined(__x86_64__)
 #define NAME(x) x##_avx512
@@ -120,11 +120,6 @@ static int make_room(Task *t, long n)
     return 1;
 }
 
-static int32_t name_of(const Task *t, long j)
-{
-    return t->names ? t->names[j] : (int32_t)(t->first + j);
-}
-
 /* Pack the columns of some features: block of DEPTH, tile of columns, [depth][columns]. Columns
    behind the last feature are zero. */
 static void pack_weights(const Task *t, long padded, float *out)
@@ -171,17 +166,17 @@ static int run(Task *t)
     long padded = round_up(t->n_features, MOST_COLUMNS);
     long all_tiles = (t->n_tokens + rows - 1) / rows;
     float *packed = malloc((t->n_inputs + 1) * padded * sizeof(float));
-    float *pre = malloc(GROUPS * rows * padded * sizeof(float));
+    float *pre = calloc(GROUPS * rows * padded, sizeof(float)); /* d may be 0 */
     float *bias = calloc(2 * padded, sizeof(float)), *threshold = bias + padded;
     int32_t *names = calloc(padded, sizeof(int32_t));
     int done = packed && pre && bias && names;
     if (done) {
         pack_weights(t, padded, packed);
         for (long j = 0; j < padded; j++) {
-            long at = j < t->n_features ? name_of(t, j) : 0;
-            names[j] = (int32_t)at;
-            bias[j] = t->bias[at];
-            threshold[j] = j < t->n_features ? t->threshold[at] : INFINITY;
+            int is_there = j < t->n_features;
+            names[j] = !is_there ? 0 : t->names ? t->names[j] : (int32_t)(t->first + j);
+            bias[j] = is_there ? t->bias[names[j]] : 0;
+            threshold[j] = is_there ? t->threshold[names[j]] : INFINITY;
         }
     }
     for (long tile = 0; done && tile < all_tiles; tile += GROUPS) {
@@ -198,25 +193,18 @@ static int run(Task *t)
             t->n_firings += n;
         }
     }
-    free(packed);
-    free(pre);
-    free(bias);
-    free(names);
+    free(packed), free(pre), free(bias), free(names);
     return done;
 }
 
-/* Whether a buffer has the bytes that are expected; else an error is set. */
-static int has_bytes(const Py_buffer *buffer, const char *what, Py_ssize_t n)
+/* Whether a buffer holds n * m numbers of 4 bytes; else an error is set. */
+static int has_numbers(const Py_buffer *buffer, const char *what, Py_ssize_t n, Py_ssize_t m)
 {
-    if (buffer->len == n)
+    if (n >= 0 && m >= 0 && (m == 0 || n <= PY_SSIZE_T_MAX / 4 / m) && buffer->len == n * m * 4)
         return 1;
-    PyErr_Format(PyExc_ValueError, "%s: %zd bytes were given, %zd expected", what, buffer->len, n);
+    PyErr_Format(PyExc_ValueError, "%s: %zd bytes were given, %zd x %zd x 4 expected", what,
+                 buffer->len, n, m);
     return 0;
-}
-
-static Py_ssize_t packed_size(const Set *set, long n_tokens, long n_inputs)
-{
-    return round_up(n_tokens, set->rows) * n_inputs * (Py_ssize_t)sizeof(float);
 }
 
 PyDoc_STRVAR(sets_doc, "sets() -> names of the instruction sets of this machine, the best first.");
@@ -246,8 +234,8 @@ static PyObject *pack(PyObject *self, PyObject *args)
         return NULL;
     PyObject *result = NULL;
     const Set *set = find_set(name);
-    if (set && has_bytes(&tokens, "tokens", n * d * (Py_ssize_t)sizeof(float)))
-        result = PyByteArray_FromStringAndSize(NULL, packed_size(set, n, d));
+    if (set && has_numbers(&tokens, "tokens", n, d))
+        result = PyByteArray_FromStringAndSize(NULL, round_up(n, set->rows) * d * 4);
     if (result) {
         const float *from = tokens.buf;
         float *to = (float *)PyByteArray_AsString(result);
@@ -296,15 +284,14 @@ static PyObject *encode(PyObject *self, PyObject *args)
         return NULL;
     PyObject *counts = NULL, *piece = NULL;
     const Set *set = find_set(name);
-    int fits = set && has_bytes(&tokens, "packed", packed_size(set, n, d)) &&
-               has_bytes(&weights, "weights", d * width * (Py_ssize_t)sizeof(float)) &&
-               has_bytes(&bias, "bias", width * (Py_ssize_t)sizeof(float)) &&
-               has_bytes(&threshold, "threshold", width * (Py_ssize_t)sizeof(float));
-    if (fits && names.len)
-        fits = has_bytes(&names, "names", n_features * (Py_ssize_t)sizeof(int32_t));
-    if (fits && (first < 0 || n_features < 0 || first + n_features > width)) {
-        PyErr_Format(PyExc_ValueError, "features [%zd, %zd) of %zd", first, first + n_features,
-                     width);
+    Py_ssize_t padded = set && n < PY_SSIZE_T_MAX / 8 ? round_up(n, set->rows) : -1;
+    int fits = set && has_numbers(&tokens, "packed", padded, d) &&
+               has_numbers(&weights, "weights", d, width) &&
+               has_numbers(&bias, "bias", width, 1) &&
+               has_numbers(&threshold, "threshold", width, 1) &&
+               (!names.len || has_numbers(&names, "names", n_features, 1));
+    if (fits && (first < 0 || n_features < 0 || first > width - n_features)) {
+        PyErr_Format(PyExc_ValueError, "features [%zd, +%zd) of %zd", first, n_features, width);
         fits = 0;
     }
     const int32_t *chosen = names.len ? names.buf : NULL;
@@ -327,11 +314,9 @@ static PyObject *encode(PyObject *self, PyObject *args)
         free(task.activations);
         Py_DECREF(counts);
     }
-    PyBuffer_Release(&tokens);
-    PyBuffer_Release(&weights);
-    PyBuffer_Release(&bias);
-    PyBuffer_Release(&threshold);
-    PyBuffer_Release(&names);
+    Py_buffer *given[] = {&tokens, &weights, &bias, &threshold, &names};
+    for (size_t i = 0; i < sizeof(given) / sizeof(given[0]); i++)
+        PyBuffer_Release(given[i]);
     return piece;
 }
 

@@ -1,4 +1,3 @@
-from collections.abc import Sequence
 from typing import Any
 
 import numpy.typing as npt
@@ -21,4 +20,4 @@ def encode(
     n_features: int,
     names: Array,
 ) -> Piece: ...
-def join(pieces: Sequence[Piece], n: int) -> Piece: ...
+def join(pieces: list[Piece], n: int) -> Piece: ...

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Final
 
 import torch
 
 from scopelake.errors import InvalidArgumentError
 from scopelake.kernels.weights import EncoderWeights
+
+_WHOLE: Final = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 def check_input(x: torch.Tensor, coders: Sequence[EncoderWeights]) -> None:
@@ -51,9 +54,10 @@ def check_features(features: object, coder: EncoderWeights) -> torch.Tensor | No
     """
     if features is None:
         return None
-    given = features if isinstance(features, torch.Tensor) else list(features)  # type: ignore[call-overload]
-    chosen = torch.as_tensor(given, device=coder.w_enc.device)
-    if chosen.ndim != 1 or (len(chosen) and chosen.dtype.is_floating_point):
+    given = list(features) if isinstance(features, Iterable) else features
+    chosen = features if isinstance(features, torch.Tensor) else torch.as_tensor(given)
+    chosen = chosen.to(coder.w_enc.device)
+    if chosen.ndim != 1 or (len(chosen) and chosen.dtype not in _WHOLE):
         raise InvalidArgumentError(
             f"features of shape {tuple(chosen.shape)} and {chosen.dtype} were asked for; give "
             "whole numbers in a list"

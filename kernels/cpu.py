@@ -25,7 +25,7 @@ else:
     WHY_NOT = None
 
 TOKENS_AT_ONCE: Final = 16_384
-"""Tokens that are packed at once; the weights are read once for each so many."""
+"""Tokens that are packed at once."""
 
 _BLOCK: Final = 2_048
 """Tokens of a task."""
@@ -59,7 +59,7 @@ def encode(
             tokens = _Tokens.pack(x[start : start + TOKENS_AT_ONCE], name, pool)
             for job, codes in zip(jobs, found, strict=True):
                 codes += job.encode(tokens, pool)
-    return [_concat(codes) for codes in found]
+    return [concat(codes) for codes in found]
 
 
 @dataclass(frozen=True)
@@ -108,13 +108,14 @@ class _Coder:
         pieces: list[list[_Piece]] = [[] for _ in tokens.blocks]
         for start in range(0, self.n_features, step):
             chunks = range(start, min(start + step, self.n_features), _CHUNK)
-            tasks = [(block, first) for block in range(len(tokens.blocks)) for first in chunks]
+            # One chunk's weights, packed for each block, are read while they are in a cache.
+            tasks = [(block, first) for first in chunks for block in range(len(tokens.blocks))]
             done = pool.map(lambda task: self._encode_chunk(tokens, *task), tasks)
             for (block, _), piece in zip(tasks, list(done), strict=True):
                 pieces[block].append(piece)
             for block, size in enumerate(tokens.sizes):
                 pieces[block] = [_native.join(pieces[block], size)]
-        return [_to_codes(_native.join(p, n)) for p, n in zip(pieces, tokens.sizes, strict=True)]
+        return [to_codes(_native.join(p, n)) for p, n in zip(pieces, tokens.sizes, strict=True)]
 
     def _encode_chunk(self, tokens: _Tokens, block: int, first: int) -> _Piece:
         weights, n = self.weights, min(_CHUNK, self.n_features - first)
@@ -134,7 +135,8 @@ class _Coder:
         )
 
 
-def _to_codes(piece: _Piece) -> SparseCodes:
+def to_codes(piece: _Piece) -> SparseCodes:
+    """Return a piece as codes."""
     counts = np.frombuffer(piece[0], np.int32)
     indptr = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
     features = np.frombuffer(piece[1], np.int32)
@@ -142,7 +144,7 @@ def _to_codes(piece: _Piece) -> SparseCodes:
     return SparseCodes(*(torch.from_numpy(a) for a in (indptr, features, activations)))
 
 
-def _concat(parts: Sequence[SparseCodes]) -> SparseCodes:
+def concat(parts: Sequence[SparseCodes]) -> SparseCodes:
     """Return the codes of all tokens of `parts`, one after the other."""
     ends = torch.tensor([0, *(int(p.indptr[-1]) for p in parts)]).cumsum(0).tolist()
     indptr = [p.indptr[1:] + end for p, end in zip(parts, ends, strict=False)]

@@ -28,21 +28,27 @@ def encode(
         weights: the coder.
         features: those to encode with, ascending; None for all.
     """
-    codes = encode_dense(x, weights)
+    pre = pre_activations(x, weights)
+    fires = pre > weights.threshold
     if features is not None:
         is_wanted = torch.zeros(weights.width, dtype=torch.bool, device=x.device)
         is_wanted[features.long()] = True
-        codes = codes * is_wanted
+        fires &= is_wanted
     indptr = torch.zeros(len(x) + 1, dtype=torch.int64, device=x.device)
-    torch.cumsum((codes > 0).sum(dim=1), dim=0, out=indptr[1:])
-    token, feature = torch.nonzero(codes, as_tuple=True)
-    return SparseCodes(indptr, feature.to(torch.int32), codes[token, feature])
+    torch.cumsum(fires.sum(dim=1), dim=0, out=indptr[1:])
+    token, feature = torch.nonzero(fires, as_tuple=True)
+    return SparseCodes(indptr, feature.to(torch.int32), pre[token, feature])
 
 
 def encode_dense(x: torch.Tensor, weights: EncoderWeights) -> torch.Tensor:
     """Encode `x` [n_tokens, d_in] to dense codes [n_tokens, width], float32."""
-    pre = x.float() @ weights.w_enc.float() + weights.b_enc.float()
-    return torch.where(pre > weights.threshold, torch.relu(pre), torch.zeros_like(pre))
+    pre = pre_activations(x, weights)
+    return torch.where(pre > weights.threshold, pre, torch.zeros_like(pre))
+
+
+def pre_activations(x: torch.Tensor, weights: EncoderWeights) -> torch.Tensor:
+    """Return the pre-activations of `x` [n_tokens, d_in]: [n_tokens, width], float32."""
+    return x.float() @ weights.w_enc.float() + weights.b_enc.float()
 
 
 def decode(

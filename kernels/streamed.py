@@ -26,9 +26,9 @@ def encode(
         one: encodes with a slice of features on the device of `x`.
         slice_bytes: of the weights of a slice.
     """
-    step = max(1, slice_bytes // (coder.w_enc.element_size() * coder.d_in))
+    step = max(1, slice_bytes // (coder.w_enc.element_size() * max(1, coder.d_in)))
     codes, widths = [], []
-    for start in range(0, coder.width, step):
+    for start in range(0, max(1, coder.width), step):
         stop = min(start + step, coder.width)
         part = EncoderWeights(
             coder.w_enc[:, start:stop], coder.b_enc[start:stop], coder.threshold[start:stop]

@@ -13,6 +13,7 @@ float32.
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -28,8 +29,8 @@ INTERPRETED: Final = os.environ.get("TRITON_INTERPRET") == "1"
 _ROOM: Final = 128
 """Firings a token that the first try has room for."""
 
-_BFLOAT16_UNIT: Final = 2.0**-8
-"""Twice half a unit in the last place: of the input's rounding and of the weights'."""
+_BFLOAT16_UNITS: Final = 2.0**-7 + 2.0**-16
+"""What rounding input and weights to bfloat16, each by half a unit in the last place, changes."""
 
 Precision = Literal["ieee", "tf32"]
 
@@ -43,6 +44,10 @@ class Tiles:
     inputs: int = 64
     warps: int = 8
     stages: int = 3
+
+
+_TILES: Final = {2: Tiles(), 4: Tiles(128, 128, 32)}
+"""By bytes of a weight; the operands of all stages lie in shared memory (227 KiB of an H100)."""
 
 
 def encode(
@@ -64,7 +69,7 @@ def encode(
         precision: of float32 products.
         exact: the coder in float32; firings and activations are then those of its product with
             `x` in float32.
-        tiles: the shape of a tile.
+        tiles: the shape of a tile, by default one for the dtype.
         room: firings that the first try has room for.
 
     Returns:
@@ -78,8 +83,13 @@ def encode(
         )  # fmt: skip
         names = features.to(torch.int32)[codes.features.long()]
         return SparseCodes(codes.indptr, names, codes.activations)
-    job = _Job(x, weights, exact, precision, tiles or Tiles())
-    capacity = max(1, _ROOM * len(x) if room is None else room)
+    # Triton launches on the current device, which need not be that of the tensors.
+    with torch.cuda.device(x.device) if x.is_cuda else nullcontext():
+        job = _Job(x, weights, exact, precision, tiles)
+        return _encode(x, job, exact, max(1, _ROOM * len(x) if room is None else room))
+
+
+def _encode(x: torch.Tensor, job: _Job, exact: EncoderWeights | None, capacity: int) -> SparseCodes:
     while True:
         n, found = job.launch(capacity)
         if n <= capacity:
@@ -88,7 +98,7 @@ def encode(
     token, feature, activation = (part[:n] for part in found)
     if exact is not None:
         token, feature, activation = _rescored(x, exact, token, feature)
-    order = torch.argsort(token.long() * max(1, weights.width) + feature)
+    order = torch.argsort(token.long() * max(1, job.width) + feature)
     counts = torch.bincount(token, minlength=len(x))
     indptr = torch.zeros(len(x) + 1, dtype=torch.int64, device=x.device)
     torch.cumsum(counts, 0, out=indptr[1:])
@@ -100,19 +110,21 @@ class _Job:
 
     def __init__(
         self, x: torch.Tensor, weights: EncoderWeights, exact: EncoderWeights | None,
-        precision: Precision, tiles: Tiles,
+        precision: Precision, tiles: Tiles | None,
     ) -> None:  # fmt: skip
         self._x = x.to(weights.w_enc.dtype).contiguous()
         self._w = weights.w_enc if weights.w_enc.stride(1) == 1 else weights.w_enc.contiguous()
         self._bias, self._threshold = weights.b_enc.float(), weights.threshold.float()
-        self._precision, self._tiles, self._with_slack = precision, tiles, exact is not None
+        self._precision, self._with_slack = precision, exact is not None
+        self._tiles = tiles or _TILES[self._w.element_size()]
+        self.width = weights.width
         nothing = torch.zeros(1, device=x.device)
         self._norm, self._slack = nothing, nothing
         if exact is not None:
             # Cauchy and Schwarz: what rounding input and weights can change, and summing them.
-            unit = _BFLOAT16_UNIT + 2.0**-22 * weights.d_in
-            self._norm = x.float().norm(dim=1) * unit
+            self._norm = x.float().norm(dim=1) * (_BFLOAT16_UNITS + 2.0**-22 * weights.d_in)
             self._slack = exact.w_enc.float().norm(dim=0)
+            self._bias, self._threshold = exact.b_enc.float(), exact.threshold.float()
 
     def launch(self, capacity: int) -> tuple[int, tuple[torch.Tensor, ...]]:
         """Return how many fire, and token, feature and activation of as many as there is room."""
@@ -141,7 +153,7 @@ def _rescored(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return those of the pairs that fire in float32, with their activations."""
     scores = torch.empty(len(token), device=x.device)
-    rows, w = x.float().contiguous(), exact.w_enc.float()
+    rows, w = x.float().contiguous(), exact.w_enc.float().contiguous()
     block = 128
     if len(token):
         score_pairs[(triton.cdiv(len(token), block),)](

@@ -72,12 +72,14 @@ def score_pairs(
     token = tl.load(tokens + at, mask=there, other=0).to(tl.int64)
     feature = tl.load(features + at, mask=there, other=0).to(tl.int64)
     total = tl.zeros((BLOCK,), dtype=tl.float32)
+    column = w + feature  # moved on row by row: an offset could pass 32 bits
     # Fused multiply-adds in blocks, each from 0: the order in which CPUs encode.
     for start in range(0, d_in, DEPTH):
         part = tl.zeros((BLOCK,), dtype=tl.float32)
         for p in range(start, min(start + DEPTH, d_in)):
             a = tl.load(x + token * x_stride + p, mask=there, other=0.0)
-            b = tl.load(w + p * w_stride + feature, mask=there, other=0.0)
+            b = tl.load(column, mask=there, other=0.0)
             part = tl.fma(a, b, part)
+            column += w_stride
         total = tl.where(start == 0, part, total + part)
     tl.store(scores + at, total + tl.load(bias + feature, mask=there, other=0.0), mask=there)

@@ -73,15 +73,6 @@ class Applier:
         """Whether the lake has a snapshot of this commit."""
         return delta.has_transaction(self._table("snapshots"), transaction)
 
-    def has_begun(self, commit: Commit) -> bool:
-        """Whether any table holds a step of this commit."""
-        name = commit.transaction
-        return any(
-            delta.has_transaction(self._table(table), step)
-            for table in TABLES
-            for step in (name, f"{name}:remove")
-        )
-
     def forget(self) -> None:
         """Let go of the open tables."""
         self._tables.clear()

@@ -10,6 +10,7 @@ so commits happen one after the other, each on top of the snapshot before it.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace as changed
 from datetime import UTC, datetime
@@ -18,7 +19,13 @@ from typing import Any, Final, Self
 
 import pyarrow as pa
 
-from scopelake.errors import DamagedFileError, InvalidArgumentError, LakeBusyError, LakeError
+from scopelake.errors import (
+    DamagedFileError,
+    DamageWarning,
+    InvalidArgumentError,
+    LakeBusyError,
+    LakeError,
+)
 from scopelake.store import delta
 from scopelake.store.apply import Applier
 from scopelake.store.derive import derive_samples
@@ -179,38 +186,10 @@ class Writer:
             remove_intent(self.store.root, number)
             return False
         self._on_step("pending")
-        try:
-            self._carry_out(number, commit)
-        except LostFileError:
-            self.abandon(number)
-            raise
+        self._carry_out(number, commit)
         remove_intent(self.store.root, number)
         self._on_step("done")
         return True
-
-    def abandon(self, number: int) -> Commit | None:
-        """Take a waiting commit out that nobody can carry out: its files are lost.
-
-        Returns:
-            The commit; None if there is none, it can be carried out, or has been in part.
-        """
-        text = read_intent(self.store.root, number)
-        if text is None:
-            return None
-        commit = self._parse(number, text)
-        try:
-            self._check_files(commit.receipts)
-        except LostFileError:
-            if not self._applier.has_begun(commit):
-                remove_intent(self.store.root, number)
-                return commit
-        return None
-
-    def abandon_lost(self) -> dict[str, str]:
-        """Take out every waiting commit whose files are lost; return what each was for, by path."""
-        numbers = waiting_intents(self.store.root)
-        gone = ((number, self.abandon(number)) for number in numbers)
-        return {intent_path(number): commit.reason for number, commit in gone if commit}
 
     def _parse(self, number: int, text: str) -> Commit:
         try:
@@ -224,7 +203,15 @@ class Writer:
 
     def _carry_out(self, number: int, commit: Commit) -> None:
         if not self._applier.is_done(commit.transaction):
-            self._check_files(commit.receipts)
+            try:
+                self._check_files(commit.receipts)
+            except LostFileError as error:
+                if commit.retire or commit.drop:
+                    # What it takes out may be all that is left of its rows.
+                    raise
+                # It was decided on, and others may be carrying it out: no way back. Held up, it
+                # would hold up everybody; carried out, it is damage like any other.
+                warnings.warn(f"{error}", DamageWarning, stacklevel=2)
         self._applier.apply(number, commit)
 
     def _upgrade(self) -> None:
@@ -288,9 +275,8 @@ class Writer:
             if found is None or (found != receipt.n_bytes and receipt.table != DENSE):
                 raise LostFileError(
                     f"a commit names {receipt.path} of {receipt.n_bytes} bytes; found "
-                    f"{'no file' if found is None else f'{found} bytes'} (does a vacuum with a "
-                    "short --grace run?); if scopelake verify names a commit that waits, restore "
-                    "the file from a copy or run scopelake verify --repair; ingest again"
+                    f"{'no file' if found is None else f'{found} bytes'} (was a vacuum run with a "
+                    "short --grace?); run scopelake verify --repair, then what made the file again"
                 )
 
 

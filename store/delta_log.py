@@ -14,6 +14,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from scopelake.errors import ObjectStoreError
 from scopelake.store.layout import table_folder
 from scopelake.store.root import Root
 
@@ -52,20 +53,21 @@ def read_log(root: Root, table: str, until: int = 0) -> Log:
     """
     folder = f"{table_folder(table)}/_delta_log"
     found = (_VERSION.search(entry.path) for entry in root.list(folder))
-    numbered = {int(match[1]): match.string for match in found if match}
-    newest = max(numbered, default=-1)
+    newest = max((int(match[1]) for match in found if match), default=-1)
     if newest < 0:
         return Log(-1, {}, (_nothing(root, table),))
     lives: dict[str, tuple[int, float]] = {}
     wrong = []
     with ThreadPoolExecutor(_READERS) as pool:
-        entries = pool.map(lambda n: _entry(root, numbered.get(n)), range(max(newest, until) + 1))
+        # By name: one that came while the folder was listed may not be among what was found.
+        paths = [f"{folder}/{version:020d}.json" for version in range(max(newest, until) + 1)]
+        entries = pool.map(lambda path: _entry(root, path), paths)
         for version, actions in enumerate(entries):
             if isinstance(actions, list):
                 _follow(lives, version, actions)
                 continue
             problem: Literal["damaged", "missing"] = "damaged" if actions else "missing"
-            wrong.append(Wrong(f"{folder}/{version:020d}.json", problem, actions or ""))
+            wrong.append(Wrong(paths[version], problem, actions or ""))
     return Log(newest, lives, tuple(wrong))
 
 
@@ -77,6 +79,8 @@ def wrong_checkpoints(root: Root, table: str) -> Iterator[Wrong]:
                 pq.read_table(root.open(entry.path))
             elif entry.path.endswith("/_last_checkpoint"):
                 json.loads(root.read(entry.path))
+        except ObjectStoreError:
+            raise
         except (OSError, ValueError, pa.ArrowException) as error:
             yield Wrong(entry.path, "damaged", f"no checkpoint ({root.describe(error)})")
 
@@ -88,14 +92,14 @@ def _nothing(root: Root, table: str) -> Wrong:
     return Wrong(folder, "missing", "the folder of the table")
 
 
-def _entry(root: Root, path: str | None) -> list[dict[str, Any]] | str:
+def _entry(root: Root, path: str) -> list[dict[str, Any]] | str:
     """Return an entry's actions; in words why they cannot be read; nothing if it is missing."""
-    if path is None:
-        return ""
     try:
         actions = [json.loads(line) for line in root.read(path).decode().splitlines()]
     except FileNotFoundError:
         return ""
+    except ObjectStoreError:
+        raise
     except ValueError as error:
         return f"no entry of a Delta log ({root.describe(error)})"
     except OSError as error:

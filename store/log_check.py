@@ -13,9 +13,10 @@ from urllib.parse import quote
 import pyarrow.parquet as pq
 import zarr.storage
 
-from scopelake.errors import LakeError
+from scopelake.errors import ObjectStoreError
 from scopelake.names import counted
 from scopelake.store.dense import array_format, open_array
+from scopelake.store.expected import UNREADABLE
 from scopelake.store.lake_store import LakeStore
 from scopelake.store.root import Root
 from scopelake.store.snapshot import Snapshot
@@ -77,6 +78,8 @@ def _corpus_shape(store: LakeStore, snapshot: Snapshot, corpus: str) -> tuple[in
     columns = ["n_contexts", "context_length"]
     try:
         rows = store.read("corpora", snapshot, columns, [("corpus", "=", corpus)]).to_pylist()
-    except LakeError:  # that is a finding of its own
+    except ObjectStoreError:
+        raise
+    except UNREADABLE:  # that is a finding of its own
         return None
     return (rows[0]["n_contexts"], rows[0]["context_length"]) if rows else None

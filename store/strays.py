@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Final
 
-from scopelake.errors import LakeError, ObjectStoreError
+from scopelake.errors import ObjectStoreError
 from scopelake.names import counted
 from scopelake.store.delta_log import read_log
-from scopelake.store.expected import Survey
+from scopelake.store.expected import UNREADABLE, Survey
 from scopelake.store.findings import Finding, Problem
 from scopelake.store.layout import ACTIVATIONS, DENSE, DENSE_SHARD, PENDING, TABLES
 from scopelake.store.root import Root
@@ -87,7 +87,7 @@ def _of_activations(found: Survey) -> Iterator[Finding]:
         named |= set(rows["path"].to_pylist())
     except ObjectStoreError:
         raise
-    except (LakeError, ValueError, TypeError):
+    except UNREADABLE:
         is_known = False
 
     @cache

@@ -7,6 +7,7 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from math import inf
 from typing import Final
 from uuid import uuid4
 
@@ -105,16 +106,25 @@ def vacuum(writer: Writer, config: VacuumConfig) -> Vacuumed:
 
 
 def _delete(store: LakeStore, files: list[Entry], limit: float) -> None:
-    """Delete files; of dense shards, whose places are fixed, those that nobody has put anew."""
-    dense = [entry for entry in files if DENSE_SHARD.search(entry.path)]
-    promised = _promised(store)
+    """Delete files that nobody has committed since they were listed, or is about to commit."""
+    # In this order: what is no promise any more by then is in its table.
+    needed = _promised(store)
+    tables = {entry.path.split("/")[1] for entry in files if entry.path.startswith("tables/")}
+    for table in tables:
+        lives = delta.file_lives(store.root, table)
+        alive = (name for name, (_, end) in lives.items() if end == inf)
+        needed |= {f"{table_folder(table)}/{name}" for name in alive}
+    dense = []
     for entry in files:
-        if entry not in dense and entry.path not in promised:
+        if DENSE_SHARD.search(entry.path):
+            dense.append(entry)
+        elif entry.path not in needed:
             store.root.delete(entry.path)
     for entry in dense:
+        # Its place is fixed: somebody may have put it anew.
         modified = store.root.modified(entry.path)
-        named = _dense_paths(store, [store.snapshot()])
-        if modified is not None and modified < limit and entry.path not in named:
+        needed = _promised(store) | _dense_paths(store, [store.snapshot()])
+        if modified is not None and modified < limit and entry.path not in needed:
             store.root.delete(entry.path)
 
 

@@ -152,5 +152,13 @@ class MissingDependencyError(ScopelakeError, ImportError):
     """An optional package is needed and not installed."""
 
 
+class DamageWarning(UserWarning):
+    """A lake was changed although something that it names is lost; `verify` says what."""
+
+
+class EncoderWarning(UserWarning):
+    """Encoding is slower than it could be here."""
+
+
 class CoderWarning(UserWarning):
     """A coder loads, but is not what Gemma Scope 2 publishes or does not come as it should."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -92,19 +91,16 @@ class Lake(Building, Asking):
             )
         if (refusal := unmendable(found)) is not None:
             return refusal
-        if found.snapshot != self._store.snapshot().id:
-            raise InvalidArgumentError(
-                f"a repair of what was found in snapshot {found.snapshot} was asked for; the lake "
-                f"is at {self._store.snapshot().id}; verify it again"
-            )
-        writer = Writer(self._store)
-        abandoned = writer.abandon_lost()
-        left = tuple(f for f in found.findings if f.path not in abandoned)
-        with writer:
-            done = repair(writer, replace(found, findings=left))
+        with Writer(self._store) as writer:
+            # Entering it may have carried out a commit that waited.
+            if found.snapshot != self._store.snapshot().id:
+                raise InvalidArgumentError(
+                    f"a repair of what was found in snapshot {found.snapshot} was asked for; the "
+                    f"lake is at {self._store.snapshot().id}; verify it again"
+                )
+            done = repair(writer, found)
         self.refresh()
-        again = tuple(f"what was to be committed: {reason}" for reason in abandoned.values())
-        return replace(done, ingest_again=(*done.ingest_again, *again))
+        return done
 
     def compact(
         self,

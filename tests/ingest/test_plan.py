@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 import scopelake
 from scopelake import tiny
 from scopelake.errors import CoderMismatchError, CorpusNotFoundError, InvalidArgumentError
+from scopelake.ingest import pipeline
 
 SAE = "resid_post_all/layer_1_width_1024_l0_small"
 
@@ -83,5 +84,22 @@ def test_another_precision_than_what_is_stored_is_refused(lake):
         ingest(lake, tiny.coders_path() / SAE, dtype="bfloat16")
     lake.refresh()
     assert lake.snapshot == before
+    lake.compact()
+    with pytest.raises(CoderMismatchError, match="activation_bits=5 was asked for; .* with 10"):
+        ingest(lake, tiny.coders_path() / SAE, activation_bits=5)
     other = "resid_post_all/layer_0_width_1024_l0_small"
     ingest(lake, tiny.coders_path() / other, activation_bits=5)  # of another coder nothing is said
+
+
+def test_a_run_that_stored_nothing_says_nothing_of_the_precision(lake, monkeypatch):
+    def stop(*words, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "encode_shard", stop)
+        with pytest.raises(KeyboardInterrupt):
+            ingest(lake, tiny.coders_path() / SAE, activation_bits=10)
+    lake.refresh()
+    ingest(lake, tiny.coders_path() / SAE, activation_bits=5)
+    ingest(lake, tiny.coders_path() / SAE, activation_bits=5)
+    assert lake.sql("SELECT count(*) FROM codes").to_pylist() != [{"count_star()": 0}]

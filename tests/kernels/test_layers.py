@@ -118,6 +118,11 @@ def test_the_error_is_the_squared_distance():
             assert float(found[token, layer]) == pytest.approx(wanted, rel=1e-12)
 
 
+def test_no_features_come_over_as_none():
+    codes = streamed.encode(torch.randn(4, D_IN), build_encoder(0, 0), encode)
+    assert codes.indptr.tolist() == [0] * 5
+
+
 @pytest.mark.parametrize("n_tokens", [0, 1, 63])
 @pytest.mark.parametrize("slice_bytes", [1, 4 * D_IN * 7, 1 << 20])
 def test_weights_that_come_slice_by_slice_give_the_same(n_tokens, slice_bytes):

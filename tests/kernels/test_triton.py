@@ -157,3 +157,21 @@ def test_padding_reads_nothing_that_is_not_there():
     view = EncoderWeights(wide[:, :100], weights.b_enc, weights.threshold)
     check(triton_encode.encode(store[:21, :40], view, tiles=TILES), store[:21, :40], weights)
     assert np.isnan(wide[:, 100:].numpy()).all()
+
+
+def test_rescoring_finds_what_rounding_took_from_input_and_weights_alike():
+    """Each value lies half a unit above what bfloat16 makes of it; so do bias and threshold."""
+    d_in = 96
+    step = 1 + 2.0**-8
+    exact = EncoderWeights(
+        torch.full((d_in, 3), step), torch.tensor([0.0, step, 0.0]),
+        torch.tensor([1.007 * d_in, 1.007 * d_in + 1, 1.01 * d_in]),
+    )  # fmt: skip
+    x = torch.full((2, d_in), step)
+    half = EncoderWeights(*(t.bfloat16() for t in (exact.w_enc, exact.b_enc, exact.threshold)))
+    codes = triton_encode.encode(x, half, exact=exact, tiles=TILES)
+    assert codes.features.tolist() == [0, 1, 0, 1]
+    columns = exact.w_enc.T.contiguous().T
+    turned = EncoderWeights(columns, exact.b_enc, exact.threshold)
+    again = triton_encode.encode(x, half, exact=turned, tiles=TILES)
+    assert torch.equal(again.activations, codes.activations)

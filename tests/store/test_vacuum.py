@@ -12,9 +12,10 @@ import pyarrow as pa
 import pytest
 
 from scopelake.cli import main
-from scopelake.errors import InvalidArgumentError, SnapshotNotFoundError
-from scopelake.store.commit import LostFileError, Writer
+from scopelake.errors import DamageWarning, InvalidArgumentError, SnapshotNotFoundError
+from scopelake.store.commit import Writer
 from scopelake.store.dense import ensure_array, write_shard
+from scopelake.store.repair import repair
 from scopelake.store.schema import SCHEMAS
 from scopelake.store.vacuum import VacuumConfig, vacuum
 from scopelake.store.verify import verify
@@ -179,7 +180,7 @@ def test_files_that_a_waiting_commit_names_stay(store, make_firings, monkeypatch
     assert verify(store, store.snapshot()).is_whole
 
 
-def test_a_commit_whose_files_a_vacuum_took_ends_alone(store, make_firings):
+def test_a_commit_whose_files_were_taken_holds_up_nobody_and_is_mended(store, make_firings):
     fill(store, make_firings, n=1)
     receipts = write_firings(
         store.root, make_firings(20, seed=9, first_context=900), sae="s", corpus="c", shard=9,
@@ -190,13 +191,38 @@ def test_a_commit_whose_files_a_vacuum_took_ends_alone(store, make_firings):
         if step == "pending":
             (store.root.path / receipts[1].path).unlink()
 
-    before = store.snapshot().id
-    with Writer(store, on_step=lose) as writer, pytest.raises(LostFileError, match="--grace"):
+    with Writer(store, on_step=lose) as writer, pytest.warns(DamageWarning, match="--grace"):
         writer.commit(receipts, transaction="late", reason="late")
     with Writer(store) as writer:  # nobody is held up
         writer.commit([], transaction="next", reason="next")
-    assert store.snapshot().id == before + 1
-    assert store.read("codes", store.snapshot()).num_rows == 20
+        found = verify(store, store.snapshot())
+        assert [f.path for f in found.broken] == [receipts[1].path]
+        assert repair(writer, found).n_files > 0
+    assert verify(store, store.snapshot()).broken == ()
+    assert store.read("codes", store.snapshot()).num_rows == 40  # postings follow from codes
+
+
+def test_what_is_committed_after_it_was_listed_stays(store, make_firings, monkeypatch):
+    from scopelake.store import vacuum as module
+
+    fill(store, make_firings, n=1)
+    ensure_array(store.root, "c", "m", "resid_post", 1, 8, 8, 16, 4)
+    receipts = write_firings(
+        store.root, make_firings(20, seed=9, first_context=900), sae="s", corpus="c", shard=9,
+        run="r", bits=10,
+    )  # fmt: skip
+    plain = module._delete
+
+    def late(store, files, limit):
+        assert {r.path for r in receipts} <= {entry.path for entry in files}
+        with Writer(store) as other:
+            other.commit(receipts, transaction="late", reason="late")
+        plain(store, files, limit)
+
+    monkeypatch.setattr(module, "_delete", late)
+    run(store, **NOW)
+    assert store.read("codes", store.snapshot()).num_rows == 40
+    assert verify(store, store.snapshot()).is_whole
 
 
 def test_times_and_numbers_add_up_in_what_is_kept(store, make_firings, capsys):

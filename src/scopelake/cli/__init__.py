@@ -19,7 +19,7 @@ from typing import NoReturn, TextIO
 import scopelake
 from scopelake.cli import ask, build, keep
 from scopelake.cli.parsing import spelt
-from scopelake.errors import CoderWarning, ScopelakeError
+from scopelake.errors import CoderWarning, DamageWarning, EncoderWarning, ScopelakeError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -88,7 +88,7 @@ def _one_line_warnings() -> Iterator[None]:
             file: TextIO | None = None,
             line: str | None = None,
         ) -> None:
-            if issubclass(category, CoderWarning):
+            if issubclass(category, CoderWarning | DamageWarning | EncoderWarning):
                 print(f"scopelake: warning: {message}", file=sys.stderr)
             else:
                 plain(message, category, filename, lineno, file, line)
