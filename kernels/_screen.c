@@ -82,8 +82,8 @@ typedef struct {
 /* Return the place behind the last of `n` numbers of 4 bytes more; NULL if there is no memory. */
 static void *reserve(List *list, Py_ssize_t n)
 {
-    if (list->n + n >= list->room) { /* also when nothing is asked for: NULL says no memory */
-        Py_ssize_t room = list->room + list->room / 2 + n;
+    if (list->n + n >= list->room) { /* never 0 bytes: that may be NULL */
+        Py_ssize_t room = list->room + list->room / 2 + n + 1;
         char *bytes = realloc(list->bytes, (size_t)room * 4);
         if (!bytes)
             return NULL;
