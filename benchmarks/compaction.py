@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import shutil
 import subprocess
 import sys
@@ -18,7 +17,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from record import Measure, write_results
+from record import Measure, peak_mib, write_results
 
 from scopelake.store.commit import Writer
 from scopelake.store.compact import compact
@@ -87,14 +86,14 @@ def compact_alone(root: Path) -> dict[str, float]:
 
 
 def compact_here(root: Path) -> dict[str, float]:
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    before = peak_mib()
     start = time.perf_counter()
     with Writer(LakeStore.open(root)) as writer:
         done = compact(writer)
     return {
         "seconds": time.perf_counter() - start,
         "before": before,
-        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak": peak_mib(),
         "files": done.files_after,
     }
 

@@ -9,7 +9,6 @@ of 236,963 contexts of 512 tokens), random firings, tokens of the tiny tokenizer
 from __future__ import annotations
 
 import argparse
-import resource
 import shutil
 import subprocess
 import sys
@@ -18,7 +17,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from record import Measure, write_results
+from record import Measure, peak_mib, write_results
 from safetensors.numpy import save_file
 
 import scopelake
@@ -62,10 +61,6 @@ def write_file(folder: Path, n_features: int, n_contexts: int, length: int, dept
 
 def folder_bytes(root: Path) -> int:
     return sum(f.stat().st_size for f in root.rglob("*.parquet"))
-
-
-def peak_mib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def generate(folder: Path, shape: tuple[int, int, int, int]) -> int:

@@ -22,7 +22,8 @@ from scopelake import tiny
 N_BYTES, FACTOR, REPEATS = 200_000, 10, 3
 
 INGEST = """
-import json, resource, sys
+import json, sys
+from record import peak_mib
 import scopelake
 from scopelake import tiny
 lake = scopelake.open(sys.argv[1])
@@ -31,8 +32,7 @@ done = lake.ingest(
     "text", model=tiny.MODEL_NAME, device="cpu", dense=[("resid_post", 3)],
     saes=[coders / "resid_post_all/layer_3*", coders / "mlp_out_all/*"],
 )
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-print(json.dumps({"peak": peak, "tokens": done.tokens, "seconds": done.seconds}))
+print(json.dumps({"peak": peak_mib(), "tokens": done.tokens, "seconds": done.seconds}))
 """
 
 

@@ -35,6 +35,16 @@ class Measure:
         return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
 
 
+def peak_mib() -> float:
+    """Peak resident memory of this process since it began, MiB (Linux).
+
+    What ``getrusage`` says of a process that was just started is its parent's.
+    """
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    (line,) = [ln for ln in status.splitlines() if ln.startswith("VmHWM")]
+    return int(line.split()[1]) / 1024
+
+
 def machine() -> str:
     """Processor, cores and memory in words."""
     cpu = platform.processor() or platform.machine()
