@@ -15,6 +15,7 @@ from scopelake.query.contexts import WHERE_COLUMNS
 
 ROOT = Path(__file__).resolve().parent.parent
 README, FORMAT, CLI = ROOT / "README.md", ROOT / "docs" / "format.md", ROOT / "docs" / "cli.md"
+ENCODING = ROOT / "docs" / "encoding.md"
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "examples").rglob("*.md"))]
 NOT_RUN = "<!-- not run"
 """Begins the line above a block that the tests cannot run, with the reason."""
@@ -67,6 +68,12 @@ def test_the_page_of_the_command_line_says_what_the_code_does(shell, shown):
     (block,) = blocks(CLI, "sh")
     printed = shell("bash", "-ec", block)
     assert "".join(f"    {line}\n" for line in printed.splitlines()) in page
+
+
+def test_the_page_of_encoding_prints_what_it_shows(shell):
+    (block,) = blocks(ENCODING, "python")
+    printed = shell(sys.executable, "-P", "-c", block)
+    assert "".join(f"    {line}\n" for line in printed.splitlines()) in ENCODING.read_text()
 
 
 def test_a_plain_duckdb_client_answers(shell, shown):
