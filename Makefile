@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.ready
 export PYTHONSAFEPATH := 1
 
-.PHONY: demo test lint parity oldest soak bench bench-compact bench-dense bench-styles bench-memory \
+.PHONY: demo test lint parity oldest soak bench bench-ingest bench-compact bench-dense bench-styles bench-memory \
 	bench-examples bench-encode bench-gpu clean setup
 .SECONDARY:
 
@@ -45,7 +45,9 @@ oldest: .venv-oldest/.ready
 soak: $(STAMP)
 	SCOPELAKE_SOAK_ROUNDS=100 $(BIN)/pytest tests/ingest/test_soak.py
 
-bench: $(STAMP)
+bench: bench-encode bench-ingest
+
+bench-ingest: $(STAMP)
 	PYTHONPATH=benchmarks $(BIN)/python benchmarks/tiny.py
 
 bench-compact: $(STAMP)
