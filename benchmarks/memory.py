@@ -24,15 +24,14 @@ N_BYTES, FACTOR, REPEATS = 200_000, 10, 3
 INGEST = """
 import json, sys
 from record import peak_mib
-import scopelake
-from scopelake import tiny
-lake = scopelake.open(sys.argv[1])
+from scopelake import cli, tiny
 coders = tiny.coders_path()
-done = lake.ingest(
-    "text", model=tiny.MODEL_NAME, device="cpu", dense=[("resid_post", 3)],
-    saes=[coders / "resid_post_all/layer_3*", coders / "mlp_out_all/*"],
-)
-print(json.dumps({"peak": peak_mib(), "tokens": done.tokens, "seconds": done.seconds}))
+status = cli.main([
+    "ingest", sys.argv[1], "text", "--model", tiny.MODEL_NAME, "--device", "cpu",
+    "--dense", "resid_post/3", "--sae", f"{coders}/resid_post_all/layer_3*",
+    "--sae", f"{coders}/mlp_out_all/*",
+])
+print(json.dumps({"peak": peak_mib(), "status": status}))
 """
 
 
@@ -64,9 +63,12 @@ def main() -> int:
                     [sys.executable, "-c", INGEST, str(path)], check=True, capture_output=True,
                     text=True,
                 )  # fmt: skip
-                found = json.loads(done.stdout)
+                found = json.loads(done.stdout.splitlines()[-1])
+                if found["status"]:
+                    raise SystemExit(done.stderr)
                 peaks[copies].append(found["peak"])
-                tokens[copies] = found["tokens"]
+                corpora = scopelake.open(path).sql("SELECT n_tokens FROM corpora")
+                tokens[copies] = corpora["n_tokens"][0].as_py()
             finally:
                 shutil.rmtree(folder)
     ratios = tuple(b / a for a, b in zip(peaks[1], peaks[FACTOR], strict=True))

@@ -73,6 +73,6 @@ def _strongest(
 ) -> Iterator[Receipt]:
     groups = list(row_groups(local, postings))
     width = max((group.high for group in groups), default=-1) + 1
-    for low, high in ranges(groups, width, ROWS_AT_ONCE) if width else ():
+    for low, high in ranges(local, groups, width, ROWS_AT_ONCE) if width else ():
         firings = read_firings(local, groups, low, high, "postings")
         yield write_merged(root, firings, table=table, partition=partition, run="")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -39,16 +40,15 @@ def row_groups(root: Root, files: Iterable[str]) -> Iterator[RowGroup]:
                 yield RowGroup(path, index, bounds.min, bounds.max, group.num_rows)
 
 
-def ranges(groups: Sequence[RowGroup], width: int, rows_at_once: int) -> Iterator[tuple[int, int]]:
-    """Yield feature ranges [low, high) that cover all features, each of few enough rows.
+def ranges(
+    root: Root, groups: Sequence[RowGroup], width: int, rows_at_once: int
+) -> Iterator[tuple[int, int]]:
+    """Yield feature ranges [low, high) that cover all features, each of at most so many rows.
 
-    A row group's rows are spread over its features, so a range reads at most the groups that
-    begin before it on top, one of each file; one feature may alone have more rows.
+    One feature may alone have more. The rows are counted, which reads one column: row groups do
+    not tell, as few of their features may have most of their rows.
     """
-    rows = np.zeros(width + 1, dtype=np.int64)
-    for group in groups:
-        span = group.high - group.low + 1
-        rows[group.low : group.high + 1] += -(-group.n_rows // span)
+    rows = _count(root, groups, width)
     low, held = 0, 0
     for feature in range(width):
         if held and held + int(rows[feature]) > rows_at_once:
@@ -56,6 +56,20 @@ def ranges(groups: Sequence[RowGroup], width: int, rows_at_once: int) -> Iterato
             low, held = feature, 0
         held += int(rows[feature])
     yield low, width
+
+
+def _count(root: Root, groups: Sequence[RowGroup], width: int) -> npt.NDArray[np.int64]:
+    """Return the rows of each feature."""
+    rows = np.zeros(width, dtype=np.int64)
+    by_path: dict[str, list[int]] = {}
+    for group in groups:
+        by_path.setdefault(group.path, []).append(group.index)
+    for path, indices in by_path.items():
+        with pq.ParquetFile(root.open(path), page_checksum_verification=True) as file:
+            for index in indices:
+                feature = file.read_row_group(index, columns=["feature"])["feature"].to_numpy()
+                rows += np.bincount(feature, minlength=width)
+    return rows
 
 
 def read_range(

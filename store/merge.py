@@ -123,7 +123,7 @@ def merge(root: Root, part: Part, rows_per_file: int) -> Iterator[Receipt]:
             return
         groups = list(row_groups(local, paths))
         width = max((g.high for g in groups), default=0) + 1
-        for low, high in ranges(groups, width, rows_per_file):
+        for low, high in ranges(local, groups, width, rows_per_file):
             firings = read_firings(local, groups, low, high, part.table)
             yield write_merged(root, firings, table=part.table, partition=part.partition, run="")
 

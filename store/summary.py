@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any, Final
 
@@ -19,6 +20,9 @@ from scopelake.store.schema import SCHEMAS
 
 QUANTILES: Final = {"p10": 0.10, "p50": 0.50, "p90": 0.90, "p99": 0.99}
 
+_FEWEST_ROWS: Final = 1_000_000
+"""To hold at once: each range reads some rows besides of every file."""
+
 _COLUMNS: Final = ("feature", "activation", "kind")
 
 
@@ -28,7 +32,7 @@ def feature_statistics(
     width: int,
     n_tokens: int,
     *,
-    rows_at_once: int = ROWS_AT_ONCE,
+    rows_at_once: int | None = None,
 ) -> pa.Table:
     """Return the statistics of every feature, firings on BOS left out.
 
@@ -40,7 +44,8 @@ def feature_statistics(
         files: postings files of one coder on one corpus; their union is each firing once.
         width: number of features.
         n_tokens: tokens that are not BOS, the denominator of density.
-        rows_at_once: firings to hold at once.
+        rows_at_once: firings to hold at once; by default as many as the largest file has, so that
+            an ingest needs no more memory for its statistics than for a shard.
 
     Returns:
         One row for each feature 0..width-1: the columns of the features table from `feature` to
@@ -67,9 +72,16 @@ def feature_statistics(
             )
         parts = [
             _range_statistics(local, groups, low, high, n_tokens)
-            for low, high in ranges(groups, width, rows_at_once)
+            for low, high in ranges(local, groups, width, rows_at_once or _rows_of_a_file(groups))
         ]
     return pa.concat_tables(parts).combine_chunks()
+
+
+def _rows_of_a_file(groups: Iterable[RowGroup]) -> int:
+    rows: Counter[str] = Counter()
+    for group in groups:
+        rows[group.path] += group.n_rows
+    return min(ROWS_AT_ONCE, max(_FEWEST_ROWS, *rows.values(), 0))
 
 
 def _range_statistics(

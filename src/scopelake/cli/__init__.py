@@ -18,12 +18,14 @@ from typing import NoReturn, TextIO
 
 import scopelake
 from scopelake.cli import ask, build, keep
+from scopelake.cli.memory import keep_memory_steady
 from scopelake.cli.parsing import spelt
 from scopelake.errors import CoderWarning, DamageWarning, EncoderWarning, ScopelakeError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status."""
+    keep_memory_steady()
     arguments = _parser().parse_args(argv)
     try:
         with _terminated_is_interrupted(), _one_line_warnings():
