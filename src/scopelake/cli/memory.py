@@ -16,7 +16,7 @@ def keep_memory_steady() -> None:
     """Let what is freed go back to the system at once.
 
     glibc raises the size from which a block is mapped by itself to that of blocks that were freed,
-    and Arrow's own allocator keeps what threads that ended had: both grow with the number of shards.
+    and Arrow's own allocator keeps what threads that ended had: both grow with the shards.
     It has to be called before Arrow is imported; elsewhere than on glibc the first does nothing.
     """
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
