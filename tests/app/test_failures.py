@@ -40,7 +40,12 @@ def test_a_folder_that_may_not_be_written_is_one_line(tmp_path, capsys):
 def test_a_signal_ends_it_in_one_line(tmp_path, monkeypatch, capsys, number, status, word):
     monkeypatch.setattr(scopelake, "open", lambda *_: signal.raise_signal(number))
     earlier = signal.getsignal(signal.SIGTERM)
-    assert main(["info", str(tmp_path)]) == status
+    # A job in the background of a shell begins with interrupts ignored.
+    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert main(["info", str(tmp_path)]) == status
+    finally:
+        signal.signal(signal.SIGINT, interrupt)
     assert signal.getsignal(signal.SIGTERM) is earlier
     assert capsys.readouterr().err == (
         f"scopelake: {word}; the lake is whole: run it again to go on\n"
