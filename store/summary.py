@@ -45,7 +45,8 @@ def feature_statistics(
         width: number of features.
         n_tokens: tokens that are not BOS, the denominator of density.
         rows_at_once: firings to hold at once; by default as many as the largest file has, so that
-            an ingest needs no more memory for its statistics than for a shard.
+            an ingest needs no more memory for its statistics than for a shard, but a million at
+            least and 8 million at most.
 
     Returns:
         One row for each feature 0..width-1: the columns of the features table from `feature` to

@@ -7,8 +7,14 @@ from safetensors.torch import load_file, save_file
 
 import scopelake
 from scopelake import tiny
-from scopelake.errors import CoderMismatchError, CorpusNotFoundError, InvalidArgumentError
+from scopelake.errors import (
+    CoderMismatchError,
+    CorpusNotFoundError,
+    EncoderWarning,
+    InvalidArgumentError,
+)
 from scopelake.ingest import pipeline
+from scopelake.kernels import cpu
 
 SAE = "resid_post_all/layer_1_width_1024_l0_small"
 
@@ -102,4 +108,11 @@ def test_a_run_that_stored_nothing_says_nothing_of_the_precision(lake, monkeypat
     lake.refresh()
     ingest(lake, tiny.coders_path() / SAE, activation_bits=5)
     ingest(lake, tiny.coders_path() / SAE, activation_bits=5)
-    assert lake.sql("SELECT count(*) FROM codes").to_pylist() != [{"count_star()": 0}]
+    assert lake.sql("SELECT count(*) AS n FROM codes")["n"][0].as_py() > 0
+
+
+def test_an_ingest_that_encodes_slowly_says_why(lake, monkeypatch):
+    monkeypatch.setattr(cpu, "WHY_NOT", "the compiled encoder is not built (no compiler)")
+    with pytest.warns(EncoderWarning, match=r"encoding with torch: 'cpu' cannot run: .*compiler"):
+        ingest(lake, tiny.coders_path() / SAE)
+    assert lake.sql("SELECT count(*) AS n FROM codes")["n"][0].as_py() > 0

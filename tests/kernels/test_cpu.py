@@ -154,11 +154,10 @@ def test_the_reason_for_the_choice_can_be_asked(monkeypatch):
     assert encode(tokens(3), coder()).n_tokens == 3
 
 
-def test_without_triton_a_gpu_encodes_by_torch_and_says_so(monkeypatch):
+def test_without_triton_it_is_refused_with_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "scopelake.kernels.triton_encode", None)
-    choice = choose(torch.device("cuda", 0))
-    assert choice.impl == "torch"
-    assert "pip install 'scopelake[gpu]'" in choice.reason
+    with pytest.raises(InvalidArgumentError, match=r"pip install 'scopelake\[gpu\]'"):
+        choose(torch.device("cuda", 0), "triton")
 
 
 def test_the_package_works_where_the_extension_is_not_built():

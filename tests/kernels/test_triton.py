@@ -142,7 +142,9 @@ def test_rescoring_gives_what_float32_gives(outliers):
 def test_the_seam_takes_it_where_it_runs():
     weights, x = build(), draw_tokens(20)
     check(encode(x, weights, "triton"), x, weights)
-    assert choose(torch.device("cuda", 0)).impl == "triton"
+    assert choose(torch.device("cuda", 0), "triton").impl == "triton"
+    choice = choose(torch.device("cuda", 0))
+    assert (choice.impl, "not checked on a GPU" in choice.reason) == ("torch", True)
     with pytest.raises(InvalidArgumentError, match="'triton' was asked for on meta"):
         choose(torch.device("meta"), "triton")
 

@@ -153,15 +153,20 @@ def test_the_command_line(store, make_firings, capsys):
     assert capsys.readouterr().err.count("\n") == 3
 
 
+def write_late(store, make_firings):
+    """Write the files of a shard that is yet to be committed."""
+    return write_firings(
+        store.root, make_firings(20, seed=9, first_context=900), sae="s", corpus="c", shard=9,
+        run="r", bits=10,
+    )  # fmt: skip
+
+
 def test_files_that_a_waiting_commit_names_stay(store, make_firings, monkeypatch):
     """A writer takes a number while a vacuum without a grace has listed its files."""
     from scopelake.store import vacuum as module
 
     fill(store, make_firings, n=1)
-    receipts = write_firings(
-        store.root, make_firings(20, seed=9, first_context=900), sae="s", corpus="c", shard=9,
-        run="r", bits=10,
-    )  # fmt: skip
+    receipts = write_late(store, make_firings)
     plain = module._delete
 
     def late(store, files, limit):
@@ -182,10 +187,7 @@ def test_files_that_a_waiting_commit_names_stay(store, make_firings, monkeypatch
 
 def test_a_commit_whose_files_were_taken_holds_up_nobody_and_is_mended(store, make_firings):
     fill(store, make_firings, n=1)
-    receipts = write_firings(
-        store.root, make_firings(20, seed=9, first_context=900), sae="s", corpus="c", shard=9,
-        run="r", bits=10,
-    )  # fmt: skip
+    receipts = write_late(store, make_firings)
 
     def lose(step):
         if step == "pending":
@@ -207,10 +209,7 @@ def test_what_is_committed_after_it_was_listed_stays(store, make_firings, monkey
 
     fill(store, make_firings, n=1)
     ensure_array(store.root, "c", "m", "resid_post", 1, 8, 8, 16, 4)
-    receipts = write_firings(
-        store.root, make_firings(20, seed=9, first_context=900), sae="s", corpus="c", shard=9,
-        run="r", bits=10,
-    )  # fmt: skip
+    receipts = write_late(store, make_firings)
     plain = module._delete
 
     def late(store, files, limit):
