@@ -36,8 +36,12 @@ _BACKTRACE: Final = re.compile(r"\s*\n\s*(?:(?:stack )?backtrace:|0: )", re.IGNO
 _MOST_FILES: Final = 64
 """Files of a table without partitions, before its rows are written as one again."""
 
+_CHECKPOINT_INTERVAL: Final = 10
+"""Versions of a table from one checkpoint to the next: what opening it costs grows with them."""
+
 # Old versions must stay readable until a vacuum removes them on purpose.
 _CONFIGURATION: Final = {
+    "delta.checkpointInterval": str(_CHECKPOINT_INTERVAL),
     "delta.enableExpiredLogCleanup": "false",
     "delta.logRetentionDuration": "interval 5200 weeks",
     "delta.deletedFileRetentionDuration": "interval 5200 weeks",

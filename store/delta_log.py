@@ -1,18 +1,15 @@
-"""Delta logs read by ourselves: which versions have had a file, and which entry is damaged."""
+"""Delta logs read by ourselves: what they say of each version, and which entry is damaged."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 from urllib.parse import unquote
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from scopelake.errors import ObjectStoreError
 from scopelake.store.layout import table_folder
@@ -31,16 +28,70 @@ class Wrong:
     detail: str
 
 
-@dataclass(frozen=True)
+@dataclass
 class Log:
     """What the log of a table says; the log is kept whole, from version 0."""
 
-    newest: int
+    newest: int = -1
     """Number of the last entry; -1 without any."""
-    lives: Mapping[str, tuple[int, float]]
+    lives: dict[str, tuple[int, float]] = field(default_factory=dict)
     """By file, the versions [first, end) that have had it; the end of those that the newest version
     has is infinite. Not to be relied on where an entry is wrong."""
-    wrong: tuple[Wrong, ...]
+    wrong: tuple[Wrong, ...] = ()
+    _adds: dict[str, int] = field(default_factory=dict)
+    """By path as the log spells it, the digest of its entry."""
+    _transactions: dict[int, int] = field(default_factory=dict)
+    """By digest, the version that brought it."""
+    _metadata: dict[int, int] = field(default_factory=dict)
+    """By version, the digest of the columns and properties that it set."""
+
+    def files_at(self, version: int) -> dict[str, int]:
+        """Return, by path as the log spells it, the digest of each file's entry."""
+        lives = ((path, *self.lives[unquote(path)]) for path in self._adds)
+        return {path: self._adds[path] for path, first, end in lives if first <= version < end}
+
+    def transactions_at(self, version: int) -> set[int]:
+        """Return the digests of the application transactions up to a version."""
+        return {name for name, first in self._transactions.items() if first <= version}
+
+    def metadata_at(self, version: int) -> int | None:
+        """Return the digest of the table's columns and properties."""
+        return self._metadata.get(max((v for v in self._metadata if v <= version), default=-1))
+
+    def follow(self, version: int, actions: list[dict[str, Any]]) -> None:
+        """Take in what an entry says."""
+        for action in actions:
+            if "add" in action:
+                add = action["add"]
+                self.lives[unquote(add["path"])] = (version, math.inf)
+                self._adds[add["path"]] = add_digest(add)
+            elif "remove" in action:
+                name = unquote(action["remove"]["path"])
+                self.lives[name] = (self.lives[name][0] if name in self.lives else 0, version)
+            elif "txn" in action:
+                self._transactions.setdefault(transaction_digest(action["txn"]), version)
+            elif "metaData" in action:
+                self._metadata[version] = metadata_digest(action["metaData"])
+
+
+def add_digest(add: Mapping[str, Any]) -> int:
+    """Return a digest of what an entry says of a file that comes, as far as readers mind it."""
+    return _digest(add, "path", "size", "partitionValues", "stats")
+
+
+def metadata_digest(metadata: Mapping[str, Any]) -> int:
+    """Return a digest of a table's columns, partitions and properties."""
+    return _digest(metadata, "schemaString", "partitionColumns", "configuration")
+
+
+def transaction_digest(transaction: Mapping[str, Any]) -> int:
+    """Return a digest of an application transaction's name and number."""
+    return _digest(transaction, "appId", "version")
+
+
+def _digest(action: Mapping[str, Any], *keys: str) -> int:
+    # A damaged entry may lack any of them: that makes it another one, not an error.
+    return hash(json.dumps([action.get(key) for key in keys], sort_keys=True))
 
 
 def read_log(root: Root, table: str, until: int = 0) -> Log:
@@ -55,34 +106,20 @@ def read_log(root: Root, table: str, until: int = 0) -> Log:
     found = (_VERSION.search(entry.path) for entry in root.list(folder))
     newest = max((int(match[1]) for match in found if match), default=-1)
     if newest < 0:
-        return Log(-1, {}, (_nothing(root, table),))
-    lives: dict[str, tuple[int, float]] = {}
-    wrong = []
+        return Log(wrong=(_nothing(root, table),))
+    log, wrong = Log(newest), []
     with ThreadPoolExecutor(_READERS) as pool:
         # By name: one that came while the folder was listed may not be among what was found.
         paths = [f"{folder}/{version:020d}.json" for version in range(max(newest, until) + 1)]
         entries = pool.map(lambda path: _entry(root, path), paths)
         for version, actions in enumerate(entries):
             if isinstance(actions, list):
-                _follow(lives, version, actions)
+                log.follow(version, actions)
                 continue
             problem: Literal["damaged", "missing"] = "damaged" if actions else "missing"
             wrong.append(Wrong(paths[version], problem, actions or ""))
-    return Log(newest, lives, tuple(wrong))
-
-
-def wrong_checkpoints(root: Root, table: str) -> Iterator[Wrong]:
-    """Yield the checkpoints of a table's log that cannot be read."""
-    for entry in root.list(f"{table_folder(table)}/_delta_log"):
-        try:
-            if entry.path.endswith(".parquet"):
-                pq.read_table(root.open(entry.path))
-            elif entry.path.endswith("/_last_checkpoint"):
-                json.loads(root.read(entry.path))
-        except ObjectStoreError:
-            raise
-        except (OSError, ValueError, pa.ArrowException) as error:
-            yield Wrong(entry.path, "damaged", f"no checkpoint ({root.describe(error)})")
+    log.wrong = tuple(wrong)
+    return log
 
 
 def _nothing(root: Root, table: str) -> Wrong:
@@ -111,15 +148,7 @@ def _entry(root: Root, path: str) -> list[dict[str, Any]] | str:
         for change in (changes[kind] for kind in ("add", "remove") if kind in changes):
             if not isinstance(change, dict) or not isinstance(change.get("path"), str):
                 return "no entry of a Delta log (it names no file)"
+        for kind in ("txn", "metaData"):
+            if not isinstance(changes.get(kind, {}), dict):
+                return f"no entry of a Delta log (its {kind} is none)"
     return actions
-
-
-def _follow(
-    lives: dict[str, tuple[int, float]], version: int, actions: list[dict[str, Any]]
-) -> None:
-    for action in actions:
-        if "add" in action:
-            lives[unquote(action["add"]["path"])] = (version, math.inf)
-        elif "remove" in action:
-            name = unquote(action["remove"]["path"])
-            lives[name] = (lives[name][0] if name in lives else 0, version)

@@ -11,7 +11,8 @@ import pyarrow as pa
 
 from scopelake.errors import LakeError, ObjectStoreError
 from scopelake.store import delta
-from scopelake.store.delta_log import Log, read_log, wrong_checkpoints
+from scopelake.store.checkpoints import checkpoint_before, wrong_checkpoints
+from scopelake.store.delta_log import Log, read_log
 from scopelake.store.findings import Finding
 from scopelake.store.lake_store import LakeStore
 from scopelake.store.layout import DENSE, TABLES, checksum_in_name, table_folder
@@ -101,7 +102,8 @@ def _actions(found: Survey, table: str) -> dict[str, tuple[Row, list[int]]]:
     """Return, by path, the log's entry of each file and the versions with it."""
     root, versions = found.store.root, found.versions(table)
     log = found.logs[table] = read_log(root, table, versions[-1])
-    found.findings += [Finding(w.path, w.problem, table, detail=w.detail) for w in log.wrong]
+    wrong = [*log.wrong, *wrong_checkpoints(root, table, log, versions)]
+    found.findings += [Finding(w.path, w.problem, table, detail=w.detail) for w in wrong]
     actions: dict[str, tuple[Row, list[int]]] = {}
     failed: dict[int, str] = {}
     for version in _cover(log, versions):
@@ -126,11 +128,11 @@ def _note_failed(found: Survey, table: str, failed: dict[int, str]) -> None:
     """Name what is damaged in a log that cannot be opened, and say what is not known for it."""
     wrong = [f for f in found.findings if f.table == table]
     if not wrong:
-        root = found.store.root
-        wrong = [Finding(w.path, w.problem, table, detail=w.detail)
-                 for w in wrong_checkpoints(root, table)]  # fmt: skip
-        path, why = f"{table_folder(table)}/_delta_log", next(iter(failed.values()))
-        wrong = wrong or [Finding(path, "damaged", table, detail=f"cannot be read ({why})")]
+        version, why = next(iter(failed.items()))
+        # All entries could be read, so it is the checkpoint, if there is one.
+        path = checkpoint_before(found.store.root, table, version)
+        path = path or f"{table_folder(table)}/_delta_log"
+        wrong = [Finding(path, "damaged", table, detail=f"cannot be read ({why})")]
         found.findings += wrong
     found.unopened.add(table)
     numbers = sorted(failed)

@@ -15,6 +15,7 @@ from uuid import uuid4
 from scopelake.errors import LakeBusyError, LakeError, ObjectStoreError
 from scopelake.names import counted
 from scopelake.store.catalog import IMPORTED, shards_of_files
+from scopelake.store.checkpoints import is_checkpoint, remove_checkpoints
 from scopelake.store.commit import Writer
 from scopelake.store.derive import remake
 from scopelake.store.findings import Finding, Verification
@@ -23,6 +24,7 @@ from scopelake.store.layout import DENSE, table_folder
 from scopelake.store.merge import BY_FEATURE
 from scopelake.store.planned import Commit
 from scopelake.store.receipts import Receipt
+from scopelake.store.root import Root
 from scopelake.store.snapshot import Snapshot
 from scopelake.store.writer import discard
 
@@ -91,6 +93,27 @@ def unmendable(found: Verification) -> Repair | None:
         f"and {why}; restore it from a copy and repair again"
     )
     return Repair(found.snapshot, 0, (), (), beyond, text)
+
+
+def repair_unopened(root: Root, found: Verification) -> Repair | None:
+    """Do what can be done to a lake that may be too damaged to be opened; None: open it.
+
+    Checkpoints that are wrong are deleted, since the log is whole without them; nothing else is
+    mended then, since what else was found may have been read off them.
+    """
+    return _without_checkpoints(root, found) or unmendable(found)
+
+
+def _without_checkpoints(root: Root, found: Verification) -> Repair | None:
+    of_log = [f for f in found.broken if _is_log(f)]
+    damaged = {f.table for f in of_log if not is_checkpoint(f.path)}
+    wrong = [f for f in of_log if is_checkpoint(f.path) and f.table not in damaged]
+    if not wrong:
+        return None
+    remove_checkpoints(root, [f.path for f in wrong])
+    names = tuple(f"the log without {f.path}" for f in wrong)
+    text = "nothing else was mended; verify again, since what a checkpoint says may hide the rest"
+    return Repair(found.snapshot, 0, names, (), (), text)
 
 
 def _is_log(finding: Finding) -> bool:

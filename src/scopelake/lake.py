@@ -81,7 +81,7 @@ class Lake(Building, Asking):
             InvalidArgumentError: it is of another snapshot, or of all.
         """
         from scopelake.store.commit import Writer
-        from scopelake.store.repair import repair, unmendable
+        from scopelake.store.repair import repair, repair_unopened
 
         self._check_writable()
         if found.all_snapshots:
@@ -89,8 +89,8 @@ class Lake(Building, Asking):
                 "a repair of what was found in all snapshots was asked for; it mends the latest "
                 "one only; verify the lake without all_snapshots"
             )
-        if (refusal := unmendable(found)) is not None:
-            return refusal
+        if (early := repair_unopened(self._store.root, found)) is not None:
+            return early
         with Writer(self._store) as writer:
             # Entering it may have carried out a commit that waited.
             if found.snapshot != self._store.snapshot().id:

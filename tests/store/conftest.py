@@ -20,7 +20,7 @@ def store(tmp_path: Path) -> LakeStore:
     return LakeStore.create(tmp_path / "lake")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_firings() -> MakeFirings:
     """Make n distinct firings in random order, with many equal activations."""
 

@@ -43,10 +43,11 @@ def _verify(arguments: argparse.Namespace) -> int:
         )
     print(to_json(found.to_dict()) if arguments.json else found)
     if arguments.repair and found.broken:
-        from scopelake.store.repair import unmendable
+        from scopelake.store.lake_store import LakeStore
+        from scopelake.store.repair import repair_unopened
 
-        # A lake without its snapshots cannot be opened.
-        done = unmendable(found) or scopelake.open(arguments.lake).repair(found)
+        early = repair_unopened(LakeStore.open(arguments.lake).root, found)
+        done = early or scopelake.open(arguments.lake).repair(found)
         print(to_json(asdict(done)) if arguments.json else done)
     return 0 if found.is_whole else 1
 
