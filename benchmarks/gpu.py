@@ -19,7 +19,8 @@ import torch
 from encode import L0, make_tokens
 from record import Measure, write_results
 
-from scopelake.kernels.weights import EncoderWeights, SparseCodes
+from scopelake.kernels import tiled
+from scopelake.kernels.weights import DecoderWeights, EncoderWeights, SparseCodes
 
 WIDTHS = (16_384, 65_536, 262_144)
 D_IN = (640, 1_152, 2_560, 3_840, 5_376)
@@ -61,6 +62,47 @@ def check(d_in: int, width: int, *, gemma_like: bool, seed: int) -> None:
     expected = on_cpu(x.cpu(), full.to("cpu"), "cpu")
     for name in ("indptr", "features", "activations"):
         assert torch.equal(getattr(exact, name).cpu(), getattr(expected, name)), name
+
+
+def check_ring(seed: int) -> None:
+    """Send batches to the host while the GPU computes others, and compare.
+
+    Raises:
+        AssertionError: one did not arrive as it was sent.
+    """
+    from scopelake.kernels.to_host import HostRing
+
+    device = torch.device("cuda")
+    ring, draw, waiting = HostRing.of(device), torch.Generator("cuda").manual_seed(seed), []
+    for n in torch.randint(0, 2_000_000, (40,)).tolist():
+        sent = torch.randint(1 << 30, (n,), generator=draw, device=device)
+        waiting.append((ring.send([sent, sent.float()]), sent.clone()))
+        del sent  # its memory may go to the next batch at once
+        if len(waiting) > 2:
+            arrival, expected = waiting.pop(0)
+            whole, rounded = arrival.take()
+            assert torch.equal(whole, expected.cpu())
+            assert torch.equal(rounded, expected.float().cpu())
+
+
+def compare_decode(d_in: int, width: int, n_tokens: int, repeats: int) -> Measure:
+    """Time decoding against copying as many bytes as it gathers."""
+    from scopelake.kernels.decode import decode
+
+    coder = make_coder(d_in, width, 0)
+    codes = tiled.encode(make_tokens(n_tokens, d_in).cuda().bfloat16(), coder)
+    decoder = DecoderWeights(
+        (coder.w_enc.T.contiguous()[:, None, :],), torch.zeros(1, d_in, device="cuda")
+    )
+    n_values = len(codes.features) * d_in
+    source = torch.zeros(n_values, dtype=torch.bfloat16, device="cuda")
+    ratios = []
+    for repeat in range(repeats + 3):
+        ours, copied = timed(lambda: decode(codes, decoder)), timed(lambda: source.clone())
+        if repeat >= 3:
+            ratios.append(ours / copied)
+    what = f"d={d_in} F={width}: decode"
+    return Measure(what, tuple(ratios), "x a copy of the rows gathered (a read and a write)")
 
 
 def timed(act: Callable[[], object]) -> float:
@@ -131,6 +173,7 @@ def main() -> int:
     for d_in, width in [(640, 1_000), (1_152, 16_384), (97, 513)]:
         for gemma_like in (False, True):
             check(d_in, width, gemma_like=gemma_like, seed=seed)
+    check_ring(seed)
     print(f"checks passed, seed {seed}")
     measures = [
         measure
@@ -138,6 +181,7 @@ def main() -> int:
         for d_in in D_IN
         for measure in compare(d_in, width, args.tokens, args.repeats)
     ]
+    measures += [compare_decode(d_in, 65_536, args.tokens, args.repeats) for d_in in D_IN]
     config = f"{args.tokens} tokens, bfloat16, {card()}, triton {triton.__version__}, seed {seed}"
     write_results("gpu", measures, config)
     return 0

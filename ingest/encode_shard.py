@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import ml_dtypes
 import numpy as np
@@ -14,7 +15,8 @@ from scopelake.ingest.capture import PaddingSide, capture
 from scopelake.ingest.coders import CoderFiles
 from scopelake.ingest.model import LoadedModel
 from scopelake.ingest.plan import Shard
-from scopelake.kernels.encode import encode, encode_many
+from scopelake.kernels.encode import Task, encode_all
+from scopelake.kernels.to_host import Arrival, HostRing
 from scopelake.kernels.weights import EncoderWeights, SparseCodes, join_layers
 from scopelake.names import SiteLayer
 from scopelake.store.firings import Firings
@@ -81,27 +83,87 @@ def encode_shard(
         on_batch: called with (tokens, firings) after each batch.
     """
     sites = sorted({s for c in shard.coders for s in c.sites} | set(shard.dense), key=str)
-    parts: dict[str, list[Firings]] = {c.name: [] for c in shard.coders}
-    dense = {
-        site: np.zeros((len(tokens.token_ids), context_length, width), dtype=ml_dtypes.bfloat16)
-        for site, width in _dense_widths(shard, model).items()
-    }
+    gathered = _Gathered(shard, tokens, context_length, _dense_widths(shard, model))
+    ring, waiting = HostRing.of(model.device), None
     for group in batches([len(ids) for ids in tokens.token_ids], batch_tokens):
         found = capture(
             model, [tokens.token_ids[i] for i in group], sites, padding_side=padding_side
         )
-        for site in shard.dense:
-            _keep_dense(dense[site], found[site], tokens, group)
-        address = _address(tokens, group)
-        n_firings = 0
-        for name, codes in _encode(shard.coders, weights, found):
-            firings = _firings(codes, address)
-            parts[name].append(firings)
-            n_firings += len(firings.feature)
+        codes = dict(_encode(shard.coders, weights, found))
+        sent = _Sent(group, ring.send(_tensors(shard, found, codes)))
         if on_batch is not None:
-            on_batch(len(address.context), n_firings)
-    merged = {name: Firings.concat(several).token_major() for name, several in parts.items()}
-    return ShardResult(merged, dense)
+            n_tokens = sum(len(tokens.token_ids[i]) for i in group)
+            on_batch(n_tokens, sum(len(c.features) for c in codes.values()))
+        # While a batch is on its way, the next is computed.
+        if waiting is not None:
+            gathered.add(waiting)
+        waiting = sent
+    if waiting is not None:
+        gathered.add(waiting)
+    return gathered.result()
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """A batch on its way to the host: the dense sites' tensors, then each coder's."""
+
+    group: list[int]
+    arrival: Arrival
+
+
+def _tensors(
+    shard: Shard, found: Mapping[SiteLayer, torch.Tensor], codes: Mapping[str, SparseCodes]
+) -> list[torch.Tensor]:
+    # numpy has no bfloat16 of its own: torch rounds, the bits travel as int16.
+    dense = [found[site].to(torch.bfloat16).view(torch.int16) for site in shard.dense]
+    sparse = (codes[coder.name] for coder in shard.coders)
+    return dense + [t for c in sparse for t in (c.indptr, c.features, c.activations)]
+
+
+class _Gathered:
+    """What has arrived of a shard."""
+
+    def __init__(
+        self, shard: Shard, tokens: ShardTokens, context_length: int, widths: dict[SiteLayer, int]
+    ) -> None:
+        self._shard, self._tokens = shard, tokens
+        self._parts: dict[str, list[Firings]] = {c.name: [] for c in shard.coders}
+        self._dense = {
+            site: np.zeros((len(tokens.token_ids), context_length, width), ml_dtypes.bfloat16)
+            for site, width in widths.items()
+        }
+
+    def add(self, sent: _Sent) -> None:
+        """Take a batch in, once it has arrived."""
+        arrived = iter(t.numpy() for t in sent.arrival.take())
+        for site in self._shard.dense:
+            self._add_dense(site, next(arrived).view(ml_dtypes.bfloat16), sent.group)
+        address = _address(self._tokens, sent.group)
+        for coder in self._shard.coders:
+            indptr, features, activations = next(arrived), next(arrived), next(arrived)
+            token = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
+            firings = Firings(
+                context=address.context[token],
+                position=address.position[token],
+                feature=features,
+                activation=activations,
+                kind=address.kind[token],
+            )
+            self._parts[coder.name].append(firings)
+
+    def _add_dense(
+        self, site: SiteLayer, values: npt.NDArray[ml_dtypes.bfloat16], group: list[int]
+    ) -> None:
+        start = 0
+        for index in group:
+            n_tokens = len(self._tokens.token_ids[index])
+            self._dense[site][index, :n_tokens] = values[start : start + n_tokens]
+            start += n_tokens
+
+    def result(self) -> ShardResult:
+        """Return the whole shard, in order."""
+        merged = {name: Firings.concat(parts).token_major() for name, parts in self._parts.items()}
+        return ShardResult(merged, self._dense)
 
 
 @dataclass(frozen=True)
@@ -127,28 +189,16 @@ def _encode(
     found: Mapping[SiteLayer, torch.Tensor],
 ) -> Iterator[tuple[str, SparseCodes]]:
     """Yield the codes of each coder; what several read at one site is checked and packed once."""
-    alone: dict[SiteLayer, list[CoderFiles]] = {}
+    tasks = [
+        Task(found[site], encoder)
+        for coder in coders
+        for site, encoder in zip(coder.sites, weights[coder.name], strict=True)
+    ]
+    codes = iter(encode_all(tasks))
     for coder in coders:
-        if len(coder.sites) == 1:
-            alone.setdefault(coder.sites[0], []).append(coder)
-            continue
         encoders = weights[coder.name]
-        codes = [encode(found[s], e) for s, e in zip(coder.sites, encoders, strict=True)]
-        yield coder.name, join_layers(codes, [e.width for e in encoders])
-    for site, several in alone.items():
-        encoded = encode_many(found[site], [weights[c.name][0] for c in several])
-        yield from zip((c.name for c in several), encoded, strict=True)
-
-
-def _firings(codes: SparseCodes, address: _Address) -> Firings:
-    token = codes.token_index().cpu().numpy()
-    return Firings(
-        context=address.context[token],
-        position=address.position[token],
-        feature=codes.features.cpu().numpy(),
-        activation=codes.activations.cpu().numpy(),
-        kind=address.kind[token],
-    )
+        of_coder = list(islice(codes, len(encoders)))
+        yield coder.name, join_layers(of_coder, [e.width for e in encoders])
 
 
 def _dense_widths(shard: Shard, model: LoadedModel) -> dict[SiteLayer, int]:
@@ -156,18 +206,3 @@ def _dense_widths(shard: Shard, model: LoadedModel) -> dict[SiteLayer, int]:
         site: model.attention_width if site.site == "attn_out" else model.d_model
         for site in shard.dense
     }
-
-
-def _keep_dense(
-    out: npt.NDArray[ml_dtypes.bfloat16],
-    values: torch.Tensor,
-    tokens: ShardTokens,
-    group: list[int],
-) -> None:
-    # numpy has no bfloat16 of its own: torch rounds, the bits travel as int16.
-    bits = values.to(torch.bfloat16).view(torch.int16).cpu().numpy().view(ml_dtypes.bfloat16)
-    start = 0
-    for index in group:
-        n_tokens = len(tokens.token_ids[index])
-        out[index, :n_tokens] = bits[start : start + n_tokens]
-        start += n_tokens

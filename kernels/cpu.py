@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 import torch
 
-from scopelake.kernels.weights import EncoderWeights, SparseCodes
+from scopelake.kernels.weights import EncoderWeights, Operands, SparseCodes
 
 try:
     from scopelake.kernels import _native
@@ -36,29 +36,29 @@ _CHUNK: Final = 512
 _Piece = tuple[bytearray, bytearray, bytearray]
 
 
-def encode(
-    x: torch.Tensor,
-    coders: Sequence[EncoderWeights],
-    features: Sequence[torch.Tensor | None],
-    instruction_set: str | None = None,
+def encode_all(
+    operands: Sequence[Operands], instruction_set: str | None = None
 ) -> list[SparseCodes]:
-    """Encode `x` [n_tokens, d_in], any float dtype, with each of `coders`.
+    """Encode on the CPU; an `x` that several coders read is packed once.
 
     Args:
-        x: finite activations on the CPU.
-        coders: of the same d_in, on the CPU. Weights in float32 are not copied and may lie in a
-            memory-mapped file; others are converted first.
-        features: of each coder, those to encode with, ascending; None for all.
+        operands: weights in float32 are not copied and may lie in a memory-mapped file; others are
+            converted first.
         instruction_set: one of `_native.sets()`, by default the best.
     """
     name = instruction_set or _native.sets()[0]
-    jobs = [_Coder.of(coder, chosen) for coder, chosen in zip(coders, features, strict=True)]
-    found: list[list[SparseCodes]] = [[] for _ in jobs]
+    of_site: dict[int, list[int]] = {}
+    for index, one in enumerate(operands):
+        of_site.setdefault(id(one.x), []).append(index)
+    found: list[list[SparseCodes]] = [[] for _ in operands]
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        for start in range(0, len(x), TOKENS_AT_ONCE):
-            tokens = _Tokens.pack(x[start : start + TOKENS_AT_ONCE], name, pool)
-            for job, codes in zip(jobs, found, strict=True):
-                codes += job.encode(tokens, pool)
+        for indexes in of_site.values():
+            x = operands[indexes[0]].x
+            coders = {i: _Coder.of(operands[i].weights, operands[i].features) for i in indexes}
+            for start in range(0, len(x), TOKENS_AT_ONCE):
+                tokens = _Tokens.pack(x[start : start + TOKENS_AT_ONCE], name, pool)
+                for index, coder in coders.items():
+                    found[index] += coder.encode(tokens, pool)
     return [concat(codes) for codes in found]
 
 

@@ -19,7 +19,7 @@ import torch
 from scopelake.errors import InvalidArgumentError
 from scopelake.kernels import cpu, reference, streamed, tiled
 from scopelake.kernels.checks import check_features, check_input
-from scopelake.kernels.weights import EncoderWeights, SparseCodes
+from scopelake.kernels.weights import EncoderWeights, Operands, SparseCodes
 
 Implementation = Literal["auto", "reference", "torch", "cpu", "triton"]
 Features = Sequence[int] | range | torch.Tensor | None
@@ -64,6 +64,19 @@ def choose(device: torch.device, impl: Implementation = "auto") -> Choice:
     return Choice(impl, "asked for")
 
 
+@dataclass(frozen=True)
+class Task:
+    """Activations of a site, and a coder to encode them with."""
+
+    x: torch.Tensor
+    """[n_tokens, d_in], any float dtype."""
+    coder: EncoderWeights
+    """On the device of `x`; weights on the CPU come to another device slice by slice, so that they
+    may be larger than its memory."""
+    features: Features = None
+    """Those to encode with, at a cost proportional to their number; None for all."""
+
+
 def encode(
     x: torch.Tensor,
     coder: EncoderWeights,
@@ -86,46 +99,58 @@ def encode(
         InvalidArgumentError: wrong shape, dtype or device, a value that is not finite, features
             that the coder does not have or that do not ascend, or an `impl` that cannot run.
     """
-    return encode_many(x, [coder], impl, [features])[0]
+    return encode_all([Task(x, coder, features)], impl)[0]
 
 
-def encode_many(
-    x: torch.Tensor,
-    coders: Sequence[EncoderWeights],
-    impl: Implementation = "auto",
-    features: Sequence[Features] | None = None,
-) -> list[SparseCodes]:
-    """Encode the same activations with several coders; the input is checked and packed once.
+def encode_all(tasks: Sequence[Task], impl: Implementation = "auto") -> list[SparseCodes]:
+    """Encode with several coders, on one site or on several.
+
+    Tasks that share an `x` have it checked and packed once. On a GPU all kernels are launched
+    before the host waits for the first.
 
     Args:
-        x: [n_tokens, d_in], any float dtype, on the device of the weights.
-        coders: weights, all of the same d_in.
+        tasks: in any order.
         impl: see `choose`.
-        features: for each coder, as in `encode`.
+
+    Returns:
+        The firings of each task.
 
     Raises:
-        InvalidArgumentError: as in `encode`.
+        InvalidArgumentError: as in `encode`; nothing has been encoded.
     """
-    check_input(x, coders)
-    given = [None] * len(coders) if features is None else list(features)
-    chosen = [check_features(f, coder) for f, coder in zip(given, coders, strict=True)]
-    taken = choose(x.device, impl).impl
-    if any(coder.w_enc.device != x.device for coder in coders):
-        # One by one, a slice of the weights at a time.
-        return [_encode_from_host(x, c, impl, f) for c, f in zip(coders, chosen, strict=True)]
-    if taken == "cpu":
-        return cpu.encode(x, coders, chosen)
-    if taken == "triton":
+    sites: dict[int, list[Task]] = {}
+    for task in tasks:
+        sites.setdefault(id(task.x), []).append(task)
+    for of_site in sites.values():
+        check_input(of_site[0].x, [task.coder for task in of_site])
+    operands = [Operands(t.x, t.coder, check_features(t.features, t.coder)) for t in tasks]
+    groups: dict[str, list[int]] = {}
+    for index, task in enumerate(tasks):
+        taken = choose(task.x.device, impl).impl
+        is_far = task.coder.w_enc.device != task.x.device
+        groups.setdefault("from host" if is_far else taken, []).append(index)
+    found: dict[int, SparseCodes] = {}
+    for how, indexes in groups.items():
+        codes = _encode(how, [operands[i] for i in indexes], impl)
+        found |= dict(zip(indexes, codes, strict=True))
+    return [found[i] for i in range(len(tasks))]
+
+
+def _encode(how: str, operands: list[Operands], impl: Implementation) -> list[SparseCodes]:
+    if how == "cpu":
+        return cpu.encode_all(operands)
+    if how == "triton":
         from scopelake.kernels import triton_encode  # needs triton
 
-        return [triton_encode.encode(x, c, f) for c, f in zip(coders, chosen, strict=True)]
-    one = reference.encode if taken == "reference" else tiled.encode
-    return [one(x, c, f) for c, f in zip(coders, chosen, strict=True)]
+        return triton_encode.encode_all(operands)
+    if how == "from host":
+        return [_encode_from_host(o, impl) for o in operands]
+    one = reference.encode if how == "reference" else tiled.encode
+    return [one(o.x, o.weights, o.features) for o in operands]
 
 
-def _encode_from_host(
-    x: torch.Tensor, coder: EncoderWeights, impl: Implementation, features: torch.Tensor | None
-) -> SparseCodes:
+def _encode_from_host(operands: Operands, impl: Implementation) -> SparseCodes:
+    x, coder, features = operands.x, operands.weights, operands.features
     if features is None:
         return streamed.encode(x, coder, lambda x, part: encode(x, part, impl))
     index = features.cpu()

@@ -13,7 +13,8 @@ float32.
 from __future__ import annotations
 
 import os
-from contextlib import nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -21,7 +22,7 @@ import torch
 import triton
 
 from scopelake.kernels.triton_tiles import encode_tiles, score_pairs
-from scopelake.kernels.weights import EncoderWeights, SparseCodes
+from scopelake.kernels.weights import EncoderWeights, Operands, SparseCodes
 
 INTERPRETED: Final = os.environ.get("TRITON_INTERPRET") == "1"
 """Whether kernels run in Triton's interpreter, on CPU tensors; it must be set before the import."""
@@ -76,48 +77,61 @@ def encode(
         The firings, token-major. Without `exact`, a pre-activation within the rounding of the
         product of its threshold may fire or not.
     """
-    if features is not None:
-        codes = encode(
-            x, _columns(weights, features), precision=precision, tiles=tiles, room=room,
-            exact=None if exact is None else _columns(exact, features),
-        )  # fmt: skip
-        names = features.to(torch.int32)[codes.features.long()]
-        return SparseCodes(codes.indptr, names, codes.activations)
-    # Triton launches on the current device, which need not be that of the tensors.
-    with torch.cuda.device(x.device) if x.is_cuda else nullcontext():
-        job = _Job(x, weights, exact, precision, tiles)
-        return _encode(x, job, exact, max(1, _ROOM * len(x) if room is None else room))
+    job = _Job(Operands(x, weights, features), exact, precision, tiles)
+    return _run([job], room)[0]
 
 
-def _encode(x: torch.Tensor, job: _Job, exact: EncoderWeights | None, capacity: int) -> SparseCodes:
-    while True:
-        n, found = job.launch(capacity)
-        if n <= capacity:
-            break
-        capacity = n
-    token, feature, activation = (part[:n] for part in found)
-    if exact is not None:
-        token, feature, activation = _rescored(x, exact, token, feature)
-    order = torch.argsort(token.long() * max(1, job.width) + feature)
-    counts = torch.bincount(token, minlength=len(x))
-    indptr = torch.zeros(len(x) + 1, dtype=torch.int64, device=x.device)
-    torch.cumsum(counts, 0, out=indptr[1:])
-    return SparseCodes(indptr, feature[order], activation[order])
+def encode_all(
+    operands: Sequence[Operands], *, tiles: Tiles | None = None, room: int | None = None
+) -> list[SparseCodes]:
+    """Encode several at once: every kernel is launched before the host waits for the first.
+
+    Args:
+        operands: each on one device.
+        tiles: the shape of a tile, by default one for the dtype of the weights.
+        room: firings that the first try of each has room for.
+    """
+    return _run([_Job(one, None, "ieee", tiles) for one in operands], room)
+
+
+def _run(jobs: Sequence[_Job], room: int | None) -> list[SparseCodes]:
+    tried = [job.launch(_ROOM * job.n_tokens if room is None else room) for job in jobs]
+    # Reading a count is what waits for the device.
+    counts = [int(launched.counter.item()) for launched in tried]
+    again = [job.launch(n) if n > launched.capacity else launched
+             for job, launched, n in zip(jobs, tried, counts, strict=True)]  # fmt: skip
+    return [job.sorted(launched, n) for job, launched, n in zip(jobs, again, counts, strict=True)]
+
+
+@dataclass(frozen=True)
+class _Launched:
+    """What a kernel that was launched writes to."""
+
+    capacity: int
+    counter: torch.Tensor
+    """[1] int64: how many fire, whether there is room for them or not."""
+    found: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+    """Token, feature and activation, [capacity] each, in no order."""
 
 
 class _Job:
-    """The operands of a launch."""
+    """An encoding, ready to be launched."""
 
     def __init__(
-        self, x: torch.Tensor, weights: EncoderWeights, exact: EncoderWeights | None,
-        precision: Precision, tiles: Tiles | None,
+        self, operands: Operands, exact: EncoderWeights | None, precision: Precision,
+        tiles: Tiles | None,
     ) -> None:  # fmt: skip
+        x, weights, self._features = operands.x, operands.weights, operands.features
+        if self._features is not None:
+            weights = _columns(weights, self._features)
+            exact = None if exact is None else _columns(exact, self._features)
+        self._given, self._exact = x, exact
         self._x = x.to(weights.w_enc.dtype).contiguous()
         self._w = weights.w_enc if weights.w_enc.stride(1) == 1 else weights.w_enc.contiguous()
         self._bias, self._threshold = weights.b_enc.float(), weights.threshold.float()
-        self._precision, self._with_slack = precision, exact is not None
+        self._precision = precision
         self._tiles = tiles or _TILES[self._w.element_size()]
-        self.width = weights.width
+        self.n_tokens, self._width = len(x), weights.width
         nothing = torch.zeros(1, device=x.device)
         self._norm, self._slack = nothing, nothing
         if exact is not None:
@@ -126,26 +140,41 @@ class _Job:
             self._slack = exact.w_enc.float().norm(dim=0)
             self._bias, self._threshold = exact.b_enc.float(), exact.threshold.float()
 
-    def launch(self, capacity: int) -> tuple[int, tuple[torch.Tensor, ...]]:
-        """Return how many fire, and token, feature and activation of as many as there is room."""
-        x, t = self._x, self._tiles
-        n_tokens, width = len(x), self._w.shape[1]
+    def launch(self, room: int) -> _Launched:
+        """Launch the kernel, with room for so many firings; the host does not wait for it."""
+        x, t, capacity = self._x, self._tiles, max(1, room)
         counter = torch.zeros(1, dtype=torch.int64, device=x.device)
         found = (
             torch.empty(capacity, dtype=torch.int32, device=x.device),
             torch.empty(capacity, dtype=torch.int32, device=x.device),
             torch.empty(capacity, dtype=torch.float32, device=x.device),
         )
-        n_tiles = triton.cdiv(n_tokens, t.tokens) * triton.cdiv(width, t.features)
+        n_tiles = triton.cdiv(self.n_tokens, t.tokens) * triton.cdiv(self._width, t.features)
         if n_tiles:
-            encode_tiles[(min(n_tiles, _n_programs(x.device)),)](
-                x, self._w, self._bias, self._threshold, self._slack, self._norm, counter, *found,
-                n_tokens, width, x.shape[1], x.stride(0), self._w.stride(0), capacity,
-                BM=t.tokens, BN=t.features, BK=t.inputs, PRECISION=self._precision,
-                UPCAST=INTERPRETED and x.dtype != torch.float32, WITH_SLACK=self._with_slack,
-                num_warps=t.warps, num_stages=t.stages,
-            )  # fmt: skip
-        return int(counter.item()), found
+            with _current(x.device):
+                encode_tiles[(min(n_tiles, _n_programs(x.device)),)](
+                    x, self._w, self._bias, self._threshold, self._slack, self._norm, counter,
+                    *found, self.n_tokens, self._width, x.shape[1], x.stride(0),
+                    self._w.stride(0), capacity,
+                    BM=t.tokens, BN=t.features, BK=t.inputs, PRECISION=self._precision,
+                    UPCAST=INTERPRETED and x.dtype != torch.float32,
+                    WITH_SLACK=self._exact is not None, num_warps=t.warps, num_stages=t.stages,
+                )  # fmt: skip
+        return _Launched(capacity, counter, found)
+
+    def sorted(self, launched: _Launched, n: int) -> SparseCodes:
+        """Return the `n` firings that were found, token-major."""
+        token, feature, activation = (part[:n] for part in launched.found)
+        if self._exact is not None:
+            token, feature, activation = _rescored(self._given, self._exact, token, feature)
+        order = torch.argsort(token.long() * max(1, self._width) + feature)
+        counts = torch.bincount(token, minlength=self.n_tokens)
+        indptr = torch.zeros(self.n_tokens + 1, dtype=torch.int64, device=token.device)
+        torch.cumsum(counts, 0, out=indptr[1:])
+        names = feature[order]
+        if self._features is not None:
+            names = self._features.to(torch.int32)[names.long()]
+        return SparseCodes(indptr, names, activation[order])
 
 
 def _rescored(
@@ -156,10 +185,11 @@ def _rescored(
     rows, w = x.float().contiguous(), exact.w_enc.float().contiguous()
     block = 128
     if len(token):
-        score_pairs[(triton.cdiv(len(token), block),)](
-            rows, w, exact.b_enc.float(), token, feature, scores, len(token), x.shape[1],
-            rows.stride(0), w.stride(0), DEPTH=256, BLOCK=block,
-        )  # fmt: skip
+        with _current(x.device):
+            score_pairs[(triton.cdiv(len(token), block),)](
+                rows, w, exact.b_enc.float(), token, feature, scores, len(token), x.shape[1],
+                rows.stride(0), w.stride(0), DEPTH=256, BLOCK=block,
+            )  # fmt: skip
     fires = scores > exact.threshold[feature.long()]
     return token[fires], feature[fires], scores[fires]
 
@@ -174,6 +204,11 @@ def _columns(weights: EncoderWeights, features: torch.Tensor) -> EncoderWeights:
     return EncoderWeights(
         weights.w_enc[:, columns], weights.b_enc[columns], weights.threshold[columns]
     )
+
+
+def _current(device: torch.device) -> AbstractContextManager[object]:
+    """Triton launches on the current device, which need not be that of the tensors."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def _n_programs(device: torch.device) -> int:

@@ -41,6 +41,17 @@ class EncoderWeights:
 
 
 @dataclass(frozen=True)
+class Operands:
+    """What is encoded at a time, checked."""
+
+    x: torch.Tensor
+    """[n_tokens, d_in], any float dtype, finite."""
+    weights: EncoderWeights
+    features: torch.Tensor | None = None
+    """Those to encode with, int64, ascending; None for all."""
+
+
+@dataclass(frozen=True)
 class DecoderWeights:
     """The decoder of a coder: from all its features to each layer that it writes to."""
 

@@ -10,8 +10,8 @@ import torch
 
 from scopelake.errors import InvalidArgumentError
 from scopelake.kernels import _native, cpu
-from scopelake.kernels.encode import Choice, choose, encode, encode_many
-from scopelake.kernels.weights import EncoderWeights
+from scopelake.kernels.encode import Choice, Task, choose, encode, encode_all
+from scopelake.kernels.weights import EncoderWeights, Operands
 
 SETS = _native.sets()
 
@@ -52,7 +52,7 @@ def by_definition(x, weights, depth=256):
 @pytest.mark.parametrize(("n", "d_in", "width"), [(5, 3, 40), (17, 300, 33), (1, 513, 7)])
 def test_sums_are_taken_in_the_order_that_is_stated(name, n, d_in, width):
     weights, x = coder(d_in, width, threshold=0.0), tokens(n, d_in)
-    (codes,) = cpu.encode(x, [weights], [None], name)
+    (codes,) = cpu.encode_all([Operands(x, weights)], name)
     found = codes.to_dense(width).numpy()
     pre = by_definition(x, weights)
     if name == "plain":  # multiplies and adds round apart
@@ -66,7 +66,7 @@ def test_every_split_gives_the_same_bits(n, monkeypatch):
     weights, x = coder(), tokens(n)
     whole = bits(encode(x, weights, "cpu"))
     for name in SETS[:-1]:
-        assert bits(cpu.encode(x, [weights], [None], name)[0]) == whole
+        assert bits(cpu.encode_all([Operands(x, weights)], name)[0]) == whole
     for at_once, block, chunk, threads in [(64, 33, 7, 1), (500, 14, 600, 3), (1, 1, 1100, 2)]:
         monkeypatch.setattr(cpu, "TOKENS_AT_ONCE", at_once)
         monkeypatch.setattr(cpu, "_BLOCK", block)
@@ -128,9 +128,21 @@ def test_features_that_cannot_be_asked_for_are_refused(chosen, message):
 def test_several_coders_at_once_are_as_one_by_one():
     coders = [coder(seed=seed, width=width) for seed, width in enumerate([40, 1100, 513])]
     x = tokens(150)
-    found = encode_many(x, coders, features=[None, range(100), [5, 9]])
-    for codes, weights, features in zip(found, coders, [None, range(100), [5, 9]], strict=True):
-        assert bits(codes) == bits(encode(x, weights, features=features))
+    tasks = [Task(x, c, f) for c, f in zip(coders, [None, range(100), [5, 9]], strict=True)]
+    tasks.insert(1, Task(tokens(70, 33, seed=9), coder(33, 513)))  # of another site
+    for impl in ("cpu", "torch", "reference"):
+        for codes, task in zip(encode_all(tasks, impl), tasks, strict=True):
+            assert bits(codes) == bits(encode(task.x, task.coder, impl, task.features))
+    assert encode_all([]) == []
+
+
+def test_nothing_is_encoded_if_one_of_several_cannot_be(monkeypatch):
+    monkeypatch.setattr(cpu, "encode_all", lambda operands: pytest.fail("encoded"))
+    x = tokens(4)
+    bad = x.clone()
+    bad[2, 3] = float("nan")
+    with pytest.raises(InvalidArgumentError, match="NaN"):
+        encode_all([Task(x, coder()), Task(bad, coder())])
 
 
 def test_weights_of_other_types_and_layouts_are_taken_as_they_are():

@@ -16,7 +16,7 @@ from scopelake.errors import InvalidArgumentError
 from scopelake.kernels import triton_encode
 from scopelake.kernels.encode import choose, encode
 from scopelake.kernels.triton_encode import Tiles
-from scopelake.kernels.weights import EncoderWeights
+from scopelake.kernels.weights import EncoderWeights, Operands
 
 TILES = Tiles(16, 32, 16)
 
@@ -95,14 +95,47 @@ def test_what_does_not_fit_is_done_again(room, monkeypatch):
     launches = []
     plain = triton_encode._Job.launch
 
-    def counted(job, capacity):
-        launches.append(capacity)
-        return plain(job, capacity)
+    def counted(job, room):
+        launches.append(room)
+        return plain(job, room)
 
     monkeypatch.setattr(triton_encode._Job, "launch", counted)
     codes = triton_encode.encode(x, weights, tiles=TILES, room=room)
     check(codes, x, weights)
     assert len(launches) == (1 if room > len(codes.features) else 2)
+
+
+@pytest.mark.parametrize("room", [1, 3000])
+def test_several_are_launched_before_the_first_is_waited_for(room, monkeypatch):
+    """Of two sites; some have no room at first."""
+    x, other = draw_tokens(30), draw_tokens(21, 24)
+    operands = [
+        Operands(x, build(threshold=0.1)),
+        Operands(x, build(width=33, seed=4), torch.tensor([3, 4, 30])),
+        Operands(other, build(24, 70, seed=5)),
+        Operands(other[:0], build(24, 70, seed=5)),
+    ]
+    events, launch, sort = [], triton_encode._Job.launch, triton_encode._Job.sorted
+
+    def launched(job, room):
+        events.append("launch")
+        return launch(job, room)
+
+    def sorted_(job, launched, n):
+        events.append("sort")
+        return sort(job, launched, n)
+
+    monkeypatch.setattr(triton_encode._Job, "launch", launched)
+    monkeypatch.setattr(triton_encode._Job, "sorted", sorted_)
+    found = triton_encode.encode_all(operands, tiles=TILES, room=room)
+    n_again = sum(len(c.features) > room for c in found)
+    assert events == ["launch"] * (4 + n_again) + ["sort"] * 4
+    for codes, one in zip(found, operands, strict=True):
+        alone = triton_encode.encode(one.x, one.weights, one.features, tiles=TILES)
+        for name in ("indptr", "features", "activations"):
+            assert torch.equal(getattr(codes, name), getattr(alone, name))
+    check(found[0], x, operands[0].weights)
+    check(found[2], other, operands[2].weights)
 
 
 def test_threshold_is_strict():
