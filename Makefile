@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.ready
 export PYTHONSAFEPATH := 1
 
-.PHONY: demo test lint parity oldest soak bench bench-ingest bench-compact bench-dense bench-styles bench-memory \
+.PHONY: demo test lint parity oldest soak bench bench-ingest bench-compact bench-dense bench-styles bench-memory bench-stream \
 	bench-examples bench-encode bench-gpu clean setup
 .SECONDARY:
 
@@ -67,6 +67,9 @@ bench-encode: .venv-parity/.ready
 
 bench-gpu: $(STAMP)
 	PYTHONPATH=benchmarks $(BIN)/python benchmarks/gpu.py
+
+bench-stream: $(STAMP)
+	PYTHONPATH=benchmarks $(BIN)/python benchmarks/stream.py
 
 bench-examples: $(STAMP)
 	PYTHONPATH=benchmarks $(BIN)/python benchmarks/examples.py

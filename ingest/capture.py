@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 
 from scopelake.errors import CoderMismatchError
-from scopelake.ingest.model import LoadedModel
+from scopelake.ingest.model import LoadedModel, ModelIdentity
 from scopelake.names import SiteLayer
 
 PaddingSide = Literal["left", "right"]
@@ -38,7 +38,7 @@ def text_model(module: Any) -> Any:  # noqa: ANN401
     return module.model if hasattr(module.model, "layers") else module.model.language_model
 
 
-def site_width(model: LoadedModel, site: SiteLayer) -> int:
+def site_width(model: ModelIdentity, site: SiteLayer) -> int:
     """Return the width of a site's tensor.
 
     Raises:

@@ -24,7 +24,7 @@ from scopelake.ingest.coder_identity import (
 )
 from scopelake.ingest.digest import digest_files
 from scopelake.ingest.families import FolderName, is_of_width
-from scopelake.ingest.model import LoadedModel
+from scopelake.ingest.model import ModelIdentity
 
 PARAMS: Final = "params.safetensors"
 LAYER_PARAMS: Final = re.compile(r"params_layer_(\d+)\.safetensors\Z")
@@ -96,7 +96,7 @@ def read_coder(path: Path, repo: str | None = None, model_name: str | None = Non
     )
 
 
-def check_fits(coder: CoderFiles, model: LoadedModel) -> None:
+def check_fits(coder: CoderFiles, model: ModelIdentity) -> None:
     """Refuse a coder that was not made for this model or does not fit its sites.
 
     Raises:

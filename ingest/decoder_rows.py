@@ -33,10 +33,18 @@ _TOKEN_COLUMNS: Final = ("top_tokens", "top_logits", "bottom_tokens", "bottom_lo
 _TILE: Final = 1024
 
 
-def decoder_columns(coder: CoderFiles, model: LoadedModel) -> dict[str, pa.Array]:
+def decoder_columns(
+    coder: CoderFiles, device: torch.device, readout: torch.Tensor | None
+) -> dict[str, pa.Array]:
     """Return the decoder columns of the features table, each [width].
 
     The decoder is read from its files a slice at a time, once.
+
+    Args:
+        coder: the coder.
+        device: where it is computed.
+        readout: from the stream to logits, [d_model, vocab], on it; without one the columns of
+            tokens are null.
 
     Warns:
         CoderWarning: the rows of an SAE's decoder are not of unit norm, or features of a coder of
@@ -48,9 +56,10 @@ def decoder_columns(coder: CoderFiles, model: LoadedModel) -> dict[str, pa.Array
     norms = np.empty(coder.width, dtype=np.float32)
     n_early = done = 0
     with torch.inference_mode():
-        readout = None if coder.targets[0].site == "attn_out" else _readout(model)
+        if coder.targets[0].site == "attn_out":
+            readout = None
         tokens = None if readout is None else _Tokens.empty(coder.width, readout.shape[1])
-        for rows in decoder_rows(coder, model.device):
+        for rows in decoder_rows(coder, device):
             n_early += _count_early(rows, done // coder.features_per_layer)
             norms[done : done + len(rows)] = rows.flatten(1).norm(dim=1).cpu().numpy()
             if readout is not None and tokens is not None:
@@ -137,7 +146,7 @@ def _direction(coder: CoderFiles, rows: torch.Tensor) -> torch.Tensor:
     return rows[:, -1] if coder.type == "crosscoder" else rows.sum(dim=1)
 
 
-def _readout(model: LoadedModel) -> torch.Tensor:
-    """From the stream to logits, [d_model, vocab], float32."""
+def readout_of(model: LoadedModel) -> torch.Tensor:
+    """Return the way from the stream to logits, [d_model, vocab], float32."""
     gain = 1.0 + weight_of(model, text_model(model.module).norm)
     return (weight_of(model, model.module.get_output_embeddings()) * gain).T

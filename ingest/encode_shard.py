@@ -11,29 +11,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from scopelake.ingest.capture import PaddingSide, capture
+from scopelake.ingest.activations import ActivationSource, ShardTokens
+from scopelake.ingest.capture import site_width
 from scopelake.ingest.coders import CoderFiles
-from scopelake.ingest.model import LoadedModel
 from scopelake.ingest.plan import Shard
+from scopelake.ingest.stages import Stages
 from scopelake.kernels.encode import Task, encode_all
 from scopelake.kernels.to_host import Arrival, HostRing
 from scopelake.kernels.weights import EncoderWeights, SparseCodes, join_layers
 from scopelake.names import SiteLayer
 from scopelake.store.firings import Firings
-
-
-@dataclass(frozen=True)
-class ShardTokens:
-    """The contexts of a shard."""
-
-    first_context: int
-    token_ids: tuple[npt.NDArray[np.int32], ...]
-    kinds: tuple[npt.NDArray[np.int8], ...]
-
-    @property
-    def n_tokens(self) -> int:
-        """Number of tokens, BOS included."""
-        return sum(len(ids) for ids in self.token_ids)
 
 
 @dataclass(frozen=True)
@@ -62,45 +49,49 @@ def batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
 def encode_shard(
     shard: Shard,
     tokens: ShardTokens,
-    model: LoadedModel,
+    source: ActivationSource,
     weights: Mapping[str, tuple[EncoderWeights, ...]],
     *,
     context_length: int,
     batch_tokens: int,
-    padding_side: PaddingSide = "right",
+    stages: Stages | None = None,
     on_batch: Callable[[int, int], None] | None = None,
 ) -> ShardResult:
-    """Run the model over a shard once and encode every coder of it.
+    """Take a shard's activations once and encode them with every coder of it.
 
     Args:
         shard: which coders and dense sites are wanted.
         tokens: the shard's contexts.
-        model: the model.
-        weights: by coder name, an encoder for each of its sites, on the model's device.
+        source: what gives their activations.
+        weights: by coder name, an encoder for each of its sites, on the source's device.
         context_length: the corpus's, the length of a dense row.
-        batch_tokens: most tokens in one forward pass, padding included.
-        padding_side: does not change the result.
+        batch_tokens: most tokens at once, padding included.
+        stages: counts the time.
         on_batch: called with (tokens, firings) after each batch.
     """
     sites = sorted({s for c in shard.coders for s in c.sites} | set(shard.dense), key=str)
-    gathered = _Gathered(shard, tokens, context_length, _dense_widths(shard, model))
-    ring, waiting = HostRing.of(model.device), None
-    for group in batches([len(ids) for ids in tokens.token_ids], batch_tokens):
-        found = capture(
-            model, [tokens.token_ids[i] for i in group], sites, padding_side=padding_side
-        )
-        codes = dict(_encode(shard.coders, weights, found))
-        sent = _Sent(group, ring.send(_tensors(shard, found, codes)))
+    widths = {site: site_width(source.model, site) for site in shard.dense}
+    gathered = _Gathered(shard, tokens, context_length, widths)
+    ring, waiting = HostRing.of(source.model.device), None
+    groups = list(batches([len(ids) for ids in tokens.token_ids], batch_tokens))
+    stages = stages or Stages()
+    arriving = stages.timing("activations", source.batches(tokens, groups, sites))
+    for group, found in zip(groups, arriving, strict=True):
+        with stages.timed("encode"):
+            codes = dict(_encode(shard.coders, weights, found))
+            sent = _Sent(group, ring.send(_tensors(shard, found, codes)))
         if on_batch is not None:
             n_tokens = sum(len(tokens.token_ids[i]) for i in group)
             on_batch(n_tokens, sum(len(c.features) for c in codes.values()))
         # While a batch is on its way, the next is computed.
+        with stages.timed("gather"):
+            if waiting is not None:
+                gathered.add(waiting)
+        waiting = sent
+    with stages.timed("gather"):
         if waiting is not None:
             gathered.add(waiting)
-        waiting = sent
-    if waiting is not None:
-        gathered.add(waiting)
-    return gathered.result()
+        return gathered.result()
 
 
 @dataclass(frozen=True)
@@ -199,10 +190,3 @@ def _encode(
         encoders = weights[coder.name]
         of_coder = list(islice(codes, len(encoders)))
         yield coder.name, join_layers(of_coder, [e.width for e in encoders])
-
-
-def _dense_widths(shard: Shard, model: LoadedModel) -> dict[SiteLayer, int]:
-    return {
-        site: model.attention_width if site.site == "attn_out" else model.d_model
-        for site in shard.dense
-    }

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from scopelake.ingest.digest import digest_files
 from scopelake.ingest.hub import fetch_snapshot, is_local, repo_of_cached
 
 _ARCHITECTURES = ("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration")
-_TEXT_KEYS = {r"^(?:model\.)?language_model\.(?:model\.)?": "model."}
+TEXT_KEYS: Final = {r"^(?:model\.)?language_model\.(?:model\.)?": "model."}
 """From the text decoder's names in a checkpoint of the multimodal class to those in its own."""
 _TOKENIZER_FILES = ["*.json", "tokenizer.model", "*.jinja"]
 _FILES = [*_TOKENIZER_FILES, "*.safetensors"]
@@ -36,26 +36,34 @@ class ModelFiles:
     revision: str
 
 
-@dataclass(frozen=True)
-class LoadedModel:
-    """A Gemma 3 ready for capture."""
+@dataclass(frozen=True, kw_only=True)
+class ModelIdentity:
+    """What is known of a model whose activations are at hand."""
 
-    module: Any
-    """The transformers model, in eval mode, on its device."""
     name: str
     revision: str
     digest: str
+    """Of its weights and its configuration."""
     architecture: str
     n_layers: int
     d_model: int
     attention_width: int
     """Heads times head_dim: the input width of ``o_proj``."""
+    dtype: str
+    """Precision of its activations."""
+    device: torch.device
+    """Where token ids go in and activations come out; its modules may lie elsewhere."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel(ModelIdentity):
+    """A Gemma 3 ready for capture."""
+
+    module: Any
+    """The transformers model, in eval mode, on its device."""
     vocab_size: int
     max_positions: int
     """Most tokens in a context."""
-    dtype: str
-    device: torch.device
-    """Where token ids go in and activations come out; its modules may lie elsewhere."""
 
 
 def find_model(model: str | Path, *, tokenizer_only: bool = False) -> ModelFiles:
@@ -155,7 +163,7 @@ def load_model(
         module=module,
         name=files.name,
         revision=files.revision,
-        digest=digest_files([*files.path.glob("*.safetensors"), files.path / "config.json"]),
+        digest=weights_digest(files),
         architecture=config["architectures"][0],
         n_layers=int(text.num_hidden_layers),
         d_model=int(text.hidden_size),
@@ -165,6 +173,11 @@ def load_model(
         dtype=name,
         device=target,
     )
+
+
+def weights_digest(files: ModelFiles) -> str:
+    """Return the digest of a model's weights and its configuration."""
+    return digest_files([*files.path.glob("*.safetensors"), files.path / "config.json"])
 
 
 def check_vocabulary(
@@ -219,7 +232,7 @@ def _load_text_model(files: ModelFiles, dtype: torch.dtype, device_map: DeviceMa
                 str(files.path),
                 config=text,
                 dtype=dtype,
-                key_mapping=_TEXT_KEYS,
+                key_mapping=TEXT_KEYS,
                 use_safetensors=True,
                 local_files_only=True,
                 output_loading_info=True,

@@ -20,13 +20,13 @@ import pyarrow as pa
 import torch
 
 from scopelake.errors import EncoderWarning
+from scopelake.ingest.activations import ActivationSource, LiveActivations, ShardTokens
 from scopelake.ingest.coder_weights import load_encoders
 from scopelake.ingest.coders import CoderFiles
-from scopelake.ingest.decoder_rows import decoder_columns
-from scopelake.ingest.encode_shard import ShardResult, ShardTokens, encode_shard
+from scopelake.ingest.encode_shard import ShardResult, encode_shard
 from scopelake.ingest.evaluation_rows import evaluation_table, unevaluated
 from scopelake.ingest.look_back import LookBack, StaleLookBackError
-from scopelake.ingest.model import LoadedModel, check_vocabulary
+from scopelake.ingest.model import LoadedModel
 from scopelake.ingest.plan import (
     IngestConfig,
     IngestPlan,
@@ -37,18 +37,17 @@ from scopelake.ingest.plan import (
     without_committed,
 )
 from scopelake.ingest.rows import RunTotals, model_table, run_table, sae_table
+from scopelake.ingest.statistics import without_statistics, write_statistics
 from scopelake.kernels.encode import choose
 from scopelake.kernels.weights import EncoderWeights
-from scopelake.store.catalog import committed_dense_shards, committed_shards
+from scopelake.store.catalog import committed_dense_shards
 from scopelake.store.commit import Writer
 from scopelake.store.dense import ensure_array, write_shard
 from scopelake.store.lake_store import LakeStore
 from scopelake.store.planned import Commit
 from scopelake.store.receipts import Receipt
-from scopelake.store.schema import SCHEMAS
 from scopelake.store.snapshot import Snapshot
-from scopelake.store.summary import feature_statistics
-from scopelake.store.writer import discard, write_features, write_firings
+from scopelake.store.writer import discard, write_firings
 
 _MOST_TRIES: Final = 3
 
@@ -78,6 +77,8 @@ class IngestSummary:
     firings: int
     n_bytes: int
     seconds: float
+    stages: Mapping[str, float]
+    """Seconds of each stage, see `ingest.stages`."""
 
     @property
     def already_complete(self) -> bool:
@@ -100,9 +101,32 @@ def ingest(
         ModelError: the corpus has token ids that the model does not know.
         LakeBusyError: other writers came first again and again.
     """
+    return encode_from(store, config, LiveActivations(model), coders, on_progress, model)
+
+
+def encode_from(
+    store: LakeStore,
+    config: IngestConfig,
+    source: ActivationSource,
+    coders: Sequence[CoderFiles],
+    on_progress: Callable[[Progress], None] | None = None,
+    model: LoadedModel | None = None,
+) -> IngestSummary:
+    """Encode a corpus's activations, wherever they come from, with `coders` in one pass.
+
+    Args:
+        store: the lake.
+        config: what is to be made.
+        source: what gives the activations.
+        coders: those to encode with.
+        on_progress: called after every batch and commit.
+        model: the model itself, which an evaluation runs.
+
+    Raises:
+        CorpusNotFoundError, CoderMismatchError, LakeBusyError: as in `ingest`.
+    """
     with Writer(store) as writer:
-        job = _Job(store, writer, config, model, list(coders), on_progress)
-        return job.run()
+        return _Job(store, writer, config, source, list(coders), on_progress, model).run()
 
 
 class _Job:
@@ -113,12 +137,14 @@ class _Job:
         store: LakeStore,
         writer: Writer,
         config: IngestConfig,
-        model: LoadedModel,
+        source: ActivationSource,
         coders: list[CoderFiles],
         on_progress: Callable[[Progress], None] | None,
+        loaded: LoadedModel | None,
     ) -> None:
-        self.store, self.writer, self.config, self.model = store, writer, config, model
-        self.plan: IngestPlan = make_plan(store, store.snapshot(), config, model, coders)
+        self.store, self.writer, self.config = store, writer, config
+        self.source, self.model, self.loaded = source, source.model, loaded
+        self.plan: IngestPlan = make_plan(store, store.snapshot(), config, self.model, coders)
         self.totals = RunTotals()
         self.weights: dict[str, tuple[EncoderWeights, ...]] = {}
         widths = {coder.name: coder.width for coder in self.plan.coders}
@@ -126,7 +152,7 @@ class _Job:
         self.on_progress = on_progress
 
     def run(self) -> IngestSummary:
-        pending = self._coders_without_features()
+        pending = without_statistics(self.store, self.plan)
         evaluated = self._coders_to_evaluate()
         if self.plan.shards or pending or evaluated:
             self.weights = {
@@ -139,7 +165,7 @@ class _Job:
                 self._prepare()
                 self._shards()
             self.weights.clear()  # evaluation loads one coder at a time
-            self._finish(self._coders_without_features(), evaluated)
+            self._finish(without_statistics(self.store, self.plan), evaluated)
         totals = self.totals
         return IngestSummary(
             self.plan.run,
@@ -149,8 +175,8 @@ class _Job:
             totals.tokens,
             totals.firings,
             totals.n_bytes,
-            float(run_table(self.plan, self.config, self.model, totals, complete=True)
-                  ["seconds"][0].as_py()),
+            float(self._run_row(complete=True)["seconds"][0].as_py()),
+            totals.stages.seconds,
         )  # fmt: skip
 
     def _prepare(self) -> None:
@@ -184,21 +210,25 @@ class _Job:
                 shard = self._left(planned)
                 if shard is None:
                     continue
-                tokens = self._read(shard)
+                with self.totals.stages.timed("read"):
+                    tokens = self._read(shard)
                 result = encode_shard(
                     shard,
                     tokens,
-                    self.model,
+                    self.source,
                     self.weights,
                     context_length=int(self.plan.corpus["context_length"]),
                     batch_tokens=self.config.batch_tokens,
+                    stages=self.totals.stages,
                     on_batch=self._count,
                 )
                 if waiting is not None:
-                    waiting.result()
+                    with self.totals.stages.timed("wait"):
+                        waiting.result()
                 waiting = pool.submit(self._write, shard, result)
             if waiting is not None:
-                waiting.result()
+                with self.totals.stages.timed("wait"):
+                    waiting.result()
 
     def _left(self, shard: Shard) -> Shard | None:
         """Return what of a shard no other ingest has committed since the plan was made."""
@@ -235,17 +265,22 @@ class _Job:
         ).sort_by("context")
         ids = tuple(np.array(v, dtype=np.int32) for v in table["token_ids"].to_pylist())
         kinds = tuple(np.array(v, dtype=np.int8) for v in table["kinds"].to_pylist())
-        check_vocabulary(self.model, ids, self.config.corpus)
-        return ShardTokens(shard.start, ids, kinds)
+        tokens = ShardTokens(shard.start, ids, kinds)
+        self.source.check(tokens, self.config.corpus)
+        return tokens
 
     def _write(self, shard: Shard, result: ShardResult) -> None:
-        dense = self._write_dense(shard, result)
+        stages = self.totals.stages
+        with stages.timed("write"):
+            dense = self._write_dense(shard, result)
         for left in reversed(range(_MOST_TRIES)):
-            firings = self._write_firings(shard, result)
+            with stages.timed("write"):
+                firings = self._write_firings(shard, result)
             receipts = [*firings, *dense]
             reason = f"ingest {self.config.corpus} shard {shard.index}"
             try:
-                snapshot = self._commit(receipts, str(shard.index), reason, {})
+                with stages.timed("commit"):
+                    snapshot = self._commit(receipts, str(shard.index), reason, {})
             except StaleLookBackError:
                 discard(self.store.root, firings)
                 self.look_back.reset()
@@ -294,49 +329,22 @@ class _Job:
 
     def _finish(self, coders: list[CoderFiles], evaluated: list[CoderFiles]) -> None:
         """Write the statistics of coders that are complete on this corpus, and evaluations."""
-        receipts = [self._features(coder) for coder in coders]
+        readout = self.source.readout() if coders else None
+        receipts = [
+            write_statistics(self.store, self.plan, coder, self.model.device, readout)
+            for coder in coders
+        ]
         rows = {}
-        if evaluated:
+        if evaluated and self.loaded is not None:
             rows["evaluations"] = evaluation_table(
-                self.store, self.store.snapshot(), self.plan.corpus, self.model, evaluated,
+                self.store, self.store.snapshot(), self.plan.corpus, self.loaded, evaluated,
                 self.plan.run,
             )  # fmt: skip
         rows["runs"] = self._run_row(complete=True)
         self._commit(receipts, "finish", f"finish ingest of {self.config.corpus}", rows)
 
-    def _features(self, coder: CoderFiles) -> Receipt:
-        corpus = self.plan.corpus
-        files = self.store.data_files(
-            "postings", self.store.snapshot(), sae=coder.name, corpus=self.config.corpus
-        )
-        n_tokens = int(corpus["n_tokens"]) - int(corpus["n_bos"])
-        paths = [f.path for f in files]
-        table = feature_statistics(self.store.root, paths, coder.width, n_tokens)
-        columns = {name: table[name] for name in table.column_names}
-        columns |= decoder_columns(coder, self.model)
-        columns["sae"] = pa.array([coder.name] * coder.width)
-        columns["corpus"] = pa.array([self.config.corpus] * coder.width)
-        schema = SCHEMAS["features"]
-        full = pa.table({f.name: columns[f.name] for f in schema}).cast(schema)
-        return write_features(
-            self.store.root, full, sae=coder.name, corpus=self.config.corpus, run=self.plan.run
-        )
-
-    def _coders_without_features(self) -> list[CoderFiles]:
-        """Coders whose shards are all committed but whose statistics are not written yet."""
-        snapshot = self.store.snapshot()
-        done = committed_shards(self.store, snapshot, self.config.corpus)
-        return [
-            coder
-            for coder in self.plan.coders
-            if all((coder.name, index) in done for index in range(self.plan.n_shards))
-            and not self.store.data_files(
-                "features", snapshot, sae=coder.name, corpus=self.config.corpus
-            )
-        ]
-
     def _coders_to_evaluate(self) -> list[CoderFiles]:
-        if not self.config.evaluate:
+        if not self.config.evaluate or self.loaded is None:
             return []
         return unevaluated(self.store, self.store.snapshot(), self.config.corpus, self.plan.coders)
 
@@ -366,7 +374,10 @@ class _Job:
         )
 
     def _run_row(self, *, complete: bool) -> pa.Table:
-        return run_table(self.plan, self.config, self.model, self.totals, complete=complete)
+        return run_table(
+            self.plan, self.config, self.source.model, self.totals, self.source.origin,
+            complete=complete,
+        )  # fmt: skip
 
     def _count(self, tokens: int, firings: int) -> None:
         self.totals.tokens += tokens

@@ -12,7 +12,7 @@ import xxhash
 from scopelake.errors import CoderMismatchError, CorpusNotFoundError, InvalidArgumentError
 from scopelake.ingest.capture import site_width
 from scopelake.ingest.coders import CoderFiles, check_fits
-from scopelake.ingest.model import LoadedModel, ModelFiles
+from scopelake.ingest.model import ModelFiles, ModelIdentity
 from scopelake.ingest.tokens import Tokenizer
 from scopelake.names import SiteLayer, check_whole
 from scopelake.store.catalog import (
@@ -113,7 +113,7 @@ def make_plan(
     store: LakeStore,
     snapshot: Snapshot,
     config: IngestConfig,
-    model: LoadedModel,
+    model: ModelIdentity,
     coders: list[CoderFiles],
 ) -> IngestPlan:
     """Check that everything fits together and list the shards with work left.
@@ -179,7 +179,7 @@ def check_precision(
     store: LakeStore,
     snapshot: Snapshot,
     config: IngestConfig,
-    model: LoadedModel,
+    model: ModelIdentity,
     coders: Sequence[CoderFiles],
 ) -> None:
     """Refuse another precision than that of the shards that a coder has on the corpus.
@@ -208,7 +208,7 @@ def check_precision(
 
 
 def _run_id(
-    config: IngestConfig, corpus: dict[str, Any], model: LoadedModel, coders: list[CoderFiles]
+    config: IngestConfig, corpus: dict[str, Any], model: ModelIdentity, coders: list[CoderFiles]
 ) -> str:
     identity = {
         "corpus": [corpus["corpus"], corpus["source_digest"], corpus["tokenizer_digest"]],
@@ -224,7 +224,7 @@ def check_catalogue(
     store: LakeStore,
     snapshot: Snapshot,
     corpus: str,
-    model: LoadedModel,
+    model: ModelIdentity,
     coders: Sequence[CoderFiles],
 ) -> None:
     """Refuse what must not be mixed with what the lake has.
@@ -245,7 +245,7 @@ def check_catalogue(
 
 
 def _check_digests(
-    store: LakeStore, snapshot: Snapshot, model: LoadedModel, coders: Sequence[CoderFiles]
+    store: LakeStore, snapshot: Snapshot, model: ModelIdentity, coders: Sequence[CoderFiles]
 ) -> None:
     saes = store.read("saes", snapshot, columns=["sae", "digest"]).to_pylist()
     models = store.read("models", snapshot, columns=["model", "digest"]).to_pylist()

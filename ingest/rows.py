@@ -15,8 +15,9 @@ import pyarrow as pa
 from scopelake.ingest.coder_identity import CoderIdentity
 from scopelake.ingest.coders import CoderFiles
 from scopelake.ingest.examples import Examples
-from scopelake.ingest.model import LoadedModel
+from scopelake.ingest.model import ModelIdentity
 from scopelake.ingest.plan import IngestConfig, IngestPlan
+from scopelake.ingest.stages import Stages
 from scopelake.store.precision import relative_error
 from scopelake.store.schema import SCHEMAS
 
@@ -31,9 +32,10 @@ class RunTotals:
     tokens: int = 0
     firings: int = 0
     n_bytes: int = 0
+    stages: Stages = field(default_factory=Stages)
 
 
-def sae_table(coders: Sequence[CoderFiles], model: LoadedModel) -> pa.Table:
+def sae_table(coders: Sequence[CoderFiles], model: ModelIdentity) -> pa.Table:
     """Return the rows of the saes table for `coders`."""
     rows = [{**_sae_row(c), **_weights_row(c), "model": model.name} for c in coders]
     return pa.Table.from_pylist(rows, schema=SCHEMAS["saes"])
@@ -83,7 +85,7 @@ def _weights_row(coder: CoderFiles) -> dict[str, Any]:
     }
 
 
-def model_table(model: LoadedModel) -> pa.Table:
+def model_table(model: ModelIdentity) -> pa.Table:
     """Return the row of the models table for `model`."""
     row = {
         "model": model.name,
@@ -98,9 +100,24 @@ def model_table(model: LoadedModel) -> pa.Table:
 
 
 def run_table(
-    plan: IngestPlan, config: IngestConfig, model: LoadedModel, totals: RunTotals, *, complete: bool
+    plan: IngestPlan,
+    config: IngestConfig,
+    model: ModelIdentity,
+    totals: RunTotals,
+    origin: str,
+    *,
+    complete: bool,
 ) -> pa.Table:
-    """Return the row of the runs table; `totals` count what this call of ingest did."""
+    """Return the row of the runs table.
+
+    Args:
+        plan: what is to be done.
+        config: how.
+        model: whose activations are encoded.
+        totals: what this call of ingest did.
+        origin: how the activations come about.
+        complete: whether all is done.
+    """
     now = datetime.now(UTC)
     row: dict[str, Any] = {
         "run": plan.run,
@@ -115,7 +132,13 @@ def run_table(
         "device": str(model.device),
         "dtype": model.dtype,
         "versions": json.dumps(versions()),
-        "config": json.dumps({"batch_tokens": config.batch_tokens}),
+        "config": json.dumps(
+            {
+                "batch_tokens": config.batch_tokens,
+                "activations": origin,
+                "seconds": totals.stages.seconds if complete else None,
+            }
+        ),
         "started_at": totals.started_at,
         "finished_at": now if complete else None,
         "tokens": totals.tokens,

@@ -10,15 +10,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import ml_dtypes
+import numpy as np
 import numpy.typing as npt
 import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
 from zarr.errors import ArrayNotFoundError, ContainsArrayError
 
-from scopelake.errors import InvalidArgumentError, LayerNotFoundError
+from scopelake.errors import DamagedFileError, InvalidArgumentError, LayerNotFoundError
 from scopelake.names import SITES, check_name
 from scopelake.store.bfloat16 import BFLOAT16
 from scopelake.store.folder_root import FolderRoot
@@ -171,6 +173,16 @@ def open_array(root: Root, corpus: str, model: str, site: str, layer: int) -> De
     return _existing(root, array_name(corpus, model, site, layer), "r")
 
 
+@dataclass(frozen=True)
+class StoredSite:
+    """A site of which a lake has dense activations."""
+
+    corpus: str
+    model: str
+    site: str
+    layer: int
+
+
 def open_dense(
     store: LakeStore,
     snapshot: Snapshot,
@@ -181,6 +193,24 @@ def open_dense(
     corpus: str | None = None,
 ) -> DenseArray:
     """Open the one array of a site that has shards in `snapshot`, read-only.
+
+    Raises:
+        LayerNotFoundError, InvalidArgumentError: as in `find_dense`.
+    """
+    found = find_dense(store, snapshot, layer, site, model=model, corpus=corpus)
+    return open_stored(store, snapshot, found)
+
+
+def find_dense(
+    store: LakeStore,
+    snapshot: Snapshot,
+    layer: int,
+    site: str,
+    *,
+    model: str | None = None,
+    corpus: str | None = None,
+) -> StoredSite:
+    """Return the one array of a site that has shards in `snapshot`.
 
     Raises:
         LayerNotFoundError: no array fits; the message lists those that there are.
@@ -205,16 +235,61 @@ def open_dense(
             f"dense activations of {_asked(site, layer, model, corpus)} were asked for; "
             f"{_listed(fitting)} fit; give model and corpus"
         )
-    return _open_committed(store, snapshot, fitting[0])
+    return StoredSite(*fitting[0])
 
 
-def _open_committed(
-    store: LakeStore, snapshot: Snapshot, key: tuple[str, str, str, int]
-) -> DenseArray:
+def find_whole(
+    store: LakeStore,
+    snapshot: Snapshot,
+    layer: int,
+    site: str,
+    *,
+    model: str | None = None,
+    corpus: str | None = None,
+) -> StoredSite:
+    """Return the one array of a site, which has every shard of its corpus in `snapshot`.
+
+    Raises:
+        LayerNotFoundError, InvalidArgumentError: as in `find_dense`; or shards are not stored.
+    """
+    found = find_dense(store, snapshot, layer, site, model=model, corpus=corpus)
+    filters = [("corpus", "=", found.corpus)]
+    columns = ["n_contexts", "shard_contexts"]
+    (row,) = store.read("corpora", snapshot, columns, filters).to_pylist()
+    n_shards = -(-int(row["n_contexts"]) // int(row["shard_contexts"]))
+    rows = store.read("files", snapshot, ["shard"], _filters(found))["shard"].to_pylist()
+    if missing := sorted(set(range(n_shards)) - set(rows)):
+        raise LayerNotFoundError(
+            f"all dense activations of {_asked(site, layer, found.model, found.corpus)} were asked "
+            f"for; {len(missing):,} of {n_shards:,} shards are not stored, the first is "
+            f"{missing[0]}; ingest the corpus with dense {site}/{layer}"
+        )
+    return found
+
+
+def read_context(array: DenseArray, context: int) -> npt.NDArray[ml_dtypes.bfloat16]:
+    """Return the activations of one context, [context_length, width].
+
+    Raises:
+        DamagedFileError: they are not what was written.
+    """
+    try:
+        return np.asarray(array[context])
+    except (ValueError, RuntimeError) as error:  # what zarr and its codecs raise
+        raise DamagedFileError(
+            f"context {context} of dense array {array.path} was asked for; it is not what was "
+            f"written ({' '.join(str(error).split())}); run scopelake verify"
+        ) from error
+
+
+def _filters(found: StoredSite) -> list[tuple[str, str, Any]]:
+    return [("kind", "=", DENSE), *((c, "=", v) for c, v in vars(found).items())]
+
+
+def open_stored(store: LakeStore, snapshot: Snapshot, found: StoredSite) -> DenseArray:
     """Open an array of which only the shards that `snapshot` has are seen; others read as zero."""
-    columns = ("corpus", "model", "site", "layer")
-    filters = [("kind", "=", DENSE), *((c, "=", v) for c, v in zip(columns, key, strict=True))]
-    named = set(store.read("files", snapshot, ["path"], filters)["path"].to_pylist())
+    named = set(store.read("files", snapshot, ["path"], _filters(found))["path"].to_pylist())
+    key = (found.corpus, found.model, found.site, found.layer)
     folder = f"{ACTIVATIONS}/{array_name(*key)}"
     if all(entry.path in named for entry in store.root.list(f"{folder}/c")):
         return open_array(store.root, *key)

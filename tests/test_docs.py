@@ -15,7 +15,7 @@ from scopelake.query.contexts import WHERE_COLUMNS
 
 ROOT = Path(__file__).resolve().parent.parent
 README, FORMAT, CLI = ROOT / "README.md", ROOT / "docs" / "format.md", ROOT / "docs" / "cli.md"
-ENCODING = ROOT / "docs" / "encoding.md"
+ENCODING, ACTIVATIONS = ROOT / "docs" / "encoding.md", ROOT / "docs" / "activations.md"
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "examples").rglob("*.md"))]
 NOT_RUN = "<!-- not run"
 """Begins the line above a block that the tests cannot run, with the reason."""
@@ -70,10 +70,11 @@ def test_the_page_of_the_command_line_says_what_the_code_does(shell, shown):
     assert "".join(f"    {line}\n" for line in printed.splitlines()) in page
 
 
-def test_the_page_of_encoding_prints_what_it_shows(shell):
-    (block,) = blocks(ENCODING, "python")
+@pytest.mark.parametrize("page", [ENCODING, ACTIVATIONS], ids=lambda page: page.stem)
+def test_a_page_prints_what_it_shows(shell, page):
+    (block,) = blocks(page, "python")
     printed = shell(sys.executable, "-P", "-c", block)
-    assert "".join(f"    {line}\n" for line in printed.splitlines()) in ENCODING.read_text()
+    assert "".join(f"    {line}\n" for line in printed.splitlines()) in page.read_text()
 
 
 def test_a_plain_duckdb_client_answers(shell, shown):

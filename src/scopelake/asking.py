@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import zarr
 
+    from scopelake.ingest.stream import ActivationStream
     from scopelake.query.contexts import TopContexts
     from scopelake.query.firing import FeaturesAt
     from scopelake.query.info import LakeInfo
@@ -137,6 +138,42 @@ class Asking(LakeHandle):
 
         layer = check_whole("layer", layer)
         return open_dense(self._store, self._snapshot, layer, site, model=model, corpus=corpus)
+
+    def stream(
+        self, layer: int, site: Site = "resid_post", *, model: str | None = None,
+        corpus: str | None = None, batch_tokens: int = 4096, shuffle_tokens: int = 1 << 17,
+        seed: int = 0, rank: int = 0, world_size: int = 1, device: str = "cpu",
+    ) -> ActivationStream:  # fmt: skip
+        """Return shuffled batches of stored dense activations, to train on; BOS is left out.
+
+        Args:
+            layer: from 0.
+            site: where in the layer.
+            model: whose activations, if those of several are stored.
+            corpus: on which corpus, if there are several.
+            batch_tokens: tokens of a batch, bfloat16 [batch_tokens, width].
+            shuffle_tokens: tokens that are shuffled with each other; two such blocks are in
+                memory. Contexts come in random order besides.
+            seed: of both orders; equal arguments give equal batches.
+            rank: of this process, among `world_size`: no token comes twice in an epoch.
+            world_size: number of processes.
+            device: where the batches go.
+
+        Returns:
+            An iterable, and a torch IterableDataset, each iteration of which is an epoch; its
+            `state_dict` and `load_state_dict` go on in the middle of one.
+
+        Raises:
+            LayerNotFoundError: the site is not stored, or not on the whole corpus.
+            InvalidArgumentError: several arrays fit, or an argument is out of range.
+        """
+        from scopelake.ingest.stream import StreamConfig, stream
+
+        config = StreamConfig(batch_tokens, shuffle_tokens, seed, rank, world_size)
+        return stream(
+            self._store, self._snapshot, check_whole("layer", layer), site, config,
+            model=model, corpus=corpus, device=device,
+        )  # fmt: skip
 
     def info(self) -> LakeInfo:
         """Return what the lake holds and how many bytes it takes."""

@@ -149,6 +149,58 @@ class Building(LakeHandle):
         self.refresh()
         return summary
 
+    def encode(
+        self,
+        corpus: str,
+        *,
+        saes: str | Path | Sequence[str | Path],
+        model: str | None = None,
+        unembedding: str | Path | None = None,
+        device: str = "auto",
+        activation_bits: int = 10,
+        batch_tokens: int = 16384,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> IngestSummary:
+        """Encode stored dense activations with more coders; no model runs.
+
+        The firings are those that an ingest would give but for the rounding of what is stored to
+        bfloat16. Like an ingest it resumes, and makes nothing twice.
+
+        Args:
+            corpus: name of a corpus whose sites were stored by `ingest` with ``dense``.
+            saes: as in `ingest`; they read sites that are stored on the whole corpus.
+            model: name, in the lake, of the model whose activations are meant; needed if those of
+                several are stored.
+            unembedding: folder or hub id of that model, from which the tokens that features
+                promote are computed; without it these columns of ``features`` are null.
+            device: where the encoding runs: ``auto``, ``cpu``, ``cuda``, ``cuda:1``.
+            activation_bits: mantissa bits kept of each activation; 23 is lossless.
+            batch_tokens: most tokens at once.
+            progress: called after every batch and commit.
+
+        Raises:
+            CorpusNotFoundError, LayerNotFoundError, CoderFileError, CoderMismatchError, ModelError,
+            InvalidArgumentError, DamagedFileError, LakeBusyError.
+        """
+        from scopelake.ingest.find_coders import find_coders
+        from scopelake.ingest.model import choose_device
+        from scopelake.ingest.pipeline import encode_from
+        from scopelake.ingest.plan import IngestConfig, find_corpus
+        from scopelake.ingest.stored_activations import StoredActivations
+
+        self._check_writable()
+        config = IngestConfig(corpus, (), activation_bits, batch_tokens)
+        row = find_corpus(self._store, self._store.snapshot(), corpus)
+        coders = find_coders(coder_specs(saes), model, bundled_coders())
+        files = None if unembedding is None else model_files(unembedding)
+        source = StoredActivations.find(
+            self._store, self._store.snapshot(), row, coders,
+            model=model, device=choose_device(device), unembedding=files,
+        )  # fmt: skip
+        summary = encode_from(self._store, config, source, coders, progress)
+        self.refresh()
+        return summary
+
     def inspect(
         self,
         prompt: str | Sequence[Mapping[str, str]],

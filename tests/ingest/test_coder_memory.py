@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from scopelake.ingest import coder_weights
 from scopelake.ingest.coders import read_coder
-from scopelake.ingest.decoder_rows import N_TOKENS, decoder_columns
+from scopelake.ingest.decoder_rows import N_TOKENS, decoder_columns, readout_of
 
 D_IN, WIDTH = 1152, 262_144
 MEASURE = """
@@ -125,9 +125,9 @@ def test_decoder_columns_take_what_they_hold_and_a_block(
     width = 20_000
     coder = read_coder(write_coder(tmp_path, folder=f"layer_1_width_{width}_l0_big", width=width))
     monkeypatch.setattr(coder_weights, "SLICE_BYTES", 1 << 20)
-    decoder_columns(coder, tiny_model)
+    decoder_columns(coder, tiny_model.device, readout_of(tiny_model))
     tracemalloc.start()
-    columns = decoder_columns(coder, tiny_model)
+    columns = decoder_columns(coder, tiny_model.device, readout_of(tiny_model))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     held = sum(column.nbytes for column in columns.values())

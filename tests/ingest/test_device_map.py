@@ -9,7 +9,7 @@ from scopelake.errors import InvalidArgumentError, MissingDependencyError, Model
 from scopelake.ingest import model as model_module
 from scopelake.ingest.capture import capture
 from scopelake.ingest.coders import read_coder
-from scopelake.ingest.decoder_rows import decoder_columns
+from scopelake.ingest.decoder_rows import decoder_columns, readout_of
 from scopelake.ingest.evaluate import EvaluationContext, evaluate, model_loss
 from scopelake.ingest.model import ModelFiles, load_model
 from scopelake.names import SITES, SiteLayer
@@ -36,7 +36,9 @@ def test_every_site_and_figure_is_the_same(tiny_model, place):
     whole, found = capture(tiny_model, IDS, sites), capture(spread, IDS, sites)
     assert all(torch.equal(whole[site], found[site]) for site in sites)
     coder = read_coder(tiny.coders_path() / "transcoder_all" / "layer_3_width_512_l0_small_affine")
-    assert decoder_columns(coder, spread) == decoder_columns(coder, tiny_model)
+    assert decoder_columns(coder, spread.device, readout_of(spread)) == decoder_columns(
+        coder, tiny_model.device, readout_of(tiny_model)
+    )
     contexts = [EvaluationContext(ids, np.arange(len(ids)) > 0) for ids in IDS]
     losses = [model_loss(m, contexts) for m in (tiny_model, spread)]
     assert losses[0] == losses[1]

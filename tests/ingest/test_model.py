@@ -76,8 +76,10 @@ def test_every_site_of_every_size_resolves_with_its_width(name):
     size = SIZES[name]
     module = build_on_meta(size)
     model = LoadedModel(
-        module, name, "", "", "", size.n_layers, size.d_model, size.n_heads * size.head_dim,
-        size.vocabulary, 32768, "float32", torch.device("meta"),
+        module=module, name=name, revision="", digest="", architecture="",
+        n_layers=size.n_layers, d_model=size.d_model,
+        attention_width=size.n_heads * size.head_dim, vocab_size=size.vocabulary,
+        max_positions=32768, dtype="float32", device=torch.device("meta"),
     )  # fmt: skip
     layers = decoder_layers(module)
     assert len(layers) == size.n_layers

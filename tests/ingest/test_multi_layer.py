@@ -12,7 +12,7 @@ from scopelake import tiny
 from scopelake.errors import CoderFileError, CoderMismatchError, CoderWarning
 from scopelake.ingest.coder_weights import load_decoder
 from scopelake.ingest.coders import check_fits, read_coder
-from scopelake.ingest.decoder_rows import decoder_columns
+from scopelake.ingest.decoder_rows import decoder_columns, readout_of
 from scopelake.names import SiteLayer
 
 WIDTH = 16
@@ -151,10 +151,10 @@ def test_a_decoder_that_is_not_causal_is_warned_of(coders, tiny_model):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for folder in coders.values():
-            decoder_columns(read_coder(folder), tiny_model)
+            decoder_columns(read_coder(folder), tiny_model.device, readout_of(tiny_model))
     # As if output layers were counted from the encoder's own on.
     params = coders["crosscoder"] / "params_layer_2.safetensors"
     tensors = load_file(params)
     save_file(tensors | {"w_dec": tensors["w_dec"].roll(-2, 1).contiguous()}, params)
     with pytest.warns(CoderWarning, match=f"has {WIDTH} of 48 features that write to layers bef"):
-        decoder_columns(read_coder(coders["crosscoder"]), tiny_model)
+        decoder_columns(read_coder(coders["crosscoder"]), tiny_model.device, readout_of(tiny_model))

@@ -117,8 +117,9 @@ def test_dense_activations_are_the_captured_ones_in_bfloat16(lake, activations):
 
 
 def test_batch_size_and_padding_change_no_firing(tiny_model):
+    from scopelake.ingest.activations import LiveActivations, ShardTokens
     from scopelake.ingest.coder_weights import load_encoders
-    from scopelake.ingest.encode_shard import ShardTokens, encode_shard
+    from scopelake.ingest.encode_shard import encode_shard
     from scopelake.ingest.find_coders import find_coders
     from scopelake.ingest.plan import Shard
 
@@ -131,8 +132,8 @@ def test_batch_size_and_padding_change_no_firing(tiny_model):
     weights = {c.name: load_encoders(c, torch.device("cpu")) for c in coders}
     results = [
         encode_shard(
-            Shard(0, 10, 14, coders, ()), tokens, tiny_model, weights,
-            context_length=100, batch_tokens=batch_tokens, padding_side=side,
+            Shard(0, 10, 14, coders, ()), tokens, LiveActivations(tiny_model, side), weights,
+            context_length=100, batch_tokens=batch_tokens,
         ).firings[coders[0].name]
         for batch_tokens, side in [(1, "right"), (400, "right"), (400, "left"), (100, "left")]
     ]  # fmt: skip

@@ -14,6 +14,7 @@ from scopelake.render import to_json
 
 if TYPE_CHECKING:
     from scopelake.ingest.list_coders import CoderListing
+    from scopelake.ingest.pipeline import IngestSummary
 
 
 def _add_demo(verbs: Any) -> None:  # noqa: ANN401
@@ -136,6 +137,13 @@ def _add_ingest(verbs: Any) -> None:  # noqa: ANN401
     _add_coders(parser)
     parser.add_argument("--dense", action="append", default=[], metavar="SITE/LAYER",
                         help="store dense activations of this site too")  # fmt: skip
+    _add_precision(parser)
+    parser.add_argument("--evaluate", action="store_true",
+                        help="measure how well the coders reconstruct, on a sample")  # fmt: skip
+    _add_placement(parser)
+
+
+def _add_precision(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--activation-bits",
         type=int,
@@ -148,11 +156,8 @@ def _add_ingest(verbs: Any) -> None:  # noqa: ANN401
         type=int,
         default=16384,
         metavar="TOKENS",
-        help="most tokens in one forward pass; 16384 by default",
+        help="most tokens at once; 16384 by default",
     )
-    parser.add_argument("--evaluate", action="store_true",
-                        help="measure how well the coders reconstruct, on a sample")  # fmt: skip
-    _add_placement(parser)
 
 
 def _ingest(arguments: argparse.Namespace) -> None:
@@ -171,13 +176,53 @@ def _ingest(arguments: argparse.Namespace) -> None:
             progress=progress,
             **_placement(arguments),
         )
+    _show_ingested(arguments.corpus, done)
+
+
+def _add_encode(verbs: Any) -> None:  # noqa: ANN401
+    parser = add_verb(verbs, "encode", _encode, "encode stored dense activations; no model runs")
+    add_lake(parser, snapshot=False)
+    parser.add_argument("corpus", help="name of a corpus ingested with --dense")
+    _add_coders(parser)
+    parser.add_argument("--model", metavar="NAME",
+                        help="whose activations, if those of several models are "
+                        "stored")  # fmt: skip
+    parser.add_argument("--unembedding", metavar="MODEL",
+                        help="folder or hub id of that model, for the tokens that features "
+                        "promote; null without it")  # fmt: skip
+    _add_precision(parser)
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+
+
+def _encode(arguments: argparse.Namespace) -> None:
+    from scopelake.progress import ingest_progress
+
+    lake = scopelake.open(arguments.lake)
+    with ingest_progress(arguments.corpus) as progress:
+        done = lake.encode(
+            arguments.corpus,
+            saes=arguments.saes,
+            model=arguments.model,
+            unembedding=arguments.unembedding,
+            device=arguments.device,
+            activation_bits=arguments.activation_bits,
+            batch_tokens=arguments.batch_tokens,
+            progress=progress,
+        )
+    _show_ingested(arguments.corpus, done)
+
+
+def _show_ingested(corpus: str, done: IngestSummary) -> None:
+    from scopelake.ingest.stages import stages_text
+
     if done.already_complete:
-        print(f"{arguments.corpus}: complete already, nothing to do (snapshot {done.snapshot})")
+        print(f"{corpus}: complete already, nothing to do (snapshot {done.snapshot})")
         return
     print(
-        f"{arguments.corpus}: {done.tokens:,} tokens, {done.firings:,} firings, "
+        f"{corpus}: {done.tokens:,} tokens, {done.firings:,} firings, "
         f"{done.n_bytes / 1e6:,.1f} MB in {done.seconds:,.1f} s (snapshot {done.snapshot})"
     )
+    print(f"time: {stages_text(done.stages, done.seconds)}")
 
 
 def _add_inspect(verbs: Any) -> None:  # noqa: ANN401
@@ -323,6 +368,7 @@ VERBS: Final = (
     _add_corpus,
     _add_saes,
     _add_ingest,
+    _add_encode,
     _add_inspect,
     _add_import,
     _add_check,

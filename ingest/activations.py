@@ -1,0 +1,86 @@
+"""Where activations come from: a model that runs, or what an ingest stored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from scopelake.ingest.capture import PaddingSide, capture
+from scopelake.ingest.decoder_rows import readout_of
+from scopelake.ingest.model import LoadedModel, ModelIdentity, check_vocabulary
+from scopelake.names import SiteLayer
+
+Activations = Mapping[SiteLayer, torch.Tensor]
+"""By site [n_tokens, width] on the device: the tokens of the first context, then the second's."""
+
+
+@dataclass(frozen=True)
+class ShardTokens:
+    """The contexts of a shard."""
+
+    first_context: int
+    token_ids: tuple[npt.NDArray[np.int32], ...]
+    kinds: tuple[npt.NDArray[np.int8], ...]
+
+    @property
+    def n_tokens(self) -> int:
+        """Number of tokens, BOS included."""
+        return sum(len(ids) for ids in self.token_ids)
+
+
+class ActivationSource(Protocol):
+    """What gives the activations of a corpus's tokens."""
+
+    @property
+    def model(self) -> ModelIdentity:
+        """The model that they are of."""
+
+    @property
+    def origin(self) -> str:
+        """How they come about, for the catalogue: ``model`` or ``stored``."""
+
+    def check(self, tokens: ShardTokens, corpus: str) -> None:
+        """Refuse tokens that it has no activations of."""
+
+    def batches(
+        self, tokens: ShardTokens, groups: Sequence[list[int]], sites: Sequence[SiteLayer]
+    ) -> Iterator[Activations]:
+        """Yield the activations of each group of contexts, given as indexes into `tokens`."""
+
+    def readout(self) -> torch.Tensor | None:
+        """From the stream to logits, [d_model, vocab], float32; None if it is not known."""
+
+
+@dataclass(frozen=True)
+class LiveActivations:
+    """Those of a model that runs."""
+
+    model: LoadedModel
+    padding_side: PaddingSide = "right"
+    """Does not change the result."""
+    origin: str = "model"
+
+    def check(self, tokens: ShardTokens, corpus: str) -> None:
+        """Refuse token ids that the model does not know.
+
+        Raises:
+            ModelError: there is one.
+        """
+        check_vocabulary(self.model, tokens.token_ids, corpus)
+
+    def batches(
+        self, tokens: ShardTokens, groups: Sequence[list[int]], sites: Sequence[SiteLayer]
+    ) -> Iterator[Activations]:
+        """Yield what each forward pass gives."""
+        for group in groups:
+            contexts = [tokens.token_ids[i] for i in group]
+            yield capture(self.model, contexts, sites, padding_side=self.padding_side)
+
+    def readout(self) -> torch.Tensor:
+        """Return the way from the stream to logits."""
+        return readout_of(self.model)

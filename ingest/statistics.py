@@ -1,0 +1,57 @@
+"""Statistics of features: written once for each coder, when all of a corpus is committed."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import torch
+
+from scopelake.ingest.coders import CoderFiles
+from scopelake.ingest.decoder_rows import decoder_columns
+from scopelake.ingest.plan import IngestPlan
+from scopelake.store.catalog import committed_shards
+from scopelake.store.lake_store import LakeStore
+from scopelake.store.receipts import Receipt
+from scopelake.store.schema import SCHEMAS
+from scopelake.store.summary import feature_statistics
+from scopelake.store.writer import write_features
+
+
+def without_statistics(store: LakeStore, plan: IngestPlan) -> list[CoderFiles]:
+    """Return the coders whose shards are all committed, but not their statistics."""
+    snapshot, corpus = store.snapshot(), plan.corpus["corpus"]
+    done = committed_shards(store, snapshot, corpus)
+    return [
+        coder
+        for coder in plan.coders
+        if all((coder.name, index) in done for index in range(plan.n_shards))
+        and not store.data_files("features", snapshot, sae=coder.name, corpus=corpus)
+    ]
+
+
+def write_statistics(
+    store: LakeStore,
+    plan: IngestPlan,
+    coder: CoderFiles,
+    device: torch.device,
+    readout: torch.Tensor | None,
+) -> Receipt:
+    """Write the features of a coder whose shards are all committed; return the receipt.
+
+    Args:
+        store: the lake.
+        plan: of the ingest.
+        coder: the coder.
+        device: where what its decoder says is computed.
+        readout: as in `decoder_columns`.
+    """
+    corpus = plan.corpus
+    files = store.data_files("postings", store.snapshot(), sae=coder.name, corpus=corpus["corpus"])
+    n_tokens = int(corpus["n_tokens"]) - int(corpus["n_bos"])
+    table = feature_statistics(store.root, [f.path for f in files], coder.width, n_tokens)
+    columns = {name: table[name] for name in table.column_names}
+    columns |= decoder_columns(coder, device, readout)
+    columns["sae"] = pa.array([coder.name] * coder.width)
+    columns["corpus"] = pa.array([corpus["corpus"]] * coder.width)
+    schema = SCHEMAS["features"]
+    full = pa.table({f.name: columns[f.name] for f in schema}).cast(schema)
+    return write_features(store.root, full, sae=coder.name, corpus=corpus["corpus"], run=plan.run)
