@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 
 import ml_dtypes
 import numpy as np
@@ -118,7 +118,7 @@ class _Gathered:
         self, shard: Shard, tokens: ShardTokens, context_length: int, widths: dict[SiteLayer, int]
     ) -> None:
         self._shard, self._tokens = shard, tokens
-        self._parts: dict[str, list[Firings]] = {c.name: [] for c in shard.coders}
+        self._parts: dict[str, list[_Part]] = {c.name: [] for c in shard.coders}
         self._dense = {
             site: np.zeros((len(tokens.token_ids), context_length, width), ml_dtypes.bfloat16)
             for site, width in widths.items()
@@ -127,51 +127,57 @@ class _Gathered:
     def add(self, sent: _Sent) -> None:
         """Take a batch in, once it has arrived."""
         arrived = iter(t.numpy() for t in sent.arrival.take())
+        lengths = [len(self._tokens.token_ids[i]) for i in sent.group]
+        ends = np.cumsum([0, *lengths]).tolist()
         for site in self._shard.dense:
-            self._add_dense(site, next(arrived).view(ml_dtypes.bfloat16), sent.group)
-        address = _address(self._tokens, sent.group)
+            values = next(arrived).view(ml_dtypes.bfloat16)
+            for index, (start, stop) in zip(sent.group, pairwise(ends), strict=True):
+                self._dense[site][index, : stop - start] = values[start:stop]
         for coder in self._shard.coders:
             indptr, features, activations = next(arrived), next(arrived), next(arrived)
-            token = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
-            firings = Firings(
-                context=address.context[token],
-                position=address.position[token],
-                feature=features,
-                activation=activations,
-                kind=address.kind[token],
-            )
-            self._parts[coder.name].append(firings)
-
-    def _add_dense(
-        self, site: SiteLayer, values: npt.NDArray[ml_dtypes.bfloat16], group: list[int]
-    ) -> None:
-        start = 0
-        for index in group:
-            n_tokens = len(self._tokens.token_ids[index])
-            self._dense[site][index, :n_tokens] = values[start : start + n_tokens]
-            start += n_tokens
+            for index, (start, stop) in zip(sent.group, pairwise(ends), strict=True):
+                at = slice(int(indptr[start]), int(indptr[stop]))
+                counts = np.diff(indptr[start : stop + 1])
+                part = _Part(index, counts, features[at], activations[at])
+                self._parts[coder.name].append(part)
 
     def result(self) -> ShardResult:
         """Return the whole shard, in order."""
-        merged = {name: Firings.concat(parts).token_major() for name, parts in self._parts.items()}
-        return ShardResult(merged, self._dense)
+        return ShardResult(
+            {name: self._firings(parts) for name, parts in self._parts.items()}, self._dense
+        )
+
+    def _firings(self, parts: list[_Part]) -> Firings:
+        """Return a coder's firings, token-major: contexts are put in order, nothing is sorted."""
+        parts.sort(key=lambda part: part.index)
+        first, kinds = self._tokens.first_context, self._tokens.kinds
+        n_firings = [len(part.features) for part in parts]
+        empty = np.empty(0, np.int64)
+        counts = np.concatenate([empty, *(p.counts for p in parts)])
+        contexts = np.array([first + p.index for p in parts], dtype=np.int64)
+        positions = np.concatenate(
+            [empty.astype(np.int32), *(np.arange(len(p.counts), dtype=np.int32) for p in parts)]
+        )
+        of_token = np.concatenate([empty.astype(np.int8), *(kinds[p.index] for p in parts)])
+        return Firings(
+            context=np.repeat(contexts, n_firings),
+            position=np.repeat(positions, counts),
+            feature=np.concatenate([empty.astype(np.int32), *(p.features for p in parts)]),
+            activation=np.concatenate([empty.astype(np.float32), *(p.activations for p in parts)]),
+            kind=np.repeat(of_token, counts),
+        )
 
 
 @dataclass(frozen=True)
-class _Address:
-    context: npt.NDArray[np.int64]
-    position: npt.NDArray[np.int32]
-    kind: npt.NDArray[np.int8]
+class _Part:
+    """A coder's firings in one context."""
 
-
-def _address(tokens: ShardTokens, group: list[int]) -> _Address:
-    lengths = [len(tokens.token_ids[i]) for i in group]
-    contexts = np.array([tokens.first_context + i for i in group], dtype=np.int64)
-    return _Address(
-        np.repeat(contexts, lengths),
-        np.concatenate([np.arange(n, dtype=np.int32) for n in lengths]),
-        np.concatenate([tokens.kinds[i] for i in group]),
-    )
+    index: int
+    """Of the context in its shard."""
+    counts: npt.NDArray[np.int64]
+    """Firings of each token."""
+    features: npt.NDArray[np.int32]
+    activations: npt.NDArray[np.float32]
 
 
 def _encode(

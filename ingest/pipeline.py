@@ -11,7 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 from uuid import uuid4
 
@@ -36,6 +36,7 @@ from scopelake.ingest.plan import (
     make_plan,
     without_committed,
 )
+from scopelake.ingest.report import IngestSummary, Progress
 from scopelake.ingest.rows import RunTotals, model_table, run_table, sae_table
 from scopelake.ingest.statistics import without_statistics, write_statistics
 from scopelake.kernels.encode import choose
@@ -46,44 +47,14 @@ from scopelake.store.dense import ensure_array, write_shard
 from scopelake.store.lake_store import LakeStore
 from scopelake.store.planned import Commit
 from scopelake.store.receipts import Receipt
+from scopelake.store.running import Running
 from scopelake.store.snapshot import Snapshot
 from scopelake.store.writer import discard, write_firings
 
 _MOST_TRIES: Final = 3
 
-
-@dataclass(frozen=True)
-class Progress:
-    """How far an ingest has come."""
-
-    tokens: int
-    n_tokens: int
-    firings: int
-    n_bytes: int
-    """Bytes of data files committed."""
-
-
-@dataclass(frozen=True)
-class IngestSummary:
-    """What an ingest did; all zero when everything was there already."""
-
-    run: str
-    snapshot: int
-    n_shards: int
-    """Shards with work, of the corpus's whole number."""
-    n_evaluated: int
-    """Coders whose reconstruction was evaluated."""
-    tokens: int
-    firings: int
-    n_bytes: int
-    seconds: float
-    stages: Mapping[str, float]
-    """Seconds of each stage, see `ingest.stages`."""
-
-    @property
-    def already_complete(self) -> bool:
-        """Whether there was nothing to do."""
-        return self.n_shards == 0 and self.n_evaluated == 0
+_WRITERS: Final = 2
+"""Coders whose files are written, or whose statistics are made, at once."""
 
 
 def ingest(
@@ -293,19 +264,21 @@ class _Job:
         self._count(0, 0)
 
     def _write_firings(self, shard: Shard, result: ShardResult) -> list[Receipt]:
-        receipts: list[Receipt] = []
-        for name, firings in result.firings.items():
-            receipts += write_firings(
+        def write(name: str, running: Running) -> list[Receipt]:
+            return write_firings(
                 self.store.root,
-                firings,
+                result.firings[name],
                 sae=name,
                 corpus=self.config.corpus,
                 shard=shard.index,
                 run=self.plan.run,
                 bits=self.config.activation_bits,
-                running=self.look_back.of(name),
+                running=running,
             )
-        return receipts
+
+        with ThreadPoolExecutor(_WRITERS, thread_name_prefix="scopelake-write") as pool:
+            done = [pool.submit(write, name, self.look_back.of(name)) for name in result.firings]
+        return [receipt for one in done for receipt in one.result()]
 
     def _write_dense(self, shard: Shard, result: ShardResult) -> list[Receipt]:
         """Put the dense shards that nobody has committed: their places are fixed."""
@@ -330,10 +303,12 @@ class _Job:
     def _finish(self, coders: list[CoderFiles], evaluated: list[CoderFiles]) -> None:
         """Write the statistics of coders that are complete on this corpus, and evaluations."""
         readout = self.source.readout() if coders else None
-        receipts = [
-            write_statistics(self.store, self.plan, coder, self.model.device, readout)
-            for coder in coders
-        ]
+
+        def statistics(coder: CoderFiles) -> Receipt:
+            return write_statistics(self.store, self.plan, coder, self.model.device, readout)
+
+        with self.totals.stages.timed("finish"), ThreadPoolExecutor(_WRITERS) as pool:
+            receipts = list(pool.map(statistics, coders))
         rows = {}
         if evaluated and self.loaded is not None:
             rows["evaluations"] = evaluation_table(

@@ -9,9 +9,9 @@ from typing import Final, TypeVar
 
 T = TypeVar("T")
 
-IN_TURN: Final = ("read", "activations", "encode", "gather", "wait")
+IN_TURN: Final = ("read", "activations", "encode", "gather", "wait", "finish")
 """Stages of the thread that feeds the device: contexts read; forward passes, or stored activations
-read; encoding; sorting by token; waiting for the shard before to be stored."""
+read; encoding; putting firings in order; waiting for the shard before to be stored; statistics."""
 
 BESIDE: Final = ("write", "commit")
 """Stages of the thread that stores, while the next shard is encoded."""

@@ -93,14 +93,14 @@ class Firings:
         """Return them sorted by context, position, feature; themselves if they are already."""
         if is_sorted(self.context, self.position, self.feature):
             return self
-        return self.take(_sort_order(self.context, self.position, self.feature))
+        return self.take(sort_order(self.context, self.position, self.feature))
 
     def feature_major(self) -> Firings:
         """Return them sorted by feature, context, position; themselves if they are already."""
         if is_sorted(self.feature, self.context, self.position):
             return self
         by_token = self.token_major()
-        return by_token.take(_sort_order(by_token.feature))
+        return by_token.take(sort_order(by_token.feature))
 
 
 BANDS: Final = 32
@@ -214,7 +214,7 @@ def peaks(firings: Firings, k: int, bounds: npt.NDArray[np.uint32] | None = None
     if bounds is not None:
         keep &= descending(ordered.activation) <= bounds[ordered.feature]
     strongest = _strongest_per_context(ordered if keep.all() else ordered.take(keep))
-    best = strongest.take(_sort_order(strongest.feature, descending(strongest.activation)))
+    best = strongest.take(sort_order(strongest.feature, descending(strongest.activation)))
     rank = _rank_in_group(best.feature)
     keep = rank < k
     best = best.take(keep)
@@ -243,12 +243,12 @@ def ranked(firings: Firings) -> pa.Table:
     ordered = firings.feature_major()
     ordered = ordered.take(ordered.kind != KIND_BOS)
     best = _strongest_per_context(ordered)
-    order = _sort_order(best.feature, descending(best.activation))
+    order = sort_order(best.feature, descending(best.activation))
     rank_of_context = np.empty(len(best), dtype=np.int64)
     rank_of_context[order] = _rank_in_group(best.feature[order])
     starts = _group_starts((ordered.feature, ordered.context))
     rank = np.repeat(rank_of_context, np.diff(starts, append=len(ordered)))
-    order = _sort_order(ordered.feature, rank, descending(ordered.activation))
+    order = sort_order(ordered.feature, rank, descending(ordered.activation))
     sorted_firings = ordered.take(order)
     return pa.table(
         {
@@ -311,7 +311,7 @@ def is_sorted(*keys: npt.NDArray[Any]) -> bool:
     return True
 
 
-def _sort_order(*keys: npt.NDArray[Any]) -> _Order:
+def sort_order(*keys: npt.NDArray[Any]) -> _Order:
     """Return the stable order of rows by non-negative `keys`, the first weighing most.
 
     Each key is sorted 16 bits at a time, least first: numpy's stable sort of 16-bit integers is

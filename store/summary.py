@@ -13,7 +13,7 @@ import pyarrow as pa
 from scopelake.errors import InvalidArgumentError
 from scopelake.names import KIND_BOS
 from scopelake.store.feature_ranges import ROWS_AT_ONCE, RowGroup, ranges, read_range, row_groups
-from scopelake.store.firings import BANDS, band
+from scopelake.store.firings import BANDS, band, sort_order
 from scopelake.store.integrity import checked_copies
 from scopelake.store.root import Root
 from scopelake.store.schema import SCHEMAS
@@ -88,9 +88,7 @@ def _rows_of_a_file(groups: Iterable[RowGroup]) -> int:
 def _range_statistics(
     root: Root, groups: list[RowGroup], low: int, high: int, n_tokens: int
 ) -> pa.Table:
-    feature, activation = _read_range(root, groups, low, high)
-    order = np.lexsort((activation, feature))
-    feature, activation = feature[order], activation[order]
+    feature, activation = _sorted(*_read_range(root, groups, low, high))
     n = high - low
     counts = np.bincount(feature - low, minlength=n)
     starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
@@ -111,6 +109,19 @@ def _range_statistics(
     columns["n_tokens"] = np.full(n, n_tokens, dtype=np.int64)
     schema = pa.schema([SCHEMAS["features"].field(name) for name in columns])
     return pa.table({name: pa.array(values) for name, values in columns.items()}).cast(schema)
+
+
+def _sorted(
+    feature: npt.NDArray[np.int32], activation: npt.NDArray[np.float32]
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+    """Sort rows by feature, then activation: feature by feature, faster than by both at once."""
+    order = sort_order(feature)
+    feature, activation = feature[order], activation[order]
+    start = 0
+    for stop in (np.flatnonzero(np.diff(feature, append=-1)) + 1).tolist():
+        activation[start:stop].sort()
+        start = stop
+    return feature, activation
 
 
 def _read_range(

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from scopelake.ingest.check_sae import SaeCheck
     from scopelake.ingest.corpus import CorpusSummary
     from scopelake.ingest.import_examples import ImportedExamples
-    from scopelake.ingest.pipeline import IngestSummary, Progress
+    from scopelake.ingest.report import IngestSummary, Progress
     from scopelake.query.firing import FeaturesAt
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from scopelake.ingest.pipeline import Progress
+    from scopelake.ingest.report import Progress
 
 _LOG_EVERY_S: Final = 10.0
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from scopelake import progress
-from scopelake.ingest.pipeline import Progress
+from scopelake.ingest.report import Progress
 
 HALF = Progress(tokens=500, n_tokens=1000, firings=9000, n_bytes=3_000_000)
 

@@ -14,7 +14,7 @@ from scopelake.render import to_json
 
 if TYPE_CHECKING:
     from scopelake.ingest.list_coders import CoderListing
-    from scopelake.ingest.pipeline import IngestSummary
+    from scopelake.ingest.report import IngestSummary
 
 
 def _add_demo(verbs: Any) -> None:  # noqa: ANN401

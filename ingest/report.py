@@ -1,0 +1,40 @@
+"""What an ingest says of itself: how far it is, and what it did."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far an ingest has come."""
+
+    tokens: int
+    n_tokens: int
+    firings: int
+    n_bytes: int
+    """Bytes of data files committed."""
+
+
+@dataclass(frozen=True)
+class IngestSummary:
+    """What an ingest did; all zero when everything was there already."""
+
+    run: str
+    snapshot: int
+    n_shards: int
+    """Shards with work, of the corpus's whole number."""
+    n_evaluated: int
+    """Coders whose reconstruction was evaluated."""
+    tokens: int
+    firings: int
+    n_bytes: int
+    seconds: float
+    stages: Mapping[str, float]
+    """Seconds of each stage, see `ingest.stages`."""
+
+    @property
+    def already_complete(self) -> bool:
+        """Whether there was nothing to do."""
+        return self.n_shards == 0 and self.n_evaluated == 0
