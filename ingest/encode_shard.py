@@ -83,7 +83,7 @@ def encode_shard(
         if on_batch is not None:
             n_tokens = sum(len(tokens.token_ids[i]) for i in group)
             on_batch(n_tokens, sum(len(c.features) for c in codes.values()))
-        # While a batch is on its way, the next is computed.
+        # A batch has a whole forward pass to arrive in.
         with stages.timed("gather"):
             if waiting is not None:
                 gathered.add(waiting)

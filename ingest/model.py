@@ -26,6 +26,10 @@ _FILES = [*_TOKENIZER_FILES, "*.safetensors"]
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
+ROUNDED: Final = "bfloat16 of float32"
+"""Precision of activations of a float32 model that were stored as bfloat16."""
+
+
 @dataclass(frozen=True)
 class ModelFiles:
     """Where a model lies and what it is called."""

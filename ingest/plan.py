@@ -12,7 +12,7 @@ import xxhash
 from scopelake.errors import CoderMismatchError, CorpusNotFoundError, InvalidArgumentError
 from scopelake.ingest.capture import site_width
 from scopelake.ingest.coders import CoderFiles, check_fits
-from scopelake.ingest.model import ModelFiles, ModelIdentity
+from scopelake.ingest.model import ROUNDED, ModelFiles, ModelIdentity
 from scopelake.ingest.tokens import Tokenizer
 from scopelake.names import SiteLayer, check_whole
 from scopelake.store.catalog import (
@@ -203,8 +203,18 @@ def check_precision(
                 raise CoderMismatchError(
                     f"{name}={value} was asked for; {coder.name} on {config.corpus} is stored with "
                     f"{' and '.join(map(str, stored))}, and a coder has one precision on a corpus; "
-                    f"ask for {stored[0]}, or use another lake"
+                    f"{_advice(value, stored[0])}, or use another lake"
                 )
+
+
+def _advice(asked: object, stored: object) -> str:
+    if asked == ROUNDED:
+        return "go on with ingest, which runs the model"
+    return (
+        "go on with encode, which reads what is stored"
+        if stored == ROUNDED
+        else (f"ask for {stored}")
+    )
 
 
 def _run_id(

@@ -55,5 +55,6 @@ def stages_text(seconds: Mapping[str, float], whole: float) -> str:
     def share(stage: str) -> str:
         return f"{stage} {seconds[stage] / max(whole, 1e-9):.0%}"
 
+    rest = max(0.0, whole - sum(seconds[stage] for stage in IN_TURN)) / max(whole, 1e-9)
     in_turn, beside = ", ".join(map(share, IN_TURN)), ", ".join(map(share, BESIDE))
-    return f"{in_turn}; beside these {beside}"
+    return f"{in_turn}, other {rest:.0%}; beside these {beside}"

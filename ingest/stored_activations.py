@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -14,12 +13,15 @@ import torch
 from scopelake.errors import CoderMismatchError, InvalidArgumentError
 from scopelake.ingest.activations import Activations, ShardTokens
 from scopelake.ingest.coders import CoderFiles
-from scopelake.ingest.model import ModelFiles, ModelIdentity, weights_digest
+from scopelake.ingest.model import ROUNDED, ModelFiles, ModelIdentity, weights_digest
 from scopelake.ingest.readout import read_readout
 from scopelake.names import SiteLayer
-from scopelake.store.dense import DenseArray, find_whole, open_stored, read_context
+from scopelake.store.dense import StoredSite, dense_filters
+from scopelake.store.dense_reader import DenseReader, find_whole, open_reader
 from scopelake.store.lake_store import LakeStore
 from scopelake.store.snapshot import Snapshot
+
+_READERS: Final = 4
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class StoredActivations:
     """Those that an ingest with ``dense`` stored, as bfloat16."""
 
     model: ModelIdentity
-    arrays: Mapping[SiteLayer, DenseArray]
+    arrays: Mapping[SiteLayer, DenseReader]
     unembedding: ModelFiles | None = None
     """The model's files, for what its unembedding says of features."""
     origin: str = "stored"
@@ -57,21 +59,24 @@ class StoredActivations:
 
         Raises:
             LayerNotFoundError: a site is not stored, or not on the whole corpus.
-            CoderMismatchError: `unembedding` is of another model.
+            CoderMismatchError: `unembedding` is of another model, or what is stored is of several
+                precisions.
             InvalidArgumentError: several models fit.
         """
-        name, arrays, models = corpus["corpus"], {}, {}
+        arrays: dict[SiteLayer, DenseReader] = {}
+        found: dict[SiteLayer, StoredSite] = {}
         for site in sorted({site for coder in coders for site in coder.sites}, key=str):
-            found = find_whole(store, snapshot, site.layer, site.site, model=model, corpus=name)
-            arrays[site] = open_stored(store, snapshot, found)
-            models[found.model] = site
-        if len(models) > 1:
-            raise InvalidArgumentError(
-                f"sites of several models were asked for; stored are "
-                f"{', '.join(f'{site} of {name}' for name, site in models.items())}; give model, "
-                "and coders of one"
+            found[site] = find_whole(
+                store, snapshot, site.layer, site.site, model=model, corpus=corpus["corpus"]
             )
-        identity = _stored_model(store, snapshot, name, next(iter(models)), device, arrays)
+            arrays[site] = open_reader(store, snapshot, found[site])
+        if len({one.model for one in found.values()}) > 1:
+            there = ", ".join(f"{site} of {one.model}" for site, one in found.items())
+            raise InvalidArgumentError(
+                f"sites of several models were asked for; stored are {there}; give model, and "
+                "coders of one"
+            )
+        identity = _stored_model(store, snapshot, found, device, arrays)
         if unembedding is not None and weights_digest(unembedding) != identity.digest:
             raise CoderMismatchError(
                 f"the unembedding of {unembedding.name} in {unembedding.path} was given; the "
@@ -91,29 +96,38 @@ class StoredActivations:
         Raises:
             DamagedFileError: a chunk is not what was written.
         """
-        with ThreadPoolExecutor(1, thread_name_prefix="scopelake-read") as pool:
-            waiting: list[Future[Activations]] = []
-            for group in [*groups, None]:
-                if group is not None:
-                    waiting.append(pool.submit(self._read, tokens, group, sites))
-                if len(waiting) > 1 or (group is None and waiting):
-                    yield waiting.pop(0).result()
+        with (
+            ThreadPoolExecutor(_READERS, thread_name_prefix="scopelake-read") as readers,
+            ThreadPoolExecutor(1, thread_name_prefix="scopelake-batch") as ahead,
+        ):
+            waiting: Future[Activations] | None = None
+            for group in groups:
+                following = ahead.submit(self._read, tokens, group, sites, readers)
+                if waiting is not None:
+                    yield waiting.result()
+                waiting = following
+            if waiting is not None:
+                yield waiting.result()
 
     def _read(
-        self, tokens: ShardTokens, group: Sequence[int], sites: Sequence[SiteLayer]
+        self,
+        tokens: ShardTokens,
+        group: Sequence[int],
+        sites: Sequence[SiteLayer],
+        readers: ThreadPoolExecutor,
     ) -> Activations:
-        contexts = [tokens.first_context + i for i in group]
         lengths = [len(tokens.token_ids[i]) for i in group]
+        ends = np.cumsum([0, *lengths]).tolist()
         found = {}
         for site in sites:
-            array = self.arrays[site]
+            reader = self.arrays[site]
             # Of each context what has tokens; torch knows bfloat16, numpy only its bits.
-            rows = np.empty((sum(lengths), array.shape[2]), np.int16)
-            ends = np.cumsum([0, *lengths]).tolist()
-            for context, (start, stop) in zip(contexts, pairwise(ends), strict=True):
-                rows[start:stop] = read_context(array, context)[: stop - start].view(np.int16)
-            bits = torch.from_numpy(rows).view(torch.bfloat16)
-            found[site] = bits.to(self.model.device)
+            rows = np.empty((ends[-1], reader.array.shape[2]), np.int16)
+
+            contexts = [tokens.first_context + i for i in group]
+            for place, values in enumerate(readers.map(reader.read, contexts)):
+                rows[ends[place] : ends[place + 1]] = values[: lengths[place]].view(np.int16)
+            found[site] = torch.from_numpy(rows).view(torch.bfloat16).to(self.model.device)
         return found
 
     def readout(self) -> torch.Tensor | None:
@@ -126,17 +140,14 @@ class StoredActivations:
 def _stored_model(
     store: LakeStore,
     snapshot: Snapshot,
-    corpus: str,
-    name: str,
+    found: Mapping[SiteLayer, StoredSite],
     device: torch.device,
-    arrays: Mapping[SiteLayer, DenseArray],
+    arrays: Mapping[SiteLayer, DenseReader],
 ) -> ModelIdentity:
     """Return what the catalogue says of a model, and in which precision it ran."""
+    name = next(iter(found.values())).model
     (row,) = store.read("models", snapshot, None, [("model", "=", name)]).to_pylist()
-    filters = [("corpus", "=", corpus), ("model", "=", name)]
-    runs = store.read("runs", snapshot, ["dtype", "dense"], filters).to_pylist()
-    dtypes = {run["dtype"] for run in runs if set(map(str, arrays)) & set(run["dense"] or [])}
-    attention = [array.shape[2] for site, array in arrays.items() if site.site == "attn_out"]
+    attention = [r.array.shape[2] for site, r in arrays.items() if site.site == "attn_out"]
     return ModelIdentity(
         name=name,
         revision=row["revision"],
@@ -145,7 +156,30 @@ def _stored_model(
         n_layers=row["n_layers"],
         d_model=row["d_model"],
         attention_width=attention[0] if attention else 0,
-        # What ran in bfloat16 is stored as it was; what ran in float32 is rounded.
-        dtype="bfloat16" if dtypes == {"bfloat16"} else "bfloat16 of float32",
+        dtype=_precision(store, snapshot, found),
         device=device,
     )
+
+
+def _precision(store: LakeStore, snapshot: Snapshot, found: Mapping[SiteLayer, StoredSite]) -> str:
+    """Return what the stored values are: those of a bfloat16 model, or rounded ones.
+
+    Raises:
+        CoderMismatchError: some are the one, some the other.
+    """
+    runs = store.read("runs", snapshot, ["run", "dtype"]).to_pylist()
+    dtype_of = {run["run"]: run["dtype"] for run in runs}
+    sites = {}
+    for site, stored in found.items():
+        files = store.read("files", snapshot, ["run"], dense_filters(stored))["run"].to_pylist()
+        sites[str(site)] = {dtype_of[run] for run in files}
+    dtypes = set().union(*sites.values())
+    if len(dtypes) > 1:
+        there = ", ".join(f"{site} of {' and '.join(sorted(d))}" for site, d in sites.items())
+        raise CoderMismatchError(
+            f"stored activations were to be encoded; they are of models that ran in different "
+            f"precisions ({there}), and a coder has one on a corpus; encode coders of sites of one "
+            "precision by themselves"
+        )
+    # What ran in bfloat16 is stored as it was; what ran in float32 is rounded.
+    return "bfloat16" if dtypes == {"bfloat16"} else ROUNDED

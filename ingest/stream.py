@@ -21,11 +21,15 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from scopelake.errors import InvalidArgumentError
 from scopelake.names import KIND_BOS, check_whole
-from scopelake.store.dense import DenseArray, StoredSite, find_whole, open_stored, read_context
+from scopelake.store.dense import StoredSite
+from scopelake.store.dense_reader import DenseReader, find_whole, open_reader
 from scopelake.store.lake_store import LakeStore
 from scopelake.store.snapshot import Snapshot
 
 _READERS: Final = 4
+
+_KINDS_AT_ONCE: Final = 1 << 22
+"""Tokens whose kinds are in memory at once, about."""
 
 
 @dataclass(frozen=True)
@@ -71,19 +75,27 @@ class Tokens:
     @classmethod
     def read(cls, store: LakeStore, snapshot: Snapshot, corpus: str) -> Tokens:
         """Read the kinds of a corpus's tokens."""
-        table = store.read("contexts", snapshot, ["context", "kinds"], [("corpus", "=", corpus)])
-        table = table.sort_by("context").combine_chunks()
-        kinds = table["kinds"].combine_chunks()
-        offsets = kinds.offsets.to_numpy()
-        is_bos = kinds.values.to_numpy() == KIND_BOS
-        sums = np.concatenate([[0], np.cumsum(is_bos)])
-        n_bos = sums[offsets[1:]] - sums[offsets[:-1]]
-        lengths = np.diff(offsets)
-        is_first = np.zeros(len(lengths), bool)
-        is_first[lengths > 0] = is_bos[offsets[:-1][lengths > 0]]
-        odd = np.flatnonzero(n_bos > is_first)
-        skipped = {int(c): np.flatnonzero(is_bos[offsets[c] : offsets[c + 1]]) for c in odd}
-        return cls((lengths - n_bos).astype(np.int64), skipped, is_first & (n_bos == 1))
+        (row,) = store.read("corpora", snapshot, ["n_contexts", "context_length"],
+                            [("corpus", "=", corpus)]).to_pylist()  # fmt: skip
+        n_contexts = int(row["n_contexts"])
+        counts, is_first = np.zeros(n_contexts, np.int64), np.zeros(n_contexts, bool)
+        skipped: dict[int, npt.NDArray[np.int64]] = {}
+        step = max(1, _KINDS_AT_ONCE // int(row["context_length"]))
+        for start in range(0, n_contexts, step):
+            table = store.read(
+                "contexts", snapshot, ["context", "kinds"],
+                [("corpus", "=", corpus), ("context", ">=", start), ("context", "<", start + step)],
+            ).sort_by("context")  # fmt: skip
+            for chunk in table["kinds"].chunks:
+                for kinds in chunk:
+                    is_bos = np.asarray(kinds.values) == KIND_BOS
+                    n_bos = int(np.count_nonzero(is_bos))
+                    counts[start] = len(is_bos) - n_bos
+                    is_first[start] = n_bos == 1 and bool(is_bos[0])
+                    if n_bos and not is_first[start]:
+                        skipped[start] = np.flatnonzero(is_bos)
+                    start += 1  # noqa: PLW2901 - the context
+        return cls(counts, skipped, is_first)
 
     def take(
         self, values: npt.NDArray[Any], context: int, start: int, stop: int
@@ -108,28 +120,24 @@ class ActivationStream(IterableDataset[torch.Tensor]):
     before each epoch, since what its workers iterate are copies.
 
     Args:
-        array: bfloat16 [context, position, width].
+        reader: reads the site.
         tokens: which of its cells are tokens.
         config: what is streamed.
         device: where the batches go.
     """
 
     def __init__(
-        self,
-        array: DenseArray,
-        tokens: Tokens,
-        config: StreamConfig,
-        device: torch.device | str = "cpu",
+        self, reader: DenseReader, tokens: Tokens, config: StreamConfig, device: torch.device
     ) -> None:
         super().__init__()
-        self._array, self._tokens, self._config = array, tokens, config
-        self._device = torch.device(device)
-        self._epoch = self._batch = 0
+        self._reader, self._tokens, self._config = reader, tokens, config
+        self._device = device
+        self._epoch = self._batch = self._iterations = 0
 
     @property
     def width(self) -> int:
         """Values of a token."""
-        return int(self._array.shape[2])
+        return int(self._reader.array.shape[2])
 
     @property
     def n_tokens(self) -> int:
@@ -137,50 +145,76 @@ class ActivationStream(IterableDataset[torch.Tensor]):
         return int(self._tokens.counts.sum())
 
     def __len__(self) -> int:
-        """Return the batches of this rank in an epoch."""
+        """Return the batches of this rank in an epoch; workers of a DataLoader may give fewer."""
         n_rounds, tail = self._split(self._config.world_size)
         config = self._config
         return (n_rounds * config.block_tokens + tail) // config.batch_tokens
 
     def set_epoch(self, epoch: int) -> None:
-        """Begin at the start of an epoch, counted from 0."""
-        self._epoch, self._batch = check_whole("epoch", epoch), 0
+        """Begin at the start of an epoch, counted from 0.
 
-    def state_dict(self) -> dict[str, int]:
-        """Return where the stream is."""
-        return {**asdict(self._config), "n_tokens": self.n_tokens, "epoch": self._epoch,
-                "batch": self._batch}  # fmt: skip
+        Raises:
+            InvalidArgumentError: it is below 0.
+        """
+        if check_whole("epoch", epoch) < 0:
+            raise InvalidArgumentError(f"epoch {epoch} was asked for; give 0 or more")
+        self._go_to(epoch, 0)
 
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the stream is: plain values."""
+        return {"site": self._reader.name, **asdict(self._config), "n_tokens": self.n_tokens,
+                "epoch": self._epoch, "batch": self._batch}  # fmt: skip
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where another stream of the same arguments was.
 
         Raises:
-            InvalidArgumentError: its arguments, or its tokens, are others.
+            InvalidArgumentError: its site or arguments are others, or it is nowhere in an epoch.
         """
         mine = self.state_dict()
         other = [k for k in mine if k not in ("epoch", "batch") and state.get(k) != mine[k]]
-        if other or not {"epoch", "batch"} <= state.keys():
+        epoch, batch = state.get("epoch"), state.get("batch")
+        is_place = isinstance(epoch, int) and isinstance(batch, int) and 0 <= batch <= len(self)
+        if other or not is_place or epoch is None or batch is None or epoch < 0:
             raise InvalidArgumentError(
-                f"a stream of state {dict(state)} was to go on; this one has {mine}; make it with "
-                "the same arguments"
+                f"a stream of state {dict(state)} was to go on; this one has {mine} and "
+                f"{len(self)} batches in an epoch; make it with the same arguments"
             )
-        self._epoch, self._batch = int(state["epoch"]), int(state["batch"])
+        self._go_to(epoch, batch)
+
+    def _go_to(self, epoch: int, batch: int) -> None:
+        self._epoch, self._batch = epoch, batch
+        self._iterations += 1  # those that run no longer say where the stream is
 
     def __iter__(self) -> Iterator[torch.Tensor]:
-        """Yield the batches that are left of the epoch; then the next one begins.
+        """Yield the batches that are left of the epoch, or the next one's if none are.
 
         Raises:
             DamagedFileError: stored activations are not what was written.
+            InvalidArgumentError: workers were to go on in the middle of an epoch.
         """
         rank, world_size = self._config.rank, self._config.world_size
         worker = get_worker_info()
         if worker is not None:
+            if self._batch:
+                raise InvalidArgumentError(
+                    f"an epoch was to go on at batch {self._batch} in a DataLoader with workers, "
+                    "whose parts of it are others; use num_workers=0, or set_epoch"
+                )
             rank = rank * worker.num_workers + worker.id
             world_size *= worker.num_workers
-        for batch in self._batches(list(self._blocks(rank, world_size))):
-            self._batch += 1
-            yield batch
-        self._epoch, self._batch = self._epoch + 1, 0
+        elif self._batch and self._batch == len(self):
+            self._go_to(self._epoch + 1, 0)
+        self._iterations += 1
+        mine, epoch, batch = self._iterations, self._epoch, self._batch
+        for rows in self._batches(epoch, list(self._blocks(rank, world_size, batch))):
+            batch += 1
+            if mine == self._iterations:
+                self._batch = batch
+            # What a worker sends takes all memory that it is a view of along.
+            yield rows if worker is None else rows.clone()
+        if mine == self._iterations:
+            self._epoch, self._batch = epoch + 1, 0
 
     def _split(self, world_size: int) -> tuple[int, int]:
         """Return how many whole blocks each rank gets, and how many tokens besides."""
@@ -189,11 +223,11 @@ class ActivationStream(IterableDataset[torch.Tensor]):
         rest = self.n_tokens - n_rounds * size * world_size
         return n_rounds, rest // (batch * world_size) * batch
 
-    def _blocks(self, rank: int, world_size: int) -> Iterator[_Block]:
-        """Yield what is left of a rank's epoch."""
+    def _blocks(self, rank: int, world_size: int, n_done: int) -> Iterator[_Block]:
+        """Yield what is left of a rank's epoch after so many batches."""
         size, batch = self._config.block_tokens, self._config.batch_tokens
         n_rounds, tail = self._split(world_size)
-        first, skipped = divmod(self._batch, size // batch)
+        first, skipped = divmod(n_done, size // batch)
         for index in range(first, n_rounds + (tail > 0)):
             is_whole = index < n_rounds
             start = (
@@ -203,8 +237,8 @@ class ActivationStream(IterableDataset[torch.Tensor]):
             )
             yield _Block(start, size if is_whole else tail, skipped if index == first else 0)
 
-    def _batches(self, blocks: Sequence[_Block]) -> Iterator[torch.Tensor]:
-        draw = np.random.default_rng([self._config.seed, self._epoch])
+    def _batches(self, epoch: int, blocks: Sequence[_Block]) -> Iterator[torch.Tensor]:
+        draw = np.random.default_rng([self._config.seed, epoch])
         order = draw.permutation(len(self._tokens.counts))
         ends = np.cumsum(self._tokens.counts[order])
         size = self._config.batch_tokens
@@ -212,7 +246,7 @@ class ActivationStream(IterableDataset[torch.Tensor]):
             ThreadPoolExecutor(_READERS, thread_name_prefix="scopelake-read") as readers,
             ThreadPoolExecutor(1, thread_name_prefix="scopelake-block") as ahead,
         ):
-            read = partial(self._read, order, ends, readers)
+            read = partial(self._read, epoch, order, ends, readers)
             following = ahead.submit(read, blocks[0]) if blocks else None
             for index, block in enumerate(blocks):
                 assert following is not None
@@ -225,6 +259,7 @@ class ActivationStream(IterableDataset[torch.Tensor]):
 
     def _read(
         self,
+        epoch: int,
         order: npt.NDArray[np.int64],
         ends: npt.NDArray[np.int64],
         readers: ThreadPoolExecutor,
@@ -233,14 +268,15 @@ class ActivationStream(IterableDataset[torch.Tensor]):
         """Return a block's tokens, shuffled, [n_tokens, width].
 
         Args:
-            order: contexts of the epoch.
+            epoch: which.
+            order: its contexts.
             ends: where each of them ends in the epoch's tokens.
             readers: threads.
             block: which tokens.
         """
         start, stop = block.start, block.start + block.n_tokens
         first, last = np.searchsorted(ends, [start, stop - 1], side="right").tolist()
-        draw = np.random.default_rng([self._config.seed, self._epoch, start])
+        draw = np.random.default_rng([self._config.seed, epoch, start])
         place_of = torch.from_numpy(draw.permutation(block.n_tokens))
         values = torch.empty(block.n_tokens, self.width, dtype=torch.int16)
 
@@ -250,7 +286,7 @@ class ActivationStream(IterableDataset[torch.Tensor]):
             begin = end - int(self._tokens.counts[context])
             low, high = max(start, begin), min(stop, end)
             if low < high:
-                cells = read_context(self._array, context).view(np.int16)
+                cells = self._reader.read(context).view(np.int16)
                 some = self._tokens.take(cells, context, low - begin, high - begin)
                 # torch lets other threads run meanwhile; numpy would not.
                 places = place_of[low - start : high - start]
@@ -280,7 +316,7 @@ def stream(
     *,
     model: str | None = None,
     corpus: str | None = None,
-    device: torch.device | str = "cpu",
+    device: torch.device,
 ) -> ActivationStream:
     """Return a stream over the dense activations of a site.
 
@@ -289,4 +325,4 @@ def stream(
     """
     found: StoredSite = find_whole(store, snapshot, layer, site, model=model, corpus=corpus)
     tokens = Tokens.read(store, snapshot, found.corpus)
-    return ActivationStream(open_stored(store, snapshot, found), tokens, config, device)
+    return ActivationStream(open_reader(store, snapshot, found), tokens, config, device)

@@ -105,8 +105,8 @@ def encode(
 def encode_all(tasks: Sequence[Task], impl: Implementation = "auto") -> list[SparseCodes]:
     """Encode with several coders, on one site or on several.
 
-    Tasks that share an `x` have it checked and packed once. On a GPU all kernels are launched
-    before the host waits for the first.
+    Tasks that share an `x` have it checked and packed once. With ``triton`` all kernels are
+    launched before the host waits for the first.
 
     Args:
         tasks: in any order.

@@ -1,7 +1,8 @@
 """Results on their way from a GPU to the host, while the GPU goes on.
 
 Copies run on a stream of their own into pinned buffers, a ring of them: a copy into memory that is
-not pinned would hold up both sides. On a CPU results are there already.
+not pinned would hold up both sides. On a CPU results are there already; from other devices they are
+copied at once.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ class HostRing:
     """A ring of buffers that results pass on their way to the host.
 
     Args:
-        copier: moves them; None where they are on the host already.
+        copier: moves them; None where nothing moves them by itself.
         slots: how many lots may be on their way.
     """
 
@@ -102,7 +103,7 @@ class HostRing:
             tensors: on the device, of any shape and dtype; not to be written to any more.
         """
         if self._copier is None:
-            return Arrival(tensors, None)
+            return Arrival([tensor.cpu() for tensor in tensors], None)
         slot = self._slots[self._next]
         self._next = (self._next + 1) % len(self._slots)
         if slot.arrival is not None:

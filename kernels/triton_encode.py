@@ -77,7 +77,7 @@ def encode(
         The firings, token-major. Without `exact`, a pre-activation within the rounding of the
         product of its threshold may fire or not.
     """
-    job = _Job(Operands(x, weights, features), exact, precision, tiles)
+    job = _Job(Operands(x, weights, features), exact, precision, tiles, {})
     return _run([job], room)[0]
 
 
@@ -91,7 +91,8 @@ def encode_all(
         tiles: the shape of a tile, by default one for the dtype of the weights.
         room: firings that the first try of each has room for.
     """
-    return _run([_Job(one, None, "ieee", tiles) for one in operands], room)
+    converted: _Converted = {}
+    return _run([_Job(one, None, "ieee", tiles, converted) for one in operands], room)
 
 
 def _run(jobs: Sequence[_Job], room: int | None) -> list[SparseCodes]:
@@ -101,6 +102,10 @@ def _run(jobs: Sequence[_Job], room: int | None) -> list[SparseCodes]:
     again = [job.launch(n) if n > launched.capacity else launched
              for job, launched, n in zip(jobs, tried, counts, strict=True)]  # fmt: skip
     return [job.sorted(launched, n) for job, launched, n in zip(jobs, again, counts, strict=True)]
+
+
+_Converted = dict[tuple[int, torch.dtype], torch.Tensor]
+"""Inputs in the dtype of the weights, by identity."""
 
 
 @dataclass(frozen=True)
@@ -119,14 +124,17 @@ class _Job:
 
     def __init__(
         self, operands: Operands, exact: EncoderWeights | None, precision: Precision,
-        tiles: Tiles | None,
+        tiles: Tiles | None, converted: _Converted,
     ) -> None:  # fmt: skip
         x, weights, self._features = operands.x, operands.weights, operands.features
         if self._features is not None:
             weights = _columns(weights, self._features)
             exact = None if exact is None else _columns(exact, self._features)
         self._given, self._exact = x, exact
-        self._x = x.to(weights.w_enc.dtype).contiguous()
+        key = (id(x), weights.w_enc.dtype)
+        if key not in converted:  # several coders may read it
+            converted[key] = x.to(weights.w_enc.dtype).contiguous()
+        self._x = converted[key]
         self._w = weights.w_enc if weights.w_enc.stride(1) == 1 else weights.w_enc.contiguous()
         self._bias, self._threshold = weights.b_enc.float(), weights.threshold.float()
         self._precision = precision

@@ -23,10 +23,13 @@ from scopelake.store.delta_log import (
     transaction_digest,
 )
 from scopelake.store.layout import table_folder
-from scopelake.store.root import Root
+from scopelake.store.root import Entry, Root
 
 _NAME: Final = re.compile(r"/_delta_log/(\d{20})\.checkpoint\.parquet\Z")
 _HINT: Final = "_last_checkpoint"
+
+_KEPT: Final = 2
+"""Checkpoints of a table that a vacuum leaves."""
 
 
 def is_checkpoint(path: str) -> bool:
@@ -34,20 +37,22 @@ def is_checkpoint(path: str) -> bool:
     return bool(_NAME.search(path)) or path.endswith(f"/_delta_log/{_HINT}")
 
 
-def wrong_checkpoints(root: Root, table: str, log: Log, versions: Sequence[int]) -> Iterator[Wrong]:
+def wrong_checkpoints(
+    root: Root, table: str, log: Log, versions: Sequence[int] | None = None
+) -> Iterator[Wrong]:
     """Yield the checkpoints that cannot be read or say otherwise than the log.
 
     Args:
         root: the lake's.
         table: its name.
         log: the table's; if an entry is wrong, checkpoints are only read.
-        versions: whose checkpoints to look at; the newest is besides.
+        versions: whose checkpoints to look at, and the newest; None: at all.
     """
     for entry in sorted(root.list(f"{table_folder(table)}/_delta_log"), key=lambda e: e.path):
         if entry.path.endswith(f"/{_HINT}") and (why := _hint_problem(root, table, entry.path)):
             yield Wrong(entry.path, "damaged", why)
     paths = {int(m[1]): m.string for m in _found(root, table)}
-    wanted = {_before(paths, version) for version in [*versions, log.newest]}
+    wanted = {_before(paths, v) for v in (paths if versions is None else [*versions, log.newest])}
     for version in sorted(v for v in wanted if v is not None):
         if why := _problem(root, paths[version], version, log):
             yield Wrong(paths[version], "damaged", why)
@@ -71,6 +76,13 @@ def remove_checkpoints(root: Root, paths: Iterable[str]) -> None:
         root.delete(path)
 
 
+def old_checkpoints(root: Root, table: str) -> Iterator[Entry]:
+    """Yield the checkpoints but the newest two: each lists all files, so they outgrow the log."""
+    entries = {e.path: e for e in root.list(f"{table_folder(table)}/_delta_log")}
+    found = sorted(path for path in entries if _NAME.search(path))
+    yield from (entries[path] for path in found[:-_KEPT])
+
+
 def _found(root: Root, table: str) -> Iterator[re.Match[str]]:
     for entry in root.list(f"{table_folder(table)}/_delta_log"):
         if match := _NAME.search(entry.path):
@@ -80,7 +92,7 @@ def _found(root: Root, table: str) -> Iterator[re.Match[str]]:
 def _hint_problem(root: Root, table: str, path: str) -> str:
     """Return in words why readers cannot follow what names the last checkpoint, if so."""
     try:
-        version = json.loads(root.read(path))["version"]
+        version = int(json.loads(root.read(path))["version"])
     except ObjectStoreError:
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -93,8 +105,10 @@ def _hint_problem(root: Root, table: str, path: str) -> str:
 def _problem(root: Root, path: str, version: int, log: Log) -> str:
     """Return in words what is wrong with a checkpoint, if anything."""
     try:
-        rows = pq.read_table(root.open(path)).to_pylist()
+        table = pq.read_table(root.open(path), columns=["add", "txn", "metaData"])
+        rows = table.to_pylist()
         adds = {r["add"]["path"]: add_digest(_plain(r["add"])) for r in rows if r["add"]}
+        n_adds = sum(r["add"] is not None for r in rows)
         transactions = {transaction_digest(r["txn"]) for r in rows if r["txn"]}
         metadata = [metadata_digest(_plain(r["metaData"])) for r in rows if r["metaData"]]
     except ObjectStoreError:
@@ -103,6 +117,8 @@ def _problem(root: Root, path: str, version: int, log: Log) -> str:
         return f"no checkpoint ({root.describe(error)})"
     if log.wrong:
         return ""
+    if n_adds > len(adds):
+        return "it names a file twice; the log is whole without it"
     for what, said, found in (
         ("files", log.files_at(version), adds),
         ("transactions", log.transactions_at(version), transactions),

@@ -14,13 +14,12 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 import ml_dtypes
-import numpy as np
 import numpy.typing as npt
 import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
 from zarr.errors import ArrayNotFoundError, ContainsArrayError
 
-from scopelake.errors import DamagedFileError, InvalidArgumentError, LayerNotFoundError
+from scopelake.errors import InvalidArgumentError, LayerNotFoundError
 from scopelake.names import SITES, check_name
 from scopelake.store.bfloat16 import BFLOAT16
 from scopelake.store.folder_root import FolderRoot
@@ -238,57 +237,14 @@ def find_dense(
     return StoredSite(*fitting[0])
 
 
-def find_whole(
-    store: LakeStore,
-    snapshot: Snapshot,
-    layer: int,
-    site: str,
-    *,
-    model: str | None = None,
-    corpus: str | None = None,
-) -> StoredSite:
-    """Return the one array of a site, which has every shard of its corpus in `snapshot`.
-
-    Raises:
-        LayerNotFoundError, InvalidArgumentError: as in `find_dense`; or shards are not stored.
-    """
-    found = find_dense(store, snapshot, layer, site, model=model, corpus=corpus)
-    filters = [("corpus", "=", found.corpus)]
-    columns = ["n_contexts", "shard_contexts"]
-    (row,) = store.read("corpora", snapshot, columns, filters).to_pylist()
-    n_shards = -(-int(row["n_contexts"]) // int(row["shard_contexts"]))
-    rows = store.read("files", snapshot, ["shard"], _filters(found))["shard"].to_pylist()
-    if missing := sorted(set(range(n_shards)) - set(rows)):
-        raise LayerNotFoundError(
-            f"all dense activations of {_asked(site, layer, found.model, found.corpus)} were asked "
-            f"for; {len(missing):,} of {n_shards:,} shards are not stored, the first is "
-            f"{missing[0]}; ingest the corpus with dense {site}/{layer}"
-        )
-    return found
-
-
-def read_context(array: DenseArray, context: int) -> npt.NDArray[ml_dtypes.bfloat16]:
-    """Return the activations of one context, [context_length, width].
-
-    Raises:
-        DamagedFileError: they are not what was written.
-    """
-    try:
-        return np.asarray(array[context])
-    except (ValueError, RuntimeError) as error:  # what zarr and its codecs raise
-        raise DamagedFileError(
-            f"context {context} of dense array {array.path} was asked for; it is not what was "
-            f"written ({' '.join(str(error).split())}); run scopelake verify"
-        ) from error
-
-
-def _filters(found: StoredSite) -> list[tuple[str, str, Any]]:
+def dense_filters(found: StoredSite) -> list[tuple[str, str, Any]]:
+    """Return what rows of the ``files`` table of a site's shards meet."""
     return [("kind", "=", DENSE), *((c, "=", v) for c, v in vars(found).items())]
 
 
 def open_stored(store: LakeStore, snapshot: Snapshot, found: StoredSite) -> DenseArray:
     """Open an array of which only the shards that `snapshot` has are seen; others read as zero."""
-    named = set(store.read("files", snapshot, ["path"], _filters(found))["path"].to_pylist())
+    named = set(store.read("files", snapshot, ["path"], dense_filters(found))["path"].to_pylist())
     key = (found.corpus, found.model, found.site, found.layer)
     folder = f"{ACTIVATIONS}/{array_name(*key)}"
     if all(entry.path in named for entry in store.root.list(f"{folder}/c")):

@@ -109,13 +109,13 @@ BANDS: Final = 32
 _BANDS_LOG2_START: Final = -8
 
 
-def band(activation: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
+def band(activation: npt.NDArray[np.float32]) -> npt.NDArray[np.int32]:
     """Return the band of each activation: a power of two wide, from 2^-8; outliers in the ends."""
-    # frexp is exact: x = m * 2**e with 0.5 <= m < 1, so floor(log2(x)) is e - 1.
-    exponent = np.frexp(activation)[1].astype(np.int64) - 1
+    # The exponent's bits are floor(log2(x)) + 127; of subnormal numbers, far below, they are 0.
+    exponent = (activation.view(np.uint32) >> np.uint32(23)).astype(np.int32)
     # What is not positive has no logarithm and belongs below every band.
-    exponent = np.where(activation > 0, exponent, _BANDS_LOG2_START)
-    return np.clip(exponent - _BANDS_LOG2_START, 0, BANDS - 1)
+    exponent[~(activation > 0)] = 0
+    return np.clip(exponent - (127 + _BANDS_LOG2_START), 0, BANDS - 1)
 
 
 def priority(

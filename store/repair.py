@@ -15,12 +15,13 @@ from uuid import uuid4
 from scopelake.errors import LakeBusyError, LakeError, ObjectStoreError
 from scopelake.names import counted
 from scopelake.store.catalog import IMPORTED, shards_of_files
-from scopelake.store.checkpoints import is_checkpoint, remove_checkpoints
+from scopelake.store.checkpoints import is_checkpoint, remove_checkpoints, wrong_checkpoints
 from scopelake.store.commit import Writer
+from scopelake.store.delta_log import read_log
 from scopelake.store.derive import remake
 from scopelake.store.findings import Finding, Verification
 from scopelake.store.lake_store import LakeStore
-from scopelake.store.layout import DENSE, table_folder
+from scopelake.store.layout import DENSE, TABLES, table_folder
 from scopelake.store.merge import BY_FEATURE
 from scopelake.store.planned import Commit
 from scopelake.store.receipts import Receipt
@@ -50,7 +51,7 @@ class Repair:
     beyond: tuple[Finding, ...]
     """What cannot be made again from elsewhere."""
     not_mended: str = ""
-    """Why nothing was mended, if that is so because of what is beyond repair."""
+    """Why what was found was not mended, if so."""
 
     def to_text(self) -> str:
         """Return a line for each thing done and to do, and for each that is lost."""
@@ -105,13 +106,18 @@ def repair_unopened(root: Root, found: Verification) -> Repair | None:
 
 
 def _without_checkpoints(root: Root, found: Verification) -> Repair | None:
-    of_log = [f for f in found.broken if _is_log(f)]
-    damaged = {f.table for f in of_log if not is_checkpoint(f.path)}
-    wrong = [f for f in of_log if is_checkpoint(f.path) and f.table not in damaged]
+    named = [f for f in found.broken if _is_log(f) and is_checkpoint(f.path)]
+    wrong: set[str] = set()
+    for table in TABLES:
+        log = read_log(root, table)
+        if not log.wrong:  # else a checkpoint may be all that there is
+            # Those of older versions too, which a verification of the latest does not read.
+            wrong |= {one.path for one in wrong_checkpoints(root, table, log)}
+            wrong |= {f.path for f in named if f.table == table}
     if not wrong:
         return None
-    remove_checkpoints(root, [f.path for f in wrong])
-    names = tuple(f"the log without {f.path}" for f in wrong)
+    remove_checkpoints(root, sorted(wrong))
+    names = tuple(f"the log without {path}" for path in sorted(wrong))
     text = "nothing else was mended; verify again, since what a checkpoint says may hide the rest"
     return Repair(found.snapshot, 0, names, (), (), text)
 

@@ -13,6 +13,7 @@ from uuid import uuid4
 
 from scopelake.errors import InvalidArgumentError
 from scopelake.store import delta
+from scopelake.store.checkpoints import old_checkpoints
 from scopelake.store.commit import Writer
 from scopelake.store.intents import read_intent, waiting_intents
 from scopelake.store.lake_store import LakeStore, to_snapshot
@@ -167,6 +168,7 @@ def _unneeded(store: LakeStore, kept: list[Snapshot], config: VacuumConfig) -> I
                 continue
             if name in lives or entry.modified < limit:
                 yield entry
+        yield from (e for e in old_checkpoints(root, table) if e.modified < limit)
     dense = _dense_paths(store, kept)
     for entry in root.list(ACTIVATIONS):
         is_shard = DENSE_SHARD.search(entry.path)

@@ -157,7 +157,7 @@ class Asking(LakeHandle):
             seed: of both orders; equal arguments give equal batches.
             rank: of this process, among `world_size`: no token comes twice in an epoch.
             world_size: number of processes.
-            device: where the batches go.
+            device: where the batches go: ``auto``, ``cpu``, ``cuda``, ``cuda:1``.
 
         Returns:
             An iterable, and a torch IterableDataset, each iteration of which is an epoch; its
@@ -167,12 +167,13 @@ class Asking(LakeHandle):
             LayerNotFoundError: the site is not stored, or not on the whole corpus.
             InvalidArgumentError: several arrays fit, or an argument is out of range.
         """
+        from scopelake.ingest.model import choose_device
         from scopelake.ingest.stream import StreamConfig, stream
 
         config = StreamConfig(batch_tokens, shuffle_tokens, seed, rank, world_size)
         return stream(
             self._store, self._snapshot, check_whole("layer", layer), site, config,
-            model=model, corpus=corpus, device=device,
+            model=model, corpus=corpus, device=choose_device(device),
         )  # fmt: skip
 
     def info(self) -> LakeInfo:

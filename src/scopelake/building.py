@@ -115,7 +115,7 @@ class Building(LakeHandle):
             corpus: name of a corpus in the lake.
             model: folder or hub id of a Gemma 3, ``<org>/<name>[@<revision>]``.
             saes: folders, patterns or hub ids ``<org>/<repo>[@<revision>]/<family>/<folder>``, one
-                or several.
+                or several; none, an empty list, if only dense activations are wanted.
             dense: sites whose activations are stored, as bfloat16: (site, layer) pairs, or
                 ``resid_post/3``.
             device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``.
@@ -141,7 +141,9 @@ class Building(LakeHandle):
         sites = _sites(dense)
         config = IngestConfig(corpus, sites, activation_bits, batch_tokens, evaluate)
         row = find_corpus(self._store, self._store.snapshot(), corpus)
-        coders = find_coders(coder_specs(saes), model_called(model, model_name), bundled_coders())
+        named = model_called(model, model_name)
+        is_dense_only = bool(sites) and not coder_specs(saes)
+        coders = [] if is_dense_only else find_coders(coder_specs(saes), named, bundled_coders())
         files = model_files(model, model_name)
         check_tokenizer(row, files)
         loaded = load_model(files, device=device, dtype=dtype, device_map=device_map)
@@ -172,7 +174,8 @@ class Building(LakeHandle):
             model: name, in the lake, of the model whose activations are meant; needed if those of
                 several are stored.
             unembedding: folder or hub id of that model, from which the tokens that features
-                promote are computed; without it these columns of ``features`` are null.
+                promote are computed; without it these columns of ``features`` are null. Statistics
+                are written once, so give it when a coder is first encoded.
             device: where the encoding runs: ``auto``, ``cpu``, ``cuda``, ``cuda:1``.
             activation_bits: mantissa bits kept of each activation; 23 is lossless.
             batch_tokens: most tokens at once.

@@ -108,7 +108,7 @@ def test_of_a_float32_model_it_differs_by_rounding(lake, made, tmp_path):
     encode(lake)
     tensors = load_file(CODER / "params.safetensors")
     size = tensors["w_enc"].double().norm(dim=0).numpy()
-    # By Cauchy and Schwarz: each value is rounded by at most half a unit in the last place, 2^-9.
+    # By Cauchy and Schwarz: each value is rounded by less than 2^-8 of it (8 significant bits).
     array = np.asarray(lake.activations(3)[:]).astype(np.float64)
     norms = np.linalg.norm(array, axis=2) * 2.0**-8
     mine, theirs = rows(lake), rows(live)
@@ -189,6 +189,27 @@ def test_a_damaged_chunk_stops_it_and_the_rest_goes_on_after_a_repair(lake):
     lake.ingest("text", model=tiny.MODEL_NAME, saes=FIRST, dense=DENSE, device="cpu")
     assert encode(lake).n_shards > 0
     assert lake.verify().is_whole
+
+
+def test_a_shard_that_is_gone_gives_no_firings_of_zeros(lake):
+    shard = next(iter(lake.path.glob("activations/**/resid_post/layer_3/c/3/0/0")))
+    shard.unlink()
+    with pytest.raises(DamagedFileError, match="shard 3 is gone"):
+        encode(lake)
+    with pytest.raises(DamagedFileError, match="shard 3 is gone"):
+        list(scopelake.open(lake.path).stream(3, batch_tokens=64))
+
+
+def test_the_precision_is_that_of_the_shards_that_are_read(lake):
+    """Not of other sites that are encoded in the same call."""
+    lake.ingest("text", model=tiny.MODEL_NAME, saes=[], dense=["resid_post/1"], device="cpu",
+                dtype="bfloat16")  # fmt: skip
+    other = tiny.coders_path() / "resid_post_all/layer_1_width_1024_l0_small"
+    with pytest.raises(CoderMismatchError, match=r"resid_post/1 of bfloat16.*resid_post/3 of fl"):
+        encode(lake, [CODER, other])
+    assert encode(lake, CODER).n_shards > 0
+    assert encode(lake, other).n_shards > 0
+    assert encode(lake, CODER).already_complete
 
 
 def test_the_command_line_encodes(lake, capsys):

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 import scopelake
-from scopelake.errors import DamagedFileError, InvalidArgumentError, LayerNotFoundError
+from scopelake.errors import DamagedFileError, InvalidArgumentError, LayerNotFoundError, ModelError
 from scopelake.names import KINDS
 from scopelake.store.commit import Writer
 from scopelake.store.dense import ensure_array, write_shard
@@ -129,7 +129,9 @@ def test_a_stream_goes_on_from_any_batch(made, shuffle):
         state = pickle.loads(pickle.dumps(stream.state_dict()))
         other = lake.stream(3, **options)
         other.load_state_dict(state)
-        rest = [*other, *other]  # what is left of the epoch, and the next
+        rest = list(other)  # what is left of the epoch
+        if stop < n:
+            rest += list(other)
         assert names(begun) + names(rest) == whole
 
 
@@ -144,8 +146,40 @@ def test_a_state_of_another_stream_is_refused(made):
     for options in ({"batch_tokens": 32}, {"batch_tokens": 16, "seed": 1}):
         with pytest.raises(InvalidArgumentError, match="same arguments"):
             lake.stream(3, **options).load_state_dict(state)
+    for change in ({"batch": 10**9}, {"epoch": -1}, {"batch": None}, {"site": "another"}):
+        with pytest.raises(InvalidArgumentError, match="same arguments"):
+            lake.stream(3, batch_tokens=16).load_state_dict(state | change)
     with pytest.raises(InvalidArgumentError, match="same arguments"):
         lake.stream(3, batch_tokens=16).load_state_dict({"seed": 0})
+    with pytest.raises(InvalidArgumentError, match="epoch -1"):
+        lake.stream(3).set_epoch(-1)
+    with pytest.raises(ModelError, match="device 'gpu'"):
+        lake.stream(3, device="gpu")
+
+
+def test_an_iterator_left_behind_changes_nothing(made):
+    lake, _ = made
+    options = {"batch_tokens": 16, "shuffle_tokens": 32}
+    stream = lake.stream(3, **options)
+    old = iter(stream)
+    next(old)
+    stream.set_epoch(4)
+    begun = iter(stream)
+    first = next(begun)
+    rest = list(old)  # still of epoch 0
+    assert len(rest) == len(stream) - 1
+    assert stream.state_dict()["epoch"] == 4
+    assert stream.state_dict()["batch"] == 1
+    again = epoch_of(lake.stream(3, **options), 4)
+    assert names([first, *begun]) == names(again)
+
+
+def test_workers_do_not_go_on_in_the_middle(made):
+    stream = made[0].stream(3, batch_tokens=16)
+    next(iter(stream))
+    loader = DataLoader(stream, batch_size=None, num_workers=1, multiprocessing_context="spawn")
+    with pytest.raises(InvalidArgumentError, match="set_epoch"):
+        list(loader)
 
 
 def test_workers_of_a_loader_share_an_epoch(made):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from datetime import timedelta
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -14,6 +16,7 @@ from scopelake.errors import ScopelakeError
 from scopelake.store.commit import Writer
 from scopelake.store.lake_store import LakeStore
 from scopelake.store.layout import TABLES
+from scopelake.store.vacuum import VacuumConfig, vacuum
 from scopelake.store.verify import verify_at
 from scopelake.store.writer import write_firings
 
@@ -101,6 +104,12 @@ def drop_a_transaction(path):
     pq.write_table(table.filter(table["txn"].combine_chunks().is_null()), path)
 
 
+def repeat_a_file(path):
+    table = pq.read_table(path)
+    first = table["add"].combine_chunks().is_valid().to_pylist().index(True)
+    pq.write_table(pa.concat_tables([table, table.slice(first, 1)]), path)
+
+
 def overwrite(path):
     path.write_bytes(b"no checkpoint")
 
@@ -110,7 +119,7 @@ def remove(path):
 
 
 @pytest.mark.parametrize("table", ["codes", "files", "snapshots"])
-@pytest.mark.parametrize("how", [drop_a_file, drop_a_transaction, overwrite, remove])
+@pytest.mark.parametrize("how", [drop_a_file, drop_a_transaction, repeat_a_file, overwrite, remove])
 def test_a_wrong_checkpoint_is_named_and_a_repair_does_without(store, table, how, capsys):
     before, path = contents(store), newest(store, table)
     how(path)
@@ -122,6 +131,29 @@ def test_a_wrong_checkpoint_is_named_and_a_repair_does_without(store, table, how
     assert "verify again" in capsys.readouterr().out
     assert main(["verify", lake]) == 0
     assert contents(store) == before
+
+
+def test_an_older_checkpoint_is_mended_too(store, capsys):
+    lake, path = str(store.root.path), sorted(log(store, "codes").glob("*.checkpoint.parquet"))[0]
+    overwrite(path)
+    assert main(["verify", lake]) == 0
+    assert main(["verify", lake, "--all-snapshots"]) == 1
+    assert main(["verify", lake, "--repair"]) == 0
+    assert path.name in capsys.readouterr().out
+    assert main(["verify", lake, "--all-snapshots"]) == 0
+
+
+def test_a_vacuum_leaves_the_newest_two(store, make_firings):
+    add_shards(store, make_firings, range(N_SHARDS, N_SHARDS + 20))
+    before = contents(store)
+    numbers = sorted(p.name for p in log(store, "codes").glob("*.checkpoint.parquet"))
+    assert len(numbers) == 4
+    with Writer(store) as writer:
+        vacuum(writer, VacuumConfig(keep=timedelta(days=9), grace=timedelta(0)))
+    left = sorted(p.name for p in log(store, "codes").glob("*.checkpoint.parquet"))
+    assert left == numbers[-2:]
+    assert contents(store) == before
+    assert not verify_at(LakeStore.open(store.root.path), all_snapshots=True).findings
 
 
 def test_writers_go_on_after_a_repair(store, make_firings, capsys):

@@ -42,13 +42,14 @@ def _verify(arguments: argparse.Namespace) -> int:
             progress=progress,
         )
     print(to_json(found.to_dict()) if arguments.json else found)
-    if arguments.repair and found.broken:
+    if arguments.repair:
         from scopelake.store.lake_store import LakeStore
         from scopelake.store.repair import repair_unopened
 
         early = repair_unopened(LakeStore.open(arguments.lake).root, found)
-        done = early or scopelake.open(arguments.lake).repair(found)
-        print(to_json(asdict(done)) if arguments.json else done)
+        if early or found.broken:
+            done = early or scopelake.open(arguments.lake).repair(found)
+            print(to_json(asdict(done)) if arguments.json else done)
     return 0 if found.is_whole else 1
 
 
