@@ -203,6 +203,11 @@ class ActivationStream(IterableDataset[torch.Tensor]):
                 )
             rank = rank * worker.num_workers + worker.id
             world_size *= worker.num_workers
+            if self.n_tokens < self._config.batch_tokens * world_size:
+                raise InvalidArgumentError(
+                    f"an epoch of {self.n_tokens} tokens was to be shared by {world_size} workers "
+                    f"in batches of {self._config.batch_tokens}; no batch is left; use fewer"
+                )
         elif self._batch and self._batch == len(self):
             self._go_to(self._epoch + 1, 0)
         self._iterations += 1
@@ -321,8 +326,16 @@ def stream(
     """Return a stream over the dense activations of a site.
 
     Raises:
-        LayerNotFoundError, InvalidArgumentError: as in `find_whole`.
+        LayerNotFoundError, InvalidArgumentError: as in `find_whole`; or there is no whole batch.
     """
     found: StoredSite = find_whole(store, snapshot, layer, site, model=model, corpus=corpus)
     tokens = Tokens.read(store, snapshot, found.corpus)
-    return ActivationStream(open_reader(store, snapshot, found), tokens, config, device)
+    made = ActivationStream(open_reader(store, snapshot, found), tokens, config, device)
+    if not len(made):
+        most = made.n_tokens // config.world_size
+        raise InvalidArgumentError(
+            f"batches of {config.batch_tokens} tokens on each of {config.world_size} ranks were "
+            f"asked for; {found.corpus} has {made.n_tokens} tokens without BOS; give batch_tokens "
+            f"{most} at most"
+        )
+    return made

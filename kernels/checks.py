@@ -22,6 +22,11 @@ def check_input(x: torch.Tensor, coders: Sequence[EncoderWeights]) -> None:
     Raises:
         InvalidArgumentError: wrong rank, width, dtype, device, or a value that is NaN or infinite.
     """
+    if not isinstance(x, torch.Tensor):
+        raise InvalidArgumentError(
+            f"encode was given a {type(x).__name__}; it takes a tensor [n_tokens, d_in]; convert "
+            "it, for instance by torch.as_tensor"
+        )
     for coder in coders:
         if x.ndim != 2 or x.shape[1] != coder.d_in:
             raise InvalidArgumentError(
@@ -38,8 +43,10 @@ def check_input(x: torch.Tensor, coders: Sequence[EncoderWeights]) -> None:
             f"encode was given {x.dtype}; activations are of a float dtype; pass bfloat16 or "
             "float32"
         )
-    if not bool(torch.isfinite(x).all()):
-        bad = int((~torch.isfinite(x)).any(dim=1).sum())
+    # float64 may hold what float32, in which everything is computed, does not.
+    narrow = x.float() if x.dtype == torch.float64 else x
+    if not bool(torch.isfinite(narrow).all()):
+        bad = int((~torch.isfinite(narrow)).any(dim=1).sum())
         raise InvalidArgumentError(
             f"encode was given {bad} tokens with NaN or infinite values; activations must be "
             "finite; run the model in bfloat16 or float32, not float16"

@@ -9,6 +9,7 @@ from typing import Final
 
 import pyarrow as pa
 
+from scopelake.errors import DamagedFileError
 from scopelake.store import delta
 from scopelake.store.integrity import check_files
 from scopelake.store.lake_store import LakeStore
@@ -18,6 +19,9 @@ from scopelake.store.snapshot import Snapshot
 
 Reads = Mapping[str, Filters]
 """By table, conditions that all rows meet that a query reads."""
+
+_LISTED: Final = ("codes", "postings", "peaks", "samples", "features", "contexts")
+"""Tables whose files are in the catalogue."""
 
 _WORD: Final = re.compile(r"[a-z]+")
 _VIEWS: Final = {
@@ -52,11 +56,39 @@ class SnapshotFiles:
             return
         if table not in self._actions:
             opened = delta.open_table(self._store.root, table, version)
-            self._actions[table] = delta.added_files(opened)
+            actions = delta.added_files(opened)
+            self._check_listed(table, actions)
+            self._actions[table] = actions
         names = matching_files(self._actions[table], filters)["path"].to_pylist()
         nameless = any(checksum_in_name(name) is None for name in names)
         paths = [f"{table_folder(table)}/{name}" for name in names]
         check_files(self._store.root, paths, self._known if nameless else None)
+
+    def _check_listed(self, table: str, actions: pa.Table) -> None:
+        """Refuse a table whose log, or its checkpoint, lists other files than the catalogue.
+
+        Logs carry no checksum: a flipped bit there may drop a file, or name another one twice.
+        """
+        if table not in _LISTED:
+            return
+        folder = table_folder(table)
+        names = [f"{folder}/{name}" for name in actions["path"].to_pylist()]
+        found = sorted(zip(names, actions["num_records"].to_pylist(), strict=True))
+        if found != self._listed.get(table, []):
+            raise DamagedFileError(
+                f"table {table} was to be read; its log at {self._store.table_uri(table)} lists "
+                f"other files, or other numbers of rows, than the catalogue; run scopelake verify"
+            )
+
+    @cached_property
+    def _listed(self) -> dict[str, list[tuple[str, int]]]:
+        """By table, path and rows of its files, sorted."""
+        rows = self._store.read("files", self._snapshot, ["kind", "path", "n_rows"])
+        found: dict[str, list[tuple[str, int]]] = {}
+        columns = (rows[c].to_pylist() for c in ("kind", "path", "n_rows"))
+        for kind, path, n_rows in zip(*columns, strict=True):
+            found.setdefault(kind, []).append((path, n_rows))
+        return {kind: sorted(files) for kind, files in found.items()}
 
     @cached_property
     def _known(self) -> dict[str, str]:

@@ -107,7 +107,7 @@ class Verification:
 
     def _what(self) -> str:
         if self.n_snapshots > 1:
-            return f"{self.n_snapshots:,} snapshots, the latest {self.snapshot},"
+            return f"{self.n_snapshots:,} snapshots up to {self.snapshot}"
         return f"snapshot {self.snapshot}" if self.snapshot else "a lake without its snapshots"
 
     def __str__(self) -> str:

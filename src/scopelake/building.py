@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scopelake.errors import InvalidArgumentError
+from scopelake.errors import InvalidArgumentError, ModelError
 from scopelake.handle import LakeHandle
 from scopelake.named import (
     bundled_coders,
@@ -196,6 +196,11 @@ class Building(LakeHandle):
         row = find_corpus(self._store, self._store.snapshot(), corpus)
         coders = find_coders(coder_specs(saes), model, bundled_coders())
         files = None if unembedding is None else model_files(unembedding)
+        if files is not None and not (files.path / "config.json").is_file():
+            raise ModelError(
+                f"the unembedding of {str(unembedding)!r} was asked for; {files.path} holds no "
+                "config.json; name the folder or hub id of the model"
+            )
         source = StoredActivations.find(
             self._store, self._store.snapshot(), row, coders,
             model=model, device=choose_device(device), unembedding=files,

@@ -5,7 +5,9 @@ import shutil
 import uuid
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+from deltalake import DeltaTable
 
 import scopelake
 from scopelake import tiny
@@ -234,7 +236,7 @@ def test_all_snapshots_reads_what_any_of_them_names(lake, capsys):
     everything = lake.verify(all_snapshots=True)
     assert everything.is_whole
     assert everything.n_files > lake.verify().n_files
-    assert f"{lake.snapshot} snapshots, the latest {lake.snapshot}, are whole" in str(everything)
+    assert f"{lake.snapshot} snapshots up to {lake.snapshot} are whole" in str(everything)
     damage(retired)
     assert told(capsys, lake.path)[0] == 0
     status, lines, _ = told(capsys, lake.path, "--all-snapshots")
@@ -296,3 +298,18 @@ def test_what_is_committed_meanwhile_is_not_left_over(lake, tmp_path):
     found = lake.verify(commit)
     assert other.snapshot > lake.snapshot
     assert (found.findings, found.left_over) == ((), ())
+
+
+@pytest.mark.parametrize("table", ["codes", "contexts"])
+def test_a_checkpoint_without_a_file_answers_nothing(lake, table):
+    """As Parquet it is whole, and no file that it names is damaged."""
+    path = lake.path / "tables" / table
+    DeltaTable(str(path)).create_checkpoint()
+    (checkpoint,) = (path / "_delta_log").glob("*.checkpoint.parquet")
+    assert scopelake.open(lake.path).sql(f"SELECT count(*) AS n FROM {table}")["n"][0].as_py()
+    rows = pq.read_table(checkpoint)
+    first = rows["add"].combine_chunks().is_valid().to_pylist().index(True)
+    pq.write_table(rows.filter([i != first for i in range(len(rows))]), checkpoint)
+    with pytest.raises(DamagedFileError, match="lists other files"):
+        scopelake.open(lake.path).sql(f"SELECT count(*) FROM {table}")
+    assert "names other files than the log" in str(lake.verify())

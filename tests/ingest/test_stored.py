@@ -17,6 +17,7 @@ from scopelake.errors import (
     DamagedFileError,
     InvalidArgumentError,
     LayerNotFoundError,
+    ModelError,
 )
 
 FIRST = tiny.coders_path() / "resid_post_all/layer_0_width_1024_l0_small"
@@ -154,6 +155,8 @@ def test_what_is_not_stored_is_refused_before_anything_is_done(lake, tmp_path):
         encode(lake, tiny.coders_path() / "resid_post_all/layer_5*")
     with pytest.raises(CoderMismatchError, match="other"):
         encode(lake, model="other")
+    with pytest.raises(ModelError, match=r"holds no config\.json"):
+        encode(lake, unembedding=tmp_path)
     changed = shutil.copytree(tiny.model_path(), tmp_path / "model")
     (changed / "config.json").write_text((changed / "config.json").read_text() + "\n")
     with pytest.raises(CoderMismatchError, match="digest"):

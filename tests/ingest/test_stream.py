@@ -86,6 +86,12 @@ def names(batches):
 def test_ranks_share_the_tokens_and_bos_is_none(made, batch, shuffle, world_size):
     lake, tokens = made
     found = []
+    if batch * world_size > len(tokens):
+        with pytest.raises(
+            InvalidArgumentError, match=f"give batch_tokens {len(tokens) // world_size}"
+        ):
+            lake.stream(3, batch_tokens=batch, world_size=world_size)
+        return
     for rank in range(world_size):
         stream = lake.stream(3, batch_tokens=batch, shuffle_tokens=shuffle, rank=rank,
                              world_size=world_size)  # fmt: skip
@@ -152,9 +158,9 @@ def test_a_state_of_another_stream_is_refused(made):
     with pytest.raises(InvalidArgumentError, match="same arguments"):
         lake.stream(3, batch_tokens=16).load_state_dict({"seed": 0})
     with pytest.raises(InvalidArgumentError, match="epoch -1"):
-        lake.stream(3).set_epoch(-1)
+        lake.stream(3, batch_tokens=16).set_epoch(-1)
     with pytest.raises(ModelError, match="device 'gpu'"):
-        lake.stream(3, device="gpu")
+        lake.stream(3, batch_tokens=16, device="gpu")
 
 
 def test_an_iterator_left_behind_changes_nothing(made):

@@ -89,6 +89,8 @@ def test_bfloat16_input_is_cast_up_not_the_weights_down():
         (torch.zeros(24), r"shape \(24,\)"),
         (torch.tensor([[float("nan")] * 24]), "1 tokens with NaN"),
         (torch.tensor([[float("inf")] * 24]), "1 tokens with NaN or infinite"),
+        (torch.full((2, 24), 1e300, dtype=torch.float64), "2 tokens with NaN or infinite"),
+        ([[0.0] * 24], "a list; it takes a tensor"),
     ],
 )
 def test_unusable_input_is_refused(x, message):

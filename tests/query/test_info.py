@@ -20,7 +20,8 @@ def test_it_counts_what_was_written(built):
     assert found.firings == len(built.rows)
     assert len(found.codes) == 6
     assert [c.complete for c in found.codes].count(True) == 1
-    on_disk = sum(f.stat().st_size for f in built.store.root.path.glob("tables/codes/**/*.parquet"))
+    files = built.store.root.path.glob("tables/codes/sae=*/**/*.parquet")
+    on_disk = sum(f.stat().st_size for f in files)
     assert sum(c.codes_bytes for c in found.codes) == on_disk
     each = found.bytes_a_firing()
     assert each["codes"] == pytest.approx(on_disk / len(built.rows))

@@ -61,7 +61,7 @@ def test_writers_of_different_shards_all_succeed(store):
     assert work(store.root.path, saes) == [0] * N_WRITERS
     check(store, set(saes))
     assert store.snapshot().id == 1 + N_WRITERS * N_SHARDS
-    on_disk = list(store.root.path.glob("tables/codes/**/*.parquet"))
+    on_disk = list(store.root.path.glob("tables/codes/sae=*/**/*.parquet"))
     assert len(on_disk) == N_WRITERS * N_SHARDS
 
 
@@ -70,7 +70,7 @@ def test_writers_of_the_same_shards_write_each_once(store):
     assert work(store.root.path, ["s"] * N_WRITERS) == [0] * N_WRITERS
     check(store, {"s"})
     # What came second is deleted, not left behind.
-    assert len(list(store.root.path.glob("tables/codes/**/*.parquet"))) == N_SHARDS
+    assert len(list(store.root.path.glob("tables/codes/sae=*/**/*.parquet"))) == N_SHARDS
 
 
 @pytest.mark.slow

@@ -261,7 +261,7 @@ def test_a_commit_that_waits_for_a_lost_file_is_named(store):
 
     with pytest.raises(KeyboardInterrupt), Writer(store, on_step=stop) as writer:
         put(writer, 0)
-    for path in store.root.path.glob("tables/peaks/**/*.parquet"):
+    for path in store.root.path.glob("tables/peaks/sae=*/**/*.parquet"):
         path.unlink()
     (finding,) = [f for f in verify(store, store.snapshot()).findings if f.problem == "damaged"]
     assert finding.path == "pending/000000000002.json"

@@ -89,7 +89,7 @@ def test_a_killed_commit_is_finished_once(store, step):
 
 def test_files_without_a_commit_stay_invisible(store):
     run_until(store, "files written")
-    assert len(list(store.root.path.glob("tables/codes/**/*.parquet"))) == 1
+    assert len(list(store.root.path.glob("tables/codes/sae=*/**/*.parquet"))) == 1
     with Writer(store):
         pass
     assert store.snapshot().id == 1
