@@ -88,6 +88,7 @@ def encode_shard(
             if waiting is not None:
                 gathered.add(waiting)
         waiting = sent
+        del found, codes, sent  # else they stay through the next forward pass
     with stages.timed("gather"):
         if waiting is not None:
             gathered.add(waiting)
@@ -142,10 +143,10 @@ class _Gathered:
                 self._parts[coder.name].append(part)
 
     def result(self) -> ShardResult:
-        """Return the whole shard, in order."""
-        return ShardResult(
-            {name: self._firings(parts) for name, parts in self._parts.items()}, self._dense
-        )
+        """Return the whole shard, in order; nothing is left here."""
+        # Coder by coder what has arrived is let go of, so that it is in memory once.
+        names = list(self._parts)
+        return ShardResult({n: self._firings(self._parts.pop(n)) for n in names}, self._dense)
 
     def _firings(self, parts: list[_Part]) -> Firings:
         """Return a coder's firings, token-major: contexts are put in order, nothing is sorted."""

@@ -21,6 +21,7 @@ import torch
 
 from scopelake.errors import EncoderWarning
 from scopelake.ingest.activations import ActivationSource, LiveActivations, ShardTokens
+from scopelake.ingest.capture import site_width
 from scopelake.ingest.coder_weights import load_encoders
 from scopelake.ingest.coders import CoderFiles
 from scopelake.ingest.encode_shard import ShardResult, encode_shard
@@ -167,7 +168,7 @@ class _Job:
             replaced["models"] = ("model",)
         corpus = self.plan.corpus
         for site in self.config.dense:
-            width = self.model.attention_width if site.site == "attn_out" else self.model.d_model
+            width = site_width(self.model, site)
             ensure_array(
                 self.store.root, corpus["corpus"], self.model.name, site.site, site.layer,
                 corpus["n_contexts"], corpus["context_length"], width, corpus["shard_contexts"],

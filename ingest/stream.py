@@ -38,8 +38,8 @@ class StreamConfig:
 
     batch_tokens: int = 4096
     shuffle_tokens: int = 1 << 17
-    """Tokens that are shuffled with each other; a multiple of `batch_tokens` at least as large is
-    taken. Two such blocks are in memory."""
+    """Tokens that are shuffled with each other, rounded down to whole batches, one at least. Two
+    such blocks are in memory."""
     seed: int = 0
     rank: int = 0
     world_size: int = 1
@@ -69,7 +69,7 @@ class Tokens:
     """[n_contexts]: how many."""
     skipped: Mapping[int, npt.NDArray[np.int64]]
     """By context, the positions of BOS, where they are not the first alone."""
-    n_first: npt.NDArray[np.bool_]
+    begins_with_bos: npt.NDArray[np.bool_]
     """[n_contexts]: whether the first position, and no other, is BOS."""
 
     @classmethod
@@ -105,7 +105,7 @@ class Tokens:
             gone = self.skipped[context]
             n_cells = int(self.counts[context]) + len(gone)
             return np.delete(values[:n_cells], gone, axis=0)[start:stop]
-        first = int(self.n_first[context])
+        first = int(self.begins_with_bos[context])
         return values[first + start : first + stop]
 
 
