@@ -8,6 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scopelake.adding import Adding
 from scopelake.asking import Asking
 from scopelake.building import Building
 from scopelake.errors import InvalidArgumentError
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from scopelake.store.verify import Verification
 
 
-class Lake(Building, Asking):
+class Lake(Adding, Building, Asking):
     """A lake at one snapshot; writing moves it to the snapshot it made."""
 
     @classmethod

@@ -1,0 +1,142 @@
+"""Verbs that make firings: ingest, encode, inspect."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any, Final
+
+import scopelake
+from scopelake.cli.options import add_coders, add_placement, add_replies, placement
+from scopelake.cli.parsing import add_json, add_lake, add_verb, show
+
+if TYPE_CHECKING:
+    from scopelake.ingest.report import IngestSummary
+
+
+def _add_ingest(verbs: Any) -> None:  # noqa: ANN401
+    parser = add_verb(verbs, "ingest", _ingest, "run a model over a corpus and store its firings")
+    add_lake(parser, snapshot=False)
+    parser.add_argument("corpus", help="name of the corpus")
+    parser.add_argument("--model", required=True, help="folder or hub id of a Gemma 3")
+    add_coders(parser)
+    parser.add_argument("--dense", action="append", default=[], metavar="SITE/LAYER",
+                        help="store dense activations of this site too")  # fmt: skip
+    _add_precision(parser)
+    parser.add_argument("--evaluate", action="store_true",
+                        help="measure how well the coders reconstruct, on a sample")  # fmt: skip
+    add_placement(parser)
+
+
+def _add_precision(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--activation-bits",
+        type=int,
+        default=10,
+        metavar="BITS",
+        help="mantissa bits kept of an activation; 10 by default, 23 is lossless",
+    )
+    parser.add_argument(
+        "--batch-tokens",
+        type=int,
+        default=16384,
+        metavar="TOKENS",
+        help="most tokens at once; 16384 by default",
+    )
+
+
+def _ingest(arguments: argparse.Namespace) -> None:
+    from scopelake.progress import ingest_progress
+
+    lake = scopelake.open(arguments.lake)
+    with ingest_progress(arguments.corpus) as progress:
+        done = lake.ingest(
+            arguments.corpus,
+            model=arguments.model,
+            saes=arguments.saes,
+            dense=arguments.dense,
+            activation_bits=arguments.activation_bits,
+            batch_tokens=arguments.batch_tokens,
+            evaluate=arguments.evaluate,
+            progress=progress,
+            **placement(arguments),
+        )
+    _show_ingested(arguments.corpus, done)
+
+
+def _add_encode(verbs: Any) -> None:  # noqa: ANN401
+    parser = add_verb(verbs, "encode", _encode, "encode stored dense activations; no model runs")
+    add_lake(parser, snapshot=False)
+    parser.add_argument("corpus", help="name of a corpus ingested with --dense")
+    add_coders(parser)
+    parser.add_argument("--model", metavar="NAME",
+                        help="whose activations, if those of several models are "
+                        "stored")  # fmt: skip
+    parser.add_argument("--unembedding", metavar="MODEL",
+                        help="folder or hub id of that model, for the tokens that features "
+                        "promote; null without it")  # fmt: skip
+    _add_precision(parser)
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
+
+
+def _encode(arguments: argparse.Namespace) -> None:
+    from scopelake.progress import ingest_progress
+
+    lake = scopelake.open(arguments.lake)
+    with ingest_progress(arguments.corpus) as progress:
+        done = lake.encode(
+            arguments.corpus,
+            saes=arguments.saes,
+            model=arguments.model,
+            unembedding=arguments.unembedding,
+            device=arguments.device,
+            activation_bits=arguments.activation_bits,
+            batch_tokens=arguments.batch_tokens,
+            progress=progress,
+        )
+    _show_ingested(arguments.corpus, done)
+
+
+def _show_ingested(corpus: str, done: IngestSummary) -> None:
+    from scopelake.ingest.stages import stages_text
+
+    if done.already_complete:
+        print(f"{corpus}: complete already, nothing to do (snapshot {done.snapshot})")
+        return
+    print(
+        f"{corpus}: {done.tokens:,} tokens, {done.firings:,} firings, "
+        f"{done.n_bytes / 1e6:,.1f} MB in {done.seconds:,.1f} s (snapshot {done.snapshot})"
+    )
+    print(f"time: {stages_text(done.stages, done.seconds)}")
+
+
+def _add_inspect(verbs: Any) -> None:  # noqa: ANN401
+    parser = add_verb(verbs, "inspect", _inspect, "ingest one prompt and show what fires in it")
+    add_lake(parser, snapshot=False)
+    parser.add_argument("prompt", help="the text, or with --chat what the user says")
+    parser.add_argument("--chat", action="store_true", help="wrap it in the chat template")
+    parser.add_argument("--model", required=True, help="folder or hub id of a Gemma 3")
+    add_coders(parser)
+    add_replies(parser)
+    parser.add_argument(
+        "-k", type=int, default=10, help="at most so many for each SAE and token; 10 by default"
+    )
+    add_placement(parser)
+    add_json(parser, "a firing")
+
+
+def _inspect(arguments: argparse.Namespace) -> None:
+    prompt = arguments.prompt
+    found = scopelake.open(arguments.lake).inspect(
+        [{"role": "user", "content": prompt}] if arguments.chat else prompt,
+        model=arguments.model,
+        saes=arguments.saes,
+        generate=arguments.generate,
+        temperature=arguments.temperature,
+        seed=arguments.seed,
+        k=arguments.k,
+        **placement(arguments),
+    )
+    show(found, arguments.json)
+
+
+VERBS: Final = (_add_ingest, _add_encode, _add_inspect)
