@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from scopelake.ingest.capture import PaddingSide, capture
+from scopelake.ingest.capture import PaddingSide, capture, site_width
 from scopelake.ingest.decoder_rows import readout_of
 from scopelake.ingest.model import LoadedModel, ModelIdentity, check_vocabulary
 from scopelake.names import SiteLayer
@@ -32,6 +32,12 @@ class ShardTokens:
         """Number of tokens, BOS included."""
         return sum(len(ids) for ids in self.token_ids)
 
+    def between(self, start: int, stop: int) -> ShardTokens:
+        """Return contexts `start` to `stop` of these, counted from the first."""
+        return ShardTokens(
+            self.first_context + start, self.token_ids[start:stop], self.kinds[start:stop]
+        )
+
 
 class ActivationSource(Protocol):
     """What gives the activations of a corpus's tokens."""
@@ -46,6 +52,9 @@ class ActivationSource(Protocol):
 
     def check(self, tokens: ShardTokens, corpus: str) -> None:
         """Refuse tokens that it has no activations of."""
+
+    def token_bytes(self, sites: Sequence[SiteLayer]) -> int:
+        """Return the bytes of host memory that a token of a batch takes, all sites together."""
 
     def batches(
         self, tokens: ShardTokens, groups: Sequence[list[int]], sites: Sequence[SiteLayer]
@@ -72,6 +81,12 @@ class LiveActivations:
             ModelError: there is one.
         """
         check_vocabulary(self.model, tokens.token_ids, corpus)
+
+    def token_bytes(self, sites: Sequence[SiteLayer]) -> int:
+        """Return what captured sites and a layer take; nothing of the host's if on a GPU."""
+        if self.model.device.type != "cpu":
+            return 0
+        return 4 * (2 * sum(site_width(self.model, s) for s in sites) + self.model.layer_floats)
 
     def batches(
         self, tokens: ShardTokens, groups: Sequence[list[int]], sites: Sequence[SiteLayer]

@@ -1,4 +1,7 @@
-"""One shard: forward, capture, encode; token ids in, firings and dense activations out."""
+"""One shard: forward, capture, encode; token ids in, firings and dense activations out.
+
+It comes piece by piece, as much as fits into memory.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ import numpy.typing as npt
 import torch
 
 from scopelake.ingest.activations import ActivationSource, ShardTokens
+from scopelake.ingest.budget import Budget
 from scopelake.ingest.capture import site_width
 from scopelake.ingest.coders import CoderFiles
 from scopelake.ingest.plan import Shard
@@ -22,15 +26,55 @@ from scopelake.kernels.weights import EncoderWeights, SparseCodes, join_layers
 from scopelake.names import SiteLayer
 from scopelake.store.firings import Firings
 
+Dense = dict[SiteLayer, npt.NDArray[ml_dtypes.bfloat16]]
 
-@dataclass(frozen=True)
-class ShardResult:
-    """What a shard's forward pass gave."""
 
-    firings: Mapping[str, Firings]
-    """By coder name, token-major."""
-    dense: Mapping[SiteLayer, npt.NDArray[ml_dtypes.bfloat16]]
-    """[n_contexts, context_length, width]; zero behind the end of a context."""
+class Piece:
+    """What consecutive contexts of a shard gave.
+
+    Args:
+        tokens: those contexts.
+        parts: by coder name, its firings in each context, in any order.
+        dense: of the whole shard, in its last piece: [n_contexts, context_length, width] by site;
+            zero behind the end of a context.
+    """
+
+    def __init__(
+        self, tokens: ShardTokens, parts: dict[str, list[_Part]], dense: Dense | None
+    ) -> None:
+        self._tokens, self._parts, self.dense = tokens, parts, dense
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the shard ends with it."""
+        return self.dense is not None
+
+    @property
+    def coders(self) -> list[str]:
+        """Names of the coders whose firings are still here."""
+        return list(self._parts)
+
+    def take(self, coder: str) -> Firings:
+        """Return a coder's firings, token-major, and let go of them: they are taken once."""
+        parts = self._parts.pop(coder)
+        # Contexts are put in order, nothing is sorted.
+        parts.sort(key=lambda part: part.index)
+        first, kinds = self._tokens.first_context, self._tokens.kinds
+        n_firings = [len(part.features) for part in parts]
+        empty = np.empty(0, np.int32)
+        counts = np.concatenate([empty, *(p.counts for p in parts)])
+        contexts = np.array([first + p.index for p in parts], dtype=np.int64)
+        positions = np.concatenate(
+            [empty, *(np.arange(len(p.counts), dtype=np.int32) for p in parts)]
+        )
+        of_token = np.concatenate([empty.astype(np.int8), *(kinds[p.index] for p in parts)])
+        return Firings(
+            context=np.repeat(contexts, n_firings),
+            position=np.repeat(positions, counts),
+            feature=np.concatenate([empty, *(p.features for p in parts)]),
+            activation=np.concatenate([empty.astype(np.float32), *(p.activations for p in parts)]),
+            kind=np.repeat(of_token, counts),
+        )
 
 
 def batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
@@ -51,12 +95,12 @@ def encode_shard(
     tokens: ShardTokens,
     source: ActivationSource,
     weights: Mapping[str, tuple[EncoderWeights, ...]],
+    budget: Budget,
     *,
     context_length: int,
-    batch_tokens: int,
     stages: Stages | None = None,
     on_batch: Callable[[int, int], None] | None = None,
-) -> ShardResult:
+) -> Iterator[Piece]:
     """Take a shard's activations once and encode them with every coder of it.
 
     Args:
@@ -64,35 +108,41 @@ def encode_shard(
         tokens: the shard's contexts.
         source: what gives their activations.
         weights: by coder name, an encoder for each of its sites, on the source's device.
+        budget: how much fits into memory; it has begun.
         context_length: the corpus's, the length of a dense row.
-        batch_tokens: most tokens at once, padding included.
         stages: counts the time.
         on_batch: called with (tokens, firings) after each batch.
+
+    Yields:
+        Pieces in order of their contexts; at least one, also of a shard without contexts.
     """
-    sites = sorted({s for c in shard.coders for s in c.sites} | set(shard.dense), key=str)
-    widths = {site: site_width(source.model, site) for site in shard.dense}
-    gathered = _Gathered(shard, tokens, context_length, widths)
-    ring, waiting = HostRing.of(source.model.device), None
-    groups = list(batches([len(ids) for ids in tokens.token_ids], batch_tokens))
     stages = stages or Stages()
-    arriving = stages.timing("activations", source.batches(tokens, groups, sites))
-    for group, found in zip(groups, arriving, strict=True):
-        with stages.timed("encode"):
-            codes = dict(_encode(shard.coders, weights, found))
-            sent = _Sent(group, ring.send(_tensors(shard, found, codes)))
-        if on_batch is not None:
-            n_tokens = sum(len(tokens.token_ids[i]) for i in group)
-            on_batch(n_tokens, sum(len(c.features) for c in codes.values()))
-        # A batch has a whole forward pass to arrive in.
-        with stages.timed("gather"):
-            if waiting is not None:
-                gathered.add(waiting)
-        waiting = sent
-        del found, codes, sent  # else they stay through the next forward pass
-    with stages.timed("gather"):
-        if waiting is not None:
-            gathered.add(waiting)
-        return gathered.result()
+    dense: Dense = {
+        site: np.zeros(
+            (len(tokens.token_ids), context_length, site_width(source.model, site)),
+            ml_dtypes.bfloat16,
+        )
+        for site in shard.dense
+    }
+    ring, start = HostRing.of(source.model.device), 0
+    while True:
+        stop = start + _n_fitting(tokens.token_ids[start:], budget.piece_tokens())
+        part = tokens.between(start, stop)
+        gathered = _Gathered(shard, part, {site: dense[site][start:stop] for site in dense})
+        for n_tokens, n_firings in gathered.fill(source, weights, budget, ring, stages):
+            if on_batch is not None:
+                on_batch(n_tokens, n_firings)
+        is_last = stop == len(tokens.token_ids)
+        yield Piece(part, gathered.parts, dense if is_last else None)
+        if is_last:
+            return
+        start = stop
+
+
+def _n_fitting(contexts: Sequence[npt.NDArray[np.int32]], most_tokens: int) -> int:
+    """Return how many contexts have no more than `most_tokens` together, 1 at least."""
+    ends = np.cumsum([len(ids) for ids in contexts])
+    return min(len(contexts), max(1, int(np.searchsorted(ends, most_tokens, side="right"))))
 
 
 @dataclass(frozen=True)
@@ -113,19 +163,46 @@ def _tensors(
 
 
 class _Gathered:
-    """What has arrived of a shard."""
+    """What has arrived of a piece."""
 
-    def __init__(
-        self, shard: Shard, tokens: ShardTokens, context_length: int, widths: dict[SiteLayer, int]
-    ) -> None:
-        self._shard, self._tokens = shard, tokens
-        self._parts: dict[str, list[_Part]] = {c.name: [] for c in shard.coders}
-        self._dense = {
-            site: np.zeros((len(tokens.token_ids), context_length, width), ml_dtypes.bfloat16)
-            for site, width in widths.items()
-        }
+    def __init__(self, shard: Shard, tokens: ShardTokens, dense: Dense) -> None:
+        self._shard, self._tokens, self._dense = shard, tokens, dense
+        self.parts: dict[str, list[_Part]] = {c.name: [] for c in shard.coders}
 
-    def add(self, sent: _Sent) -> None:
+    def fill(
+        self,
+        source: ActivationSource,
+        weights: Mapping[str, tuple[EncoderWeights, ...]],
+        budget: Budget,
+        ring: HostRing,
+        stages: Stages,
+    ) -> Iterator[tuple[int, int]]:
+        """Gather all batches; yield tokens and firings of each once it is encoded."""
+        shard, ids = self._shard, self._tokens.token_ids
+        sites = sorted({s for c in shard.coders for s in c.sites} | set(shard.dense), key=str)
+        groups = list(batches([len(one) for one in ids], budget.batch_tokens()))
+        arriving = stages.timing("activations", source.batches(self._tokens, groups, sites))
+        waiting, n_firings = None, dict.fromkeys(weights, 0)
+        for group, found in zip(groups, arriving, strict=True):
+            with stages.timed("encode"):
+                codes = dict(_encode(shard.coders, weights, found))
+                sent = _Sent(group, ring.send(_tensors(shard, found, codes)))
+            for name, of_coder in codes.items():
+                n_firings[name] += len(of_coder.features)
+            yield sum(len(ids[i]) for i in group), sum(len(c.features) for c in codes.values())
+            # A batch has a whole forward pass to arrive in.
+            with stages.timed("gather"):
+                if waiting is not None:
+                    self._add(waiting)
+            waiting = sent
+            del found, codes, sent  # else they stay through the next forward pass
+        with stages.timed("gather"):
+            if waiting is not None:
+                self._add(waiting)
+        for coder in shard.coders:
+            budget.measured(coder.name, n_firings[coder.name], self._tokens.n_tokens)
+
+    def _add(self, sent: _Sent) -> None:
         """Take a batch in, once it has arrived."""
         arrived = iter(t.numpy() for t in sent.arrival.take())
         lengths = [len(self._tokens.token_ids[i]) for i in sent.group]
@@ -138,35 +215,9 @@ class _Gathered:
             indptr, features, activations = next(arrived), next(arrived), next(arrived)
             for index, (start, stop) in zip(sent.group, pairwise(ends), strict=True):
                 at = slice(int(indptr[start]), int(indptr[stop]))
-                counts = np.diff(indptr[start : stop + 1])
+                counts = np.diff(indptr[start : stop + 1]).astype(np.int32)
                 part = _Part(index, counts, features[at], activations[at])
-                self._parts[coder.name].append(part)
-
-    def result(self) -> ShardResult:
-        """Return the whole shard, in order; nothing is left here."""
-        # Coder by coder what has arrived is let go of, so that it is in memory once.
-        names = list(self._parts)
-        return ShardResult({n: self._firings(self._parts.pop(n)) for n in names}, self._dense)
-
-    def _firings(self, parts: list[_Part]) -> Firings:
-        """Return a coder's firings, token-major: contexts are put in order, nothing is sorted."""
-        parts.sort(key=lambda part: part.index)
-        first, kinds = self._tokens.first_context, self._tokens.kinds
-        n_firings = [len(part.features) for part in parts]
-        empty = np.empty(0, np.int64)
-        counts = np.concatenate([empty, *(p.counts for p in parts)])
-        contexts = np.array([first + p.index for p in parts], dtype=np.int64)
-        positions = np.concatenate(
-            [empty.astype(np.int32), *(np.arange(len(p.counts), dtype=np.int32) for p in parts)]
-        )
-        of_token = np.concatenate([empty.astype(np.int8), *(kinds[p.index] for p in parts)])
-        return Firings(
-            context=np.repeat(contexts, n_firings),
-            position=np.repeat(positions, counts),
-            feature=np.concatenate([empty.astype(np.int32), *(p.features for p in parts)]),
-            activation=np.concatenate([empty.astype(np.float32), *(p.activations for p in parts)]),
-            kind=np.repeat(of_token, counts),
-        )
+                self.parts[coder.name].append(part)
 
 
 @dataclass(frozen=True)
@@ -174,8 +225,8 @@ class _Part:
     """A coder's firings in one context."""
 
     index: int
-    """Of the context in its shard."""
-    counts: npt.NDArray[np.int64]
+    """Of the context in its piece."""
+    counts: npt.NDArray[np.int32]
     """Firings of each token."""
     features: npt.NDArray[np.int32]
     activations: npt.NDArray[np.float32]

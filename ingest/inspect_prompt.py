@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from scopelake.errors import InvalidArgumentError
+from scopelake.errors import InvalidArgumentError, ModelError
 from scopelake.ingest.coders import CoderFiles, check_fits
 from scopelake.ingest.corpus import CorpusConfig, add_corpus
 from scopelake.ingest.model import LoadedModel
@@ -55,7 +55,12 @@ def inspect_prompt(
     replier = None if replies is None else Replier(model, tokenizer, replies)
     config = CorpusConfig(name, context_length=model.max_positions)
     add_corpus(store, config, source, tokenizer, replier=replier)
-    ingest(store, IngestConfig(name), model, coders)
+    done = ingest(store, IngestConfig(name), model, coders)
+    if done.failed:
+        raise ModelError(
+            f"the prompt was to be inspected with {model.name}; {done.failed[0]}; check the model, "
+            "its dtype and the coders"
+        )
     return name
 
 

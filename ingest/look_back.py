@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Mapping
 
 from scopelake.errors import LakeBusyError
@@ -19,6 +20,8 @@ class StaleLookBackError(LakeBusyError):
 class LookBack:
     """Of each coder, what is committed; it is read once and kept up to date.
 
+    Several threads may use it.
+
     Args:
         store: the lake.
         corpus: the corpus.
@@ -29,52 +32,68 @@ class LookBack:
         self._store, self._corpus, self._widths = store, corpus, widths
         self._running: dict[str, Running] = {}
         self._shards: dict[str, set[int]] = {}
+        self._lock = threading.Lock()
 
     def of(self, sae: str) -> Running:
         """Return what the lake holds of a coder."""
-        if sae not in self._running:
-            snapshot = self._store.snapshot()
-            self._running[sae] = Running.load(
-                self._store, snapshot, sae, self._corpus, self._widths[sae]
-            )
-            done = committed_shards(self._store, snapshot, self._corpus)
-            self._shards[sae] = {shard for name, shard in done if name == sae}
-        return self._running[sae]
-
-    def check(self, snapshot: Snapshot) -> None:
-        """Refuse to go on when a repair took out a shard: its peaks must hide nothing now.
-
-        Raises:
-            StaleLookBackError: then `reset`, and write the shard again.
-        """
-        done = committed_shards(self._store, snapshot, self._corpus)
-        for sae, shards in self._shards.items():
-            if gone := {shard for shard in shards if (sae, shard) not in done}:
-                raise StaleLookBackError(
-                    f"a shard of {sae} on {self._corpus} was to be committed; a repair has taken "
-                    f"out shards {sorted(gone)} meanwhile; ingest again"
+        with self._lock:
+            if sae not in self._running:
+                snapshot = self._store.snapshot()
+                self._running[sae] = Running.load(
+                    self._store, snapshot, sae, self._corpus, self._widths[sae]
                 )
+                done = committed_shards(self._store, snapshot, self._corpus)
+                self._shards[sae] = {shard for name, shard in done if name == sae}
+            return self._running[sae]
 
-    def settle(self, snapshot: Snapshot, receipts: Iterable[Receipt]) -> None:
-        """Take in what was written last, if it is what the lake has now, and let go of the rest.
+    def seen(self, saes: Iterable[str]) -> dict[str, frozenset[int]]:
+        """Return, by coder, the shards that are looked back at."""
+        with self._lock:
+            return {sae: frozenset(self._shards.get(sae, ())) for sae in saes}
+
+    def settle(self, snapshot: Snapshot, shard: int, receipts: Iterable[Receipt]) -> None:
+        """Take in what was written of a shard, if it is what the lake has now, or let go of it.
 
         Args:
             snapshot: that of the commit.
-            receipts: of the files that were to be committed.
+            shard: which.
+            receipts: of the files that were to be committed; none: they will not be.
         """
-        peaks = {r.path: r for r in receipts if r.table == "peaks"}
+        peaks = {r.path: r.sae for r in receipts if r.table == "peaks"}
         filters = [("path", "in", list(peaks))]
-        there = self._store.read("files", snapshot, ["path"], filters)["path"].to_pylist()
-        taken = {peaks[path].sae: peaks[path].shard for path in there}
-        for sae, running in self._running.items():
-            shard = taken.get(sae)
-            if shard is None:
-                running.forget()
-            else:
-                running.accept()
-                self._shards[sae].add(shard)
+        there = (
+            self._store.read("files", snapshot, ["path"], filters)["path"].to_pylist()
+            if peaks
+            else []
+        )
+        taken = {peaks[path] for path in there}
+        with self._lock:
+            for sae, running in self._running.items():
+                if sae in taken:
+                    running.accept(shard)
+                    self._shards[sae].add(shard)
+                else:
+                    running.forget(shard)
 
     def reset(self) -> None:
         """Forget everything; it is read again."""
-        self._running.clear()
-        self._shards.clear()
+        with self._lock:
+            self._running.clear()
+            self._shards.clear()
+
+
+def check_seen(
+    store: LakeStore, snapshot: Snapshot, corpus: str, seen: Mapping[str, frozenset[int]]
+) -> None:
+    """Refuse files whose peaks left out what a shard had that a repair has taken out since.
+
+    Raises:
+        StaleLookBackError: then look back again, and write the shard again.
+    """
+    done = committed_shards(store, snapshot, corpus)
+    for sae, shards in seen.items():
+        if gone := {shard for shard in shards if (sae, shard) not in done}:
+            raise StaleLookBackError(
+                f"a shard of {sae} on {corpus} was to be committed; a repair has taken out shards "
+                f"{sorted(gone)} meanwhile; ingest again"
+            )

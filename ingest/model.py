@@ -68,6 +68,8 @@ class LoadedModel(ModelIdentity):
     vocab_size: int
     max_positions: int
     """Most tokens in a context."""
+    layer_floats: int
+    """Numbers that a layer holds of each token while it runs: its stream, heads and MLP."""
 
 
 def find_model(model: str | Path, *, tokenizer_only: bool = False) -> ModelFiles:
@@ -174,6 +176,9 @@ def load_model(
         attention_width=int(text.num_attention_heads * text.head_dim),
         vocab_size=int(text.vocab_size),
         max_positions=int(text.max_position_embeddings),
+        layer_floats=3 * int(text.intermediate_size)
+        + 8 * int(text.hidden_size)
+        + 4 * int(text.num_attention_heads * text.head_dim),
         dtype=name,
         device=target,
     )

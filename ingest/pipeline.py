@@ -2,60 +2,54 @@
 
     contexts -> [ forward, capture, encode ] -> shard files -> receipts -> commit -> snapshot
 
-The next shard is encoded while a thread writes and commits the one before it; at most one shard
-waits, so memory does not grow with the corpus.
+Shards are made in this process or on a cluster (`run_here`, `run_there`); this one commits them.
 """
 
 from __future__ import annotations
 
+import threading
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
-from typing import Final
-from uuid import uuid4
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
-import numpy as np
 import pyarrow as pa
 import torch
 
-from scopelake.errors import EncoderWarning
-from scopelake.ingest.activations import ActivationSource, LiveActivations, ShardTokens
+from scopelake.errors import EncoderWarning, ShardWarning
+from scopelake.ingest.activations import ActivationSource, LiveActivations
+from scopelake.ingest.budget import WRITERS, Budget, parse_memory
 from scopelake.ingest.capture import site_width
 from scopelake.ingest.coder_weights import load_encoders
 from scopelake.ingest.coders import CoderFiles
-from scopelake.ingest.encode_shard import ShardResult, encode_shard
+from scopelake.ingest.committer import LOG, Committer
 from scopelake.ingest.evaluation_rows import evaluation_table, unevaluated
-from scopelake.ingest.look_back import LookBack, StaleLookBackError
+from scopelake.ingest.ledger import Ledger
+from scopelake.ingest.look_back import LookBack
 from scopelake.ingest.model import LoadedModel
-from scopelake.ingest.plan import (
-    IngestConfig,
-    IngestPlan,
-    Shard,
-    check_catalogue,
-    check_precision,
-    make_plan,
-    without_committed,
-)
+from scopelake.ingest.plan import IngestConfig, IngestPlan, Shard, make_plan, without_committed
 from scopelake.ingest.report import IngestSummary, Progress
 from scopelake.ingest.rows import RunTotals, model_table, run_table, sae_table
+from scopelake.ingest.run_here import run_here
+from scopelake.ingest.shard_files import ShardFiles
 from scopelake.ingest.statistics import without_statistics, write_statistics
+from scopelake.ingest.worker import Assignment, Worker
 from scopelake.kernels.encode import choose
-from scopelake.kernels.weights import EncoderWeights
-from scopelake.store.catalog import committed_dense_shards
 from scopelake.store.commit import Writer
-from scopelake.store.dense import ensure_array, write_shard
+from scopelake.store.dense import ensure_array
 from scopelake.store.lake_store import LakeStore
-from scopelake.store.planned import Commit
 from scopelake.store.receipts import Receipt
-from scopelake.store.running import Running
 from scopelake.store.snapshot import Snapshot
-from scopelake.store.writer import discard, write_firings
 
-_MOST_TRIES: Final = 3
 
-_WRITERS: Final = 2
-"""Coders whose files are written, or whose statistics are made, at once."""
+@dataclass(frozen=True)
+class Hooks:
+    """What a caller sees of an ingest while it runs, and how it stops one."""
+
+    on_progress: Callable[[Progress], None] | None = None
+    """Called after every batch and commit."""
+    stop: threading.Event | None = None
+    """Once it is set no more shards are begun."""
 
 
 def ingest(
@@ -63,7 +57,7 @@ def ingest(
     config: IngestConfig,
     model: LoadedModel,
     coders: Sequence[CoderFiles],
-    on_progress: Callable[[Progress], None] | None = None,
+    hooks: Hooks | None = None,
 ) -> IngestSummary:
     """Ingest a corpus with `coders` in one pass; what the lake holds already is not done again.
 
@@ -71,9 +65,13 @@ def ingest(
         CorpusNotFoundError: the lake has no such corpus.
         CoderMismatchError: a coder does not fit the model.
         ModelError: the corpus has token ids that the model does not know.
+        InvalidArgumentError: the memory is too little.
         LakeBusyError: other writers came first again and again.
+
+    Warns:
+        ShardWarning: shards failed every time and were set aside.
     """
-    return encode_from(store, config, LiveActivations(model), coders, on_progress, model)
+    return encode_from(store, config, LiveActivations(model), coders, hooks, model)
 
 
 def encode_from(
@@ -81,7 +79,7 @@ def encode_from(
     config: IngestConfig,
     source: ActivationSource,
     coders: Sequence[CoderFiles],
-    on_progress: Callable[[Progress], None] | None = None,
+    hooks: Hooks | None = None,
     model: LoadedModel | None = None,
 ) -> IngestSummary:
     """Encode a corpus's activations, wherever they come from, with `coders` in one pass.
@@ -91,18 +89,18 @@ def encode_from(
         config: what is to be made.
         source: what gives the activations.
         coders: those to encode with.
-        on_progress: called after every batch and commit.
+        hooks: what the caller sees of it.
         model: the model itself, which an evaluation runs.
 
     Raises:
         CorpusNotFoundError, CoderMismatchError, LakeBusyError: as in `ingest`.
     """
     with Writer(store) as writer:
-        return _Job(store, writer, config, source, list(coders), on_progress, model).run()
+        return _Job(store, writer, config, source, list(coders), hooks or Hooks(), model).run()
 
 
 class _Job:
-    """One call of ingest: its plan, its totals, and the writing thread's hand-over."""
+    """One call of ingest: its plan, its totals, and what it commits."""
 
     def __init__(
         self,
@@ -111,33 +109,33 @@ class _Job:
         config: IngestConfig,
         source: ActivationSource,
         coders: list[CoderFiles],
-        on_progress: Callable[[Progress], None] | None,
+        hooks: Hooks,
         loaded: LoadedModel | None,
     ) -> None:
-        self.store, self.writer, self.config = store, writer, config
+        self.store, self.config, self.hooks = store, config, hooks
         self.source, self.model, self.loaded = source, source.model, loaded
         self.plan: IngestPlan = make_plan(store, store.snapshot(), config, self.model, coders)
+        self.budget = Budget(parse_memory(config.memory), self.plan.coders, config.batch_tokens)
+        self.committer = Committer(writer, self.plan, config, self.model)
+        self.ledger = Ledger(self.plan.shards)
         self.totals = RunTotals()
-        self.weights: dict[str, tuple[EncoderWeights, ...]] = {}
-        widths = {coder.name: coder.width for coder in self.plan.coders}
-        self.look_back = LookBack(store, config.corpus, widths)
-        self.on_progress = on_progress
+        self._counting = threading.Lock()
 
     def run(self) -> IngestSummary:
         pending = without_statistics(self.store, self.plan)
         evaluated = self._coders_to_evaluate()
+        state = "complete"
         if self.plan.shards or pending or evaluated:
-            self.weights = {
-                c.name: load_encoders(c, self.model.device)
-                for c in self.plan.coders
-                if any(c in s.coders for s in self.plan.shards)
-            }
             if self.plan.shards:
                 _warn_if_slow(self.model.device)
                 self._prepare()
                 self._shards()
-            self.weights.clear()  # evaluation loads one coder at a time
-            self._finish(without_statistics(self.store, self.plan), evaluated)
+            state = self._state()
+            if state != "complete":
+                evaluated = []  # the next ingest has more to do anyway
+            self._finish(without_statistics(self.store, self.plan), evaluated, state)
+        if self.ledger.aside:
+            _warn_of_failed(self.ledger, self.plan)
         totals = self.totals
         return IngestSummary(
             self.plan.run,
@@ -147,8 +145,10 @@ class _Job:
             totals.tokens,
             totals.firings,
             totals.n_bytes,
-            float(self._run_row(complete=True)["seconds"][0].as_py()),
+            float(self._run_row(state)["seconds"][0].as_py()),
             totals.stages.seconds,
+            tuple(self.ledger.aside),
+            self.ledger.n_left if state == "stopped" else 0,
         )  # fmt: skip
 
     def _prepare(self) -> None:
@@ -158,14 +158,11 @@ class _Job:
         # A coder of which only examples were imported has no digest yet.
         known = {r["sae"] for r in saes.to_pylist() if r["digest"] is not None}
         models = self.store.read("models", snapshot, columns=["model"])["model"].to_pylist()
-        rows = {"runs": self._run_row(complete=False)}
-        replaced: dict[str, tuple[str, ...]] = {}
+        rows = {"runs": self._run_row("running")}
         if new := [c for c in self.plan.coders if c.name not in known]:
             rows["saes"] = sae_table(new, self.model)
-            replaced["saes"] = ("sae",)
         if self.model.name not in models:
             rows["models"] = model_table(self.model)
-            replaced["models"] = ("model",)
         corpus = self.plan.corpus
         for site in self.config.dense:
             width = site_width(self.model, site)
@@ -173,34 +170,32 @@ class _Job:
                 self.store.root, corpus["corpus"], self.model.name, site.site, site.layer,
                 corpus["n_contexts"], corpus["context_length"], width, corpus["shard_contexts"],
             )  # fmt: skip
-        self._commit([], "start", f"start ingest of {self.config.corpus}", rows, replaced)
+        self.committer.rows("start", rows)
+        LOG.info("ingest started", extra={"scopelake": {
+            "run": self.plan.run, "corpus": self.config.corpus, "shards": len(self.plan.shards),
+        }})  # fmt: skip
 
     def _shards(self) -> None:
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="scopelake-write") as pool:
-            waiting: Future[None] | None = None
-            for planned in self.plan.shards:
-                shard = self._left(planned)
-                if shard is None:
-                    continue
-                with self.totals.stages.timed("read"):
-                    tokens = self._read(shard)
-                result = encode_shard(
-                    shard,
-                    tokens,
-                    self.source,
-                    self.weights,
-                    context_length=int(self.plan.corpus["context_length"]),
-                    batch_tokens=self.config.batch_tokens,
-                    stages=self.totals.stages,
-                    on_batch=self._count,
-                )
-                if waiting is not None:
-                    with self.totals.stages.timed("wait"):
-                        waiting.result()
-                waiting = pool.submit(self._write, shard, result)
-            if waiting is not None:
-                with self.totals.stages.timed("wait"):
-                    waiting.result()
+        widths = {coder.name: coder.width for coder in self.plan.coders}
+        weights = {
+            c.name: load_encoders(c, self.model.device)
+            for c in self.plan.coders
+            if any(c in s.coders for s in self.plan.shards)
+        }
+        worker = Worker(
+            Assignment(self.store, self.config, self.plan.corpus, self.plan.run),
+            self.source, weights, LookBack(self.store, self.config.corpus, widths), self.budget,
+            self.totals.stages,
+        )  # fmt: skip
+        run_here(worker, self.ledger, self._commit, self._left, self._is_stopping, self._count)
+
+    def _is_stopping(self) -> bool:
+        return self.hooks.stop is not None and self.hooks.stop.is_set()
+
+    def _state(self) -> str:
+        if self.ledger.aside:
+            return "incomplete"
+        return "stopped" if self.ledger.n_left else "complete"
 
     def _left(self, shard: Shard) -> Shard | None:
         """Return what of a shard no other ingest has committed since the plan was made."""
@@ -209,106 +204,28 @@ class _Job:
             return shard
         return without_committed(self.store, latest, self.config.corpus, self.model.name, shard)
 
-    def _revise(self, commit: Commit, snapshot: Snapshot) -> Commit:
-        """Check what another writer may have changed since the plan was made."""
-        if snapshot.run != self.plan.run:
-            check_catalogue(self.store, snapshot, self.config.corpus, self.model, self.plan.coders)
-            check_precision(self.store, snapshot, self.config, self.model, self.plan.coders)
-            self.look_back.check(snapshot)
-        kept = [
-            r
-            for r in commit.receipts
-            if r.table != "features"
-            or not self.store.data_files("features", snapshot, sae=r.sae, corpus=r.corpus)
-        ]
-        return replace(commit, receipts=tuple(kept))
-
-    def _read(self, shard: Shard) -> ShardTokens:
-        columns = ["context", "token_ids", "kinds"]
-        table = self.store.read(
-            "contexts",
-            self.store.snapshot(),
-            columns=columns,
-            filters=[
-                ("corpus", "=", self.config.corpus),
-                ("context", ">=", shard.start),
-                ("context", "<", shard.stop),
-            ],
-        ).sort_by("context")
-        ids = tuple(np.array(v, dtype=np.int32) for v in table["token_ids"].to_pylist())
-        kinds = tuple(np.array(v, dtype=np.int8) for v in table["kinds"].to_pylist())
-        tokens = ShardTokens(shard.start, ids, kinds)
-        self.source.check(tokens, self.config.corpus)
-        return tokens
-
-    def _write(self, shard: Shard, result: ShardResult) -> None:
-        stages = self.totals.stages
-        with stages.timed("write"):
-            dense = self._write_dense(shard, result)
-        for left in reversed(range(_MOST_TRIES)):
-            with stages.timed("write"):
-                firings = self._write_firings(shard, result)
-            receipts = [*firings, *dense]
-            reason = f"ingest {self.config.corpus} shard {shard.index}"
-            try:
-                with stages.timed("commit"):
-                    snapshot = self._commit(receipts, str(shard.index), reason, {})
-            except StaleLookBackError:
-                discard(self.store.root, firings)
-                self.look_back.reset()
-                if not left:
-                    raise
-            else:
-                break
-        self.look_back.settle(snapshot, receipts)
-        self.totals.n_bytes += sum(r.n_bytes for r in receipts)
+    def _commit(self, made: Sequence[ShardFiles]) -> tuple[Snapshot, list[ShardFiles]]:
+        snapshot, stale = self.committer.shards(made)
+        with self._counting:
+            for files in made:
+                if files in stale:
+                    self.totals.tokens -= files.tokens
+                    self.totals.firings -= files.firings
+                else:
+                    self.totals.n_bytes += files.n_bytes
         self._count(0, 0)
+        return snapshot, stale
 
-    def _write_firings(self, shard: Shard, result: ShardResult) -> list[Receipt]:
-        def write(name: str, running: Running) -> list[Receipt]:
-            return write_firings(
-                self.store.root,
-                result.firings[name],
-                sae=name,
-                corpus=self.config.corpus,
-                shard=shard.index,
-                run=self.plan.run,
-                bits=self.config.activation_bits,
-                running=running,
-            )
-
-        with ThreadPoolExecutor(_WRITERS, thread_name_prefix="scopelake-write") as pool:
-            done = [pool.submit(write, name, self.look_back.of(name)) for name in result.firings]
-        return [receipt for one in done for receipt in one.result()]
-
-    def _write_dense(self, shard: Shard, result: ShardResult) -> list[Receipt]:
-        """Put the dense shards that nobody has committed: their places are fixed."""
-        corpus, model = self.config.corpus, self.model.name
-        done = committed_dense_shards(self.store, self.store.snapshot(), corpus, model)
-        return [
-            write_shard(
-                self.store.root,
-                corpus,
-                model,
-                site.site,
-                site.layer,
-                shard.start,
-                values,
-                shard=shard.index,
-                run=self.plan.run,
-            )
-            for site, values in result.dense.items()
-            if (site.site, site.layer, shard.index) not in done
-        ]
-
-    def _finish(self, coders: list[CoderFiles], evaluated: list[CoderFiles]) -> None:
+    def _finish(self, coders: list[CoderFiles], evaluated: list[CoderFiles], state: str) -> None:
         """Write the statistics of coders that are complete on this corpus, and evaluations."""
         readout = self.source.readout() if coders else None
+        rows_at_once = self.budget.statistics_rows()
 
         def statistics(coder: CoderFiles) -> Receipt:
-            return write_statistics(self.store, self.plan, coder, self.model.device, readout)
+            device = self.model.device
+            return write_statistics(self.store, self.plan, coder, device, readout, rows_at_once)
 
-        with self.totals.stages.timed("finish"), ThreadPoolExecutor(_WRITERS) as pool:
+        with self.totals.stages.timed("finish"), ThreadPoolExecutor(WRITERS) as pool:
             receipts = list(pool.map(statistics, coders))
         rows = {}
         if evaluated and self.loaded is not None:
@@ -316,56 +233,45 @@ class _Job:
                 self.store, self.store.snapshot(), self.plan.corpus, self.loaded, evaluated,
                 self.plan.run,
             )  # fmt: skip
-        rows["runs"] = self._run_row(complete=True)
-        self._commit(receipts, "finish", f"finish ingest of {self.config.corpus}", rows)
+        rows["runs"] = self._run_row(state)
+        snapshot = self.committer.rows("finish", rows, receipts)
+        LOG.info("ingest ended", extra={"scopelake": {
+            "run": self.plan.run, "state": state, "snapshot": snapshot.id,
+            "tokens": self.totals.tokens, "firings": self.totals.firings,
+            "bytes": self.totals.n_bytes, "stages": dict(self.totals.stages.seconds),
+        }})  # fmt: skip
 
     def _coders_to_evaluate(self) -> list[CoderFiles]:
         if not self.config.evaluate or self.loaded is None:
             return []
         return unevaluated(self.store, self.store.snapshot(), self.config.corpus, self.plan.coders)
 
-    def _commit(
-        self,
-        receipts: list[Receipt],
-        step: str,
-        reason: str,
-        rows: Mapping[str, pa.Table],
-        replaced: Mapping[str, tuple[str, ...]] | None = None,
-    ) -> Snapshot:
-        keys = {**(replaced or {})}
-        if "runs" in rows:
-            keys["runs"] = ("run",)
-        if "evaluations" in rows:
-            keys["evaluations"] = ("sae", "corpus")
-        # What a shard holds, not this name, keeps it from being committed twice: a shard that was
-        # taken out, because it was damaged, comes back under the same run.
-        return self.writer.commit(
-            receipts,
-            transaction=f"{self.plan.run}:{step}:{uuid4().hex}",
-            reason=reason,
-            run=self.plan.run,
-            rows=rows,
-            replace=keys,
-            revise=self._revise,
+    def _run_row(self, state: str) -> pa.Table:
+        return run_table(
+            self.plan, self.config, self.source.model, self.totals, self.source.origin, state
         )
 
-    def _run_row(self, *, complete: bool) -> pa.Table:
-        return run_table(
-            self.plan, self.config, self.source.model, self.totals, self.source.origin,
-            complete=complete,
-        )  # fmt: skip
-
     def _count(self, tokens: int, firings: int) -> None:
-        self.totals.tokens += tokens
-        self.totals.firings += firings
-        if self.on_progress is not None:
+        with self._counting:
+            self.totals.tokens += tokens
+            self.totals.firings += firings
             totals = self.totals
-            self.on_progress(
-                Progress(totals.tokens, self.plan.n_tokens_left, totals.firings, totals.n_bytes)
-            )
+            now = Progress(totals.tokens, self.plan.n_tokens_left, totals.firings, totals.n_bytes)
+            if self.hooks.on_progress is not None:
+                self.hooks.on_progress(now)
 
 
 def _warn_if_slow(device: torch.device) -> None:
     choice = choose(device)
     if choice.impl == "torch":
         warnings.warn(f"encoding with torch: {choice.reason}", EncoderWarning, stacklevel=2)
+
+
+def _warn_of_failed(ledger: Ledger, plan: IngestPlan) -> None:
+    warnings.warn(
+        f"{len(ledger.aside)} of {plan.n_shards} shards were set aside: "
+        f"{'; '.join(map(str, ledger.aside))}; mend the cause and ingest again, which makes these "
+        "only",
+        ShardWarning,
+        stacklevel=2,
+    )

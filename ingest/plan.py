@@ -39,6 +39,8 @@ class IngestConfig:
     """Most tokens, padding included, in one forward pass."""
     evaluate: bool = False
     """Whether the coders' reconstruction is evaluated too, on a sample."""
+    memory: str | int | None = None
+    """What a process may take: bytes, ``8GB``, or ``auto`` (None is the same)."""
 
     def __post_init__(self) -> None:
         relative_error(check_whole("activation_bits", self.activation_bits))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from scopelake.ingest.shard_files import FailedShard
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -33,6 +35,10 @@ class IngestSummary:
     seconds: float
     stages: Mapping[str, float]
     """Seconds of each stage, see `ingest.stages`."""
+    failed: tuple[FailedShard, ...] = ()
+    """Shards that were set aside; the next ingest tries them again."""
+    n_left: int = 0
+    """Shards that are left because it was asked to stop."""
 
     @property
     def already_complete(self) -> bool:

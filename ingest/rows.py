@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -105,8 +106,7 @@ def run_table(
     model: ModelIdentity,
     totals: RunTotals,
     origin: str,
-    *,
-    complete: bool,
+    state: str,
 ) -> pa.Table:
     """Return the row of the runs table.
 
@@ -116,16 +116,18 @@ def run_table(
         model: whose activations are encoded.
         totals: what this call of ingest did.
         origin: how the activations come about.
-        complete: whether all is done.
+        state: ``running``, ``complete``, ``stopped`` (on request) or ``incomplete`` (shards were
+            set aside).
     """
     now = datetime.now(UTC)
+    is_over, seconds = state != "running", max((now - totals.started_at).total_seconds(), 1e-6)
     row: dict[str, Any] = {
         "run": plan.run,
         "corpus": config.corpus,
         "model": model.name,
         "saes": [c.name for c in plan.coders],
         "dense": [str(s) for s in config.dense],
-        "state": "complete" if complete else "running",
+        "state": state,
         "n_shards": plan.n_shards,
         "activation_bits": config.activation_bits,
         "relative_error": relative_error(config.activation_bits),
@@ -136,17 +138,36 @@ def run_table(
             {
                 "batch_tokens": config.batch_tokens,
                 "activations": origin,
-                "seconds": totals.stages.seconds if complete else None,
+                "memory": config.memory,
+                "inputs": _inputs(plan, model),
+                "host": _host(),
+                "seconds": totals.stages.seconds if is_over else None,
+                "tokens_per_second": round(totals.tokens / seconds, 1) if is_over else None,
             }
         ),
         "started_at": totals.started_at,
-        "finished_at": now if complete else None,
+        "finished_at": now if is_over else None,
         "tokens": totals.tokens,
         "firings": totals.firings,
         "n_bytes": totals.n_bytes,
-        "seconds": (now - totals.started_at).total_seconds(),
+        "seconds": seconds,
     }
     return pa.Table.from_pylist([row], schema=SCHEMAS["runs"])
+
+
+def _inputs(plan: IngestPlan, model: ModelIdentity) -> dict[str, Any]:
+    """Return a digest of everything that the firings follow from."""
+    return {
+        "corpus": plan.corpus["source_digest"],
+        "tokenizer": plan.corpus["tokenizer_digest"],
+        "model": model.digest,
+        "saes": {coder.name: coder.digest for coder in plan.coders},
+    }
+
+
+def _host() -> dict[str, Any]:
+    return {"name": platform.node(), "machine": platform.machine(), "cpus": os.cpu_count(),
+            "system": platform.system()}  # fmt: skip
 
 
 def versions() -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -9,28 +10,31 @@ from typing import Final, TypeVar
 
 T = TypeVar("T")
 
-IN_TURN: Final = ("read", "activations", "encode", "gather", "wait", "finish")
-"""Stages of the thread that feeds the device: contexts read; forward passes, or stored activations
-read; encoding; putting firings in order; waiting for the shard before to be stored; statistics."""
+DEVICE: Final = ("activations", "encode")
+"""Stages in which the device works: forward passes, or stored activations read; encoding."""
 
-BESIDE: Final = ("write", "commit")
-"""Stages of the thread that stores, while the next shard is encoded."""
+IN_TURN: Final = (*DEVICE, "gather", "finish")
+"""Stages that come one after the other; gather: firings arrive on the host; finish: statistics."""
+
+BESIDE: Final = ("read", "write", "commit")
+"""Stages beside them: contexts of the next shard read, files of the last one written, commits."""
 
 
 class Stages:
     """Seconds of each stage. A GPU works on while the host is in the next one."""
 
-    def __init__(self) -> None:
-        self._seconds = dict.fromkeys((*IN_TURN, *BESIDE), 0.0)
+    def __init__(self, seconds: Mapping[str, float] | None = None) -> None:
+        self._seconds = dict.fromkeys((*IN_TURN, *BESIDE), 0.0) | dict(seconds or {})
+        self._lock = threading.Lock()
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Count the time within as `stage`'s; each stage belongs to one thread."""
+        """Count the time within as `stage`'s; threads that share one add up."""
         start = time.perf_counter()
         try:
             yield
         finally:
-            self._seconds[stage] += time.perf_counter() - start
+            self.add({stage: time.perf_counter() - start})
 
     def timing(self, stage: str, items: Iterable[T]) -> Iterator[T]:
         """Yield `items`, counting the time that each takes to come."""
@@ -43,18 +47,37 @@ class Stages:
                     return
             yield item
 
+    def add(self, seconds: Mapping[str, float]) -> None:
+        """Count these too."""
+        with self._lock:
+            for stage, more in seconds.items():
+                self._seconds[stage] += more
+
     @property
     def seconds(self) -> Mapping[str, float]:
         """By stage."""
-        return {stage: round(seconds, 3) for stage, seconds in self._seconds.items()}
+        with self._lock:
+            return {stage: round(seconds, 3) for stage, seconds in self._seconds.items()}
 
 
-def stages_text(seconds: Mapping[str, float], whole: float) -> str:
-    """Return the share of each stage in the whole time, on one line."""
+def device_idle(seconds: Mapping[str, float], whole: float, devices: int = 1) -> float:
+    """Return the share of the time in which a device had nothing to do, as the host sees it."""
+    busy = sum(seconds[stage] for stage in DEVICE) / devices
+    return max(0.0, 1 - busy / max(whole, 1e-9))
+
+
+def stages_text(seconds: Mapping[str, float], whole: float, devices: int = 1) -> str:
+    """Return the share of each stage in the whole time, on one line.
+
+    Args:
+        seconds: by stage, of all devices together.
+        whole: seconds from begin to end.
+        devices: how many worked.
+    """
 
     def share(stage: str) -> str:
-        return f"{stage} {seconds[stage] / max(whole, 1e-9):.0%}"
+        return f"{stage} {seconds[stage] / max(whole * devices, 1e-9):.0%}"
 
-    rest = max(0.0, whole - sum(seconds[stage] for stage in IN_TURN)) / max(whole, 1e-9)
     in_turn, beside = ", ".join(map(share, IN_TURN)), ", ".join(map(share, BESIDE))
-    return f"{in_turn}, other {rest:.0%}; beside these {beside}"
+    idle = device_idle(seconds, whole, devices)
+    return f"{in_turn}; beside these {beside}; device idle {idle:.0%}"

@@ -34,6 +34,7 @@ def write_statistics(
     coder: CoderFiles,
     device: torch.device,
     readout: torch.Tensor | None,
+    most_rows: int,
 ) -> Receipt:
     """Write the features of a coder whose shards are all committed; return the receipt.
 
@@ -43,11 +44,14 @@ def write_statistics(
         coder: the coder.
         device: where what its decoder says is computed.
         readout: as in `decoder_columns`.
+        most_rows: firings to hold at once.
     """
     corpus = plan.corpus
     files = store.data_files("postings", store.snapshot(), sae=coder.name, corpus=corpus["corpus"])
     n_tokens = int(corpus["n_tokens"]) - int(corpus["n_bos"])
-    table = feature_statistics(store.root, [f.path for f in files], coder.width, n_tokens)
+    table = feature_statistics(
+        store.root, [f.path for f in files], coder.width, n_tokens, most_rows=most_rows
+    )
     columns = {name: table[name] for name in table.column_names}
     columns |= decoder_columns(coder, device, readout)
     columns["sae"] = pa.array([coder.name] * coder.width)

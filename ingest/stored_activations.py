@@ -12,6 +12,7 @@ import torch
 
 from scopelake.errors import CoderMismatchError, InvalidArgumentError
 from scopelake.ingest.activations import Activations, ShardTokens
+from scopelake.ingest.capture import site_width
 from scopelake.ingest.coders import CoderFiles
 from scopelake.ingest.model import ROUNDED, ModelFiles, ModelIdentity, weights_digest
 from scopelake.ingest.readout import read_readout
@@ -87,6 +88,10 @@ class StoredActivations:
 
     def check(self, tokens: ShardTokens, corpus: str) -> None:
         """Do nothing: the model has run on these tokens."""
+
+    def token_bytes(self, sites: Sequence[SiteLayer]) -> int:
+        """Return what two batches take: one is read while the other is encoded."""
+        return 2 * (2 + 4) * sum(site_width(self.model, site) for site in sites)
 
     def batches(
         self, tokens: ShardTokens, groups: Sequence[list[int]], sites: Sequence[SiteLayer]

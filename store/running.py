@@ -9,6 +9,7 @@ committed must not hide anything.
 
 from __future__ import annotations
 
+import threading
 from typing import Any, Final
 
 import numpy as np
@@ -80,7 +81,8 @@ class Running:
         self._width = width
         self._peaks = Smallest(PEAKS_DEPTH, width, drop_bits=16)
         self._samples = Smallest(SAMPLES_PER_BAND, width * BANDS)
-        self._written: tuple[pa.Table, pa.Table] | None = None
+        self._written: dict[int | None, list[tuple[pa.Table, pa.Table]]] = {}
+        self._lock = threading.Lock()
 
     @classmethod
     def load(
@@ -95,27 +97,34 @@ class Running:
         )
         return found
 
-    def select(self, by_feature: Firings) -> tuple[pa.Table, pa.Table]:
+    def select(self, by_feature: Firings, shard: int | None = None) -> tuple[pa.Table, pa.Table]:
         """Return a shard's rows of ``peaks`` and ``samples`` that may still count.
 
         Args:
-            by_feature: the shard's firings, feature-major, of features below the width.
+            by_feature: the shard's firings, or a part's, feature-major, of features below the
+                width.
+            shard: its number; what is selected is kept until it is accepted or forgotten.
         """
-        self._written = (
-            peaks(by_feature, PEAKS_DEPTH, self._peaks.bounds()),
-            samples(by_feature, SAMPLES_PER_BAND, self._samples.bounds().reshape(-1, BANDS)),
+        with self._lock:
+            strongest, sampled = self._peaks.bounds(), self._samples.bounds()
+        found = (
+            peaks(by_feature, PEAKS_DEPTH, strongest),
+            samples(by_feature, SAMPLES_PER_BAND, sampled.reshape(-1, BANDS)),
         )
-        return self._written
+        with self._lock:
+            self._written.setdefault(shard, []).append(found)
+        return found
 
-    def accept(self) -> None:
-        """Look back, from now on, at what was selected last: it is committed."""
-        if self._written is not None:
-            self._add(*self._written)
-        self._written = None
+    def accept(self, shard: int | None = None) -> None:
+        """Look back, from now on, at what was selected of a shard: it is committed."""
+        with self._lock:
+            for found in self._written.pop(shard, []):
+                self._add(*found)
 
-    def forget(self) -> None:
-        """Let go of what was selected last: it is not part of the lake."""
-        self._written = None
+    def forget(self, shard: int | None = None) -> None:
+        """Let go of what was selected of a shard: it is not part of the lake."""
+        with self._lock:
+            self._written.pop(shard, None)
 
     def _add(self, strongest: pa.Table, sampled: pa.Table) -> None:
         self._peaks.add(

@@ -32,21 +32,20 @@ def feature_statistics(
     width: int,
     n_tokens: int,
     *,
-    rows_at_once: int | None = None,
+    most_rows: int | None = None,
 ) -> pa.Table:
     """Return the statistics of every feature, firings on BOS left out.
 
-    Features are taken range by range, so that at most about `rows_at_once` firings (16 bytes
-    each) are in memory, or those of one feature where it alone has more.
+    Features are taken range by range: as many firings are in memory as the largest file has, so
+    that an ingest needs no more for its statistics than for a shard, but a million at least and
+    8 million at most; or those of one feature where it alone has more.
 
     Args:
         root: the lake's.
         files: postings files of one coder on one corpus; their union is each firing once.
         width: number of features.
         n_tokens: tokens that are not BOS, the denominator of density.
-        rows_at_once: firings to hold at once; by default as many as the largest file has, so that
-            an ingest needs no more memory for its statistics than for a shard, but a million at
-            least and 8 million at most.
+        most_rows: firings to hold at most, if that is less.
 
     Returns:
         One row for each feature 0..width-1: the columns of the features table from `feature` to
@@ -71,9 +70,11 @@ def feature_statistics(
                 f"statistics of {width} features were asked for; the files have feature "
                 f"{highest}; give the files and width of one coder"
             )
+        rows = _rows_of_a_file(groups)
+        rows = rows if most_rows is None else min(rows, most_rows)
         parts = [
             _range_statistics(local, groups, low, high, n_tokens)
-            for low, high in ranges(local, groups, width, rows_at_once or _rows_of_a_file(groups))
+            for low, high in ranges(local, groups, width, rows)
         ]
     return pa.concat_tables(parts).combine_chunks()
 

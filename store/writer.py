@@ -74,7 +74,7 @@ def write_firings(
         codes = pool.submit(write, "codes", _table("codes", by_token))
         by_feature = by_token.feature_major()
         postings = write("postings", _table("postings", by_feature))
-        strongest, sampled = (running or Running(_width(by_feature))).select(by_feature)
+        strongest, sampled = (running or Running(_width(by_feature))).select(by_feature, shard)
         derived = [write("peaks", strongest), write("samples", sampled)]
         return [codes.result(), postings, *derived]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,6 +41,8 @@ class Building(LakeHandle):
         batch_tokens: int = 16384,
         evaluate: bool = False,
         model_name: str | None = None,
+        memory: str | int | None = None,
+        stop: threading.Event | None = None,
         progress: Callable[[Progress], None] | None = None,
     ) -> IngestSummary:
         """Run a model over a corpus once and store the firings of every coder named.
@@ -62,19 +65,28 @@ class Building(LakeHandle):
             evaluate: also measure, on a sample of the corpus, how well each coder reconstructs:
                 FVU, L0, dead features, and the model's loss with the reconstruction spliced in.
             model_name: what the coders call the model, if a local folder has another name.
+            memory: what the process may take, such as ``8GB``; by default 60 % of the machine's.
+            stop: once it is set the shards that are begun are committed, and no more are begun.
             progress: called after every batch and commit.
+
+        Returns:
+            What was done. `failed` has the shards that failed three times and were set aside;
+            the next ingest tries them again.
 
         Raises:
             CorpusNotFoundError, ModelError, CoderFileError, CoderMismatchError, LakeBusyError.
+
+        Warns:
+            ShardWarning: shards were set aside.
         """
         from scopelake.ingest.find_coders import find_coders
         from scopelake.ingest.model import load_model
-        from scopelake.ingest.pipeline import ingest
+        from scopelake.ingest.pipeline import Hooks, ingest
         from scopelake.ingest.plan import IngestConfig, check_tokenizer, find_corpus
 
         self._check_writable()
         sites = _sites(dense)
-        config = IngestConfig(corpus, sites, activation_bits, batch_tokens, evaluate)
+        config = IngestConfig(corpus, sites, activation_bits, batch_tokens, evaluate, memory)
         row = find_corpus(self._store, self._store.snapshot(), corpus)
         named = model_called(model, model_name)
         is_dense_only = bool(sites) and not coder_specs(saes)
@@ -82,7 +94,7 @@ class Building(LakeHandle):
         files = model_files(model, model_name)
         check_tokenizer(row, files)
         loaded = load_model(files, device=device, dtype=dtype, device_map=device_map)
-        summary = ingest(self._store, config, loaded, coders, progress)
+        summary = ingest(self._store, config, loaded, coders, Hooks(progress, stop))
         self.refresh()
         return summary
 
@@ -96,6 +108,8 @@ class Building(LakeHandle):
         device: str = "auto",
         activation_bits: int = 10,
         batch_tokens: int = 16384,
+        memory: str | int | None = None,
+        stop: threading.Event | None = None,
         progress: Callable[[Progress], None] | None = None,
     ) -> IngestSummary:
         """Encode stored dense activations with more coders; no model runs.
@@ -114,6 +128,7 @@ class Building(LakeHandle):
             device: where the encoding runs: ``auto``, ``cpu``, ``cuda``, ``cuda:1``.
             activation_bits: mantissa bits kept of each activation; 23 is lossless.
             batch_tokens: most tokens at once.
+            memory: as in `ingest`; so are stop, and shards that are set aside.
             progress: called after every batch and commit.
 
         Raises:
@@ -122,12 +137,12 @@ class Building(LakeHandle):
         """
         from scopelake.ingest.find_coders import find_coders
         from scopelake.ingest.model import choose_device
-        from scopelake.ingest.pipeline import encode_from
+        from scopelake.ingest.pipeline import Hooks, encode_from
         from scopelake.ingest.plan import IngestConfig, find_corpus
         from scopelake.ingest.stored_activations import StoredActivations
 
         self._check_writable()
-        config = IngestConfig(corpus, (), activation_bits, batch_tokens)
+        config = IngestConfig(corpus, (), activation_bits, batch_tokens, memory=memory)
         row = find_corpus(self._store, self._store.snapshot(), corpus)
         coders = find_coders(coder_specs(saes), model, bundled_coders())
         files = None if unembedding is None else model_files(unembedding)
@@ -140,7 +155,7 @@ class Building(LakeHandle):
             self._store, self._store.snapshot(), row, coders,
             model=model, device=choose_device(device), unembedding=files,
         )  # fmt: skip
-        summary = encode_from(self._store, config, source, coders, progress)
+        summary = encode_from(self._store, config, source, coders, Hooks(progress, stop))
         self.refresh()
         return summary
 

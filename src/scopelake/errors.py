@@ -156,6 +156,10 @@ class DamageWarning(UserWarning):
     """A lake was changed although something that it names is lost; `verify` says what."""
 
 
+class ShardWarning(UserWarning):
+    """Shards of an ingest failed every time and were set aside; the others are in the lake."""
+
+
 class EncoderWarning(UserWarning):
     """Encoding is slower than it could be here."""
 

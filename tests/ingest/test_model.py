@@ -79,7 +79,7 @@ def test_every_site_of_every_size_resolves_with_its_width(name):
         module=module, name=name, revision="", digest="", architecture="",
         n_layers=size.n_layers, d_model=size.d_model,
         attention_width=size.n_heads * size.head_dim, vocab_size=size.vocabulary,
-        max_positions=32768, dtype="float32", device=torch.device("meta"),
+        max_positions=32768, layer_floats=0, dtype="float32", device=torch.device("meta"),
     )  # fmt: skip
     layers = decoder_layers(module)
     assert len(layers) == size.n_layers

@@ -13,7 +13,7 @@ from scopelake.errors import (
     EncoderWarning,
     InvalidArgumentError,
 )
-from scopelake.ingest import pipeline
+from scopelake.ingest import worker
 from scopelake.kernels import cpu
 
 SAE = "resid_post_all/layer_1_width_1024_l0_small"
@@ -102,7 +102,7 @@ def test_a_run_that_stored_nothing_says_nothing_of_the_precision(lake, monkeypat
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "encode_shard", stop)
+        patch.setattr(worker, "encode_shard", stop)
         with pytest.raises(KeyboardInterrupt):
             ingest(lake, tiny.coders_path() / SAE, activation_bits=10)
     lake.refresh()

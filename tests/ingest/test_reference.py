@@ -118,10 +118,12 @@ def test_dense_activations_are_the_captured_ones_in_bfloat16(lake, activations):
 
 def test_batch_size_and_padding_change_no_firing(tiny_model):
     from scopelake.ingest.activations import LiveActivations, ShardTokens
+    from scopelake.ingest.budget import Budget, Needs, parse_memory
     from scopelake.ingest.coder_weights import load_encoders
     from scopelake.ingest.encode_shard import encode_shard
     from scopelake.ingest.find_coders import find_coders
     from scopelake.ingest.plan import Shard
+    from scopelake.store.firings import Firings
 
     rng = np.random.default_rng(3)
     ids = tuple(
@@ -130,13 +132,15 @@ def test_batch_size_and_padding_change_no_firing(tiny_model):
     tokens = ShardTokens(10, ids, tuple(np.zeros(len(i), dtype=np.int8) for i in ids))
     coders = tuple(find_coders([f"{tiny.coders_path()}/resid_post_all/layer_5*"]))
     weights = {c.name: load_encoders(c, torch.device("cpu")) for c in coders}
-    results = [
-        encode_shard(
+    results = []
+    for batch_tokens, side in [(1, "right"), (400, "right"), (400, "left"), (100, "left")]:
+        budget = Budget(parse_memory("auto"), coders, batch_tokens)
+        budget.begin(Needs(token=1, dense=0, longest=91))
+        pieces = encode_shard(
             Shard(0, 10, 14, coders, ()), tokens, LiveActivations(tiny_model, side), weights,
-            context_length=100, batch_tokens=batch_tokens,
-        ).firings[coders[0].name]
-        for batch_tokens, side in [(1, "right"), (400, "right"), (400, "left"), (100, "left")]
-    ]  # fmt: skip
+            budget, context_length=100,
+        )  # fmt: skip
+        results.append(Firings.concat(piece.take(coders[0].name) for piece in pieces))
     threshold = weights[coders[0].name][0].threshold.numpy()
     first = results[0]
     expected = dict(

@@ -15,7 +15,7 @@ import pytest
 
 import scopelake
 from scopelake.errors import DamageWarning, InvalidArgumentError, LakeBusyError
-from scopelake.ingest.look_back import LookBack, StaleLookBackError
+from scopelake.ingest.look_back import LookBack, StaleLookBackError, check_seen
 from scopelake.store import vacuum as vacuum_module
 from scopelake.store.commit import Writer
 from scopelake.store.compact import compact
@@ -156,13 +156,13 @@ def test_peaks_of_a_shard_that_a_repair_took_out_hide_nothing(store):
     look_back = LookBack(store, "c", {"s": 1})
     with Writer(store) as writer:
         receipts = put(writer, 0, strength=100.0, running=look_back.of("s"))
-        look_back.settle(store.snapshot(), receipts)
-        look_back.check(store.snapshot())
+        look_back.settle(store.snapshot(), 0, receipts)
+        check_seen(store, store.snapshot(), "c", look_back.seen(["s"]))
         codes = next(r.path for r in receipts if r.table == "codes")
         (store.root.path / codes).unlink()
         repair(writer, verify(store, store.snapshot()))
         with pytest.raises(StaleLookBackError, match="ingest again"):
-            look_back.check(store.snapshot())
+            check_seen(store, store.snapshot(), "c", look_back.seen(["s"]))
         look_back.reset()
         put(writer, 1, running=look_back.of("s"))
     assert store.read("peaks", store.snapshot()).num_rows == 256
@@ -173,7 +173,7 @@ def test_what_another_writer_committed_is_not_looked_back_at(store):
     with Writer(store) as writer:
         put(writer, 0, strength=1.0)
         mine = put(writer, 0, strength=50.0, running=look_back.of("s"))  # it came second
-        look_back.settle(store.snapshot(), mine)
+        look_back.settle(store.snapshot(), 0, mine)
         put(writer, 1, strength=1.0, running=look_back.of("s"))
     strongest = store.read("peaks", store.snapshot(), ["activation"])["activation"].to_pylist()
     assert sorted(strongest, reverse=True)[:2] == [2.0, 2.0]

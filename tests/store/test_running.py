@@ -93,10 +93,10 @@ def test_files_of_many_shards_are_exact_and_few_rows(store, seed):
                 store.root, firings, shard=shard, run="r", bits=23, running=running, **saes
             )
             if shard == 4:
-                running.forget()  # never committed: it must hide nothing
+                running.forget(shard)  # never committed: it must hide nothing
                 continue
             writer.commit(receipts, transaction=str(shard), reason="shard")
-            running.accept()
+            running.accept(shard)
             if shard == 7:
                 running = Running.load(store, store.snapshot(), "s", "c", 6)
             shards.append(firings)

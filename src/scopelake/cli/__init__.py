@@ -20,7 +20,13 @@ import scopelake
 from scopelake.cli import ask, begin, coders, corpora, ingest, keep
 from scopelake.cli.memory import keep_memory_steady
 from scopelake.cli.parsing import spelt
-from scopelake.errors import CoderWarning, DamageWarning, EncoderWarning, ScopelakeError
+from scopelake.errors import (
+    CoderWarning,
+    DamageWarning,
+    EncoderWarning,
+    ScopelakeError,
+    ShardWarning,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -90,7 +96,7 @@ def _one_line_warnings() -> Iterator[None]:
             file: TextIO | None = None,
             line: str | None = None,
         ) -> None:
-            if issubclass(category, CoderWarning | DamageWarning | EncoderWarning):
+            if issubclass(category, CoderWarning | DamageWarning | EncoderWarning | ShardWarning):
                 print(f"scopelake: warning: {message}", file=sys.stderr)
             else:
                 plain(message, category, filename, lineno, file, line)

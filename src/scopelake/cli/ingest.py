@@ -42,6 +42,12 @@ def _add_precision(parser: argparse.ArgumentParser) -> None:
         metavar="TOKENS",
         help="most tokens at once; 16384 by default",
     )
+    parser.add_argument(
+        "--memory",
+        default="auto",
+        metavar="SIZE",
+        help="what the process may take, such as 8GB; by default 60 %% of the machine's",
+    )
 
 
 def _ingest(arguments: argparse.Namespace) -> None:
@@ -56,6 +62,7 @@ def _ingest(arguments: argparse.Namespace) -> None:
             dense=arguments.dense,
             activation_bits=arguments.activation_bits,
             batch_tokens=arguments.batch_tokens,
+            memory=arguments.memory,
             evaluate=arguments.evaluate,
             progress=progress,
             **placement(arguments),
@@ -91,6 +98,7 @@ def _encode(arguments: argparse.Namespace) -> None:
             device=arguments.device,
             activation_bits=arguments.activation_bits,
             batch_tokens=arguments.batch_tokens,
+            memory=arguments.memory,
             progress=progress,
         )
     _show_ingested(arguments.corpus, done)

@@ -1,0 +1,143 @@
+"""What of an ingest becomes part of the lake: catalogue rows, shards, statistics."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Final
+from uuid import uuid4
+
+import pyarrow as pa
+
+from scopelake.ingest.look_back import StaleLookBackError, check_seen
+from scopelake.ingest.model import ModelIdentity
+from scopelake.ingest.plan import IngestConfig, IngestPlan, check_catalogue, check_precision
+from scopelake.ingest.shard_files import ShardFiles
+from scopelake.store.commit import Writer
+from scopelake.store.planned import Commit
+from scopelake.store.receipts import Receipt
+from scopelake.store.snapshot import Snapshot
+
+LOG: Final = logging.getLogger("scopelake.ingest")
+
+_REPLACED: Final = {
+    "saes": ("sae",),
+    "models": ("model",),
+    "runs": ("run",),
+    "evaluations": ("sae", "corpus"),
+}
+"""By table, columns by which a new row takes the place of an old one."""
+
+
+class Committer:
+    """Commits what an ingest made.
+
+    Args:
+        writer: to the lake.
+        plan: of the ingest.
+        config: the ingest's.
+        model: whose activations are encoded.
+    """
+
+    def __init__(
+        self, writer: Writer, plan: IngestPlan, config: IngestConfig, model: ModelIdentity
+    ) -> None:
+        self._writer, self._plan, self._config, self._model = writer, plan, config, model
+
+    def rows(
+        self, step: str, rows: Mapping[str, pa.Table], receipts: Sequence[Receipt] = ()
+    ) -> Snapshot:
+        """Commit catalogue rows and files that belong to no shard."""
+        reason = f"{step} ingest of {self._config.corpus}"
+        return self._commit(receipts, step, reason, rows, ())
+
+    def shards(self, made: Sequence[ShardFiles]) -> tuple[Snapshot, list[ShardFiles]]:
+        """Commit shards, all at once.
+
+        Returns:
+            The snapshot with them, and those that must be made again: a repair has taken out what
+            they looked back at.
+        """
+        stale: list[ShardFiles] = []
+        receipts = [receipt for files in made for receipt in files.receipts]
+        numbers = [files.shard.index for files in made]
+        what = f"shard {numbers[0]}" if len(made) == 1 else f"{len(made)} shards"
+        snapshot = self._commit(
+            receipts, f"{numbers[0]}", f"ingest {self._config.corpus} {what}", {}, made, stale
+        )
+        for files in made:
+            if files not in stale:
+                LOG.info("shard committed", extra={"scopelake": _committed(files, snapshot)})
+        return snapshot, stale
+
+    def _commit(
+        self,
+        receipts: Sequence[Receipt],
+        step: str,
+        reason: str,
+        rows: Mapping[str, pa.Table],
+        made: Sequence[ShardFiles],
+        stale: list[ShardFiles] | None = None,
+    ) -> Snapshot:
+        def revise(commit: Commit, snapshot: Snapshot) -> Commit | None:
+            return self._revise(commit, snapshot, made, [] if stale is None else stale)
+
+        # What a shard holds, not this name, keeps it from being committed twice: a shard that was
+        # taken out, because it was damaged, comes back under the same run.
+        return self._writer.commit(
+            receipts,
+            transaction=f"{self._plan.run}:{step}:{uuid4().hex}",
+            reason=reason,
+            run=self._plan.run,
+            rows=rows,
+            replace={table: _REPLACED[table] for table in rows},
+            revise=revise,
+        )
+
+    def _revise(
+        self,
+        commit: Commit,
+        snapshot: Snapshot,
+        made: Sequence[ShardFiles],
+        stale: list[ShardFiles],
+    ) -> Commit | None:
+        """Check what another writer may have changed since the plan was made."""
+        store, corpus = self._writer.store, self._config.corpus
+        stale.clear()
+        if snapshot.run != self._plan.run:
+            check_catalogue(store, snapshot, corpus, self._model, self._plan.coders)
+            check_precision(store, snapshot, self._config, self._model, self._plan.coders)
+            stale += [files for files in made if _is_stale(self._writer, snapshot, corpus, files)]
+        gone = {receipt.path for files in stale for receipt in files.receipts}
+        kept = [
+            r
+            for r in commit.receipts
+            if r.path not in gone
+            and (
+                r.table != "features"
+                or not store.data_files("features", snapshot, sae=r.sae, corpus=r.corpus)
+            )
+        ]
+        if made and not kept:
+            return None
+        return replace(commit, receipts=tuple(kept))
+
+
+def _is_stale(writer: Writer, snapshot: Snapshot, corpus: str, files: ShardFiles) -> bool:
+    try:
+        check_seen(writer.store, snapshot, corpus, files.looked_back)
+    except StaleLookBackError:
+        return True
+    return False
+
+
+def _committed(files: ShardFiles, snapshot: Snapshot) -> dict[str, object]:
+    return {
+        "shard": files.shard.index,
+        "snapshot": snapshot.id,
+        "tokens": files.tokens,
+        "firings": files.firings,
+        "bytes": files.n_bytes,
+        "where": files.where,
+    }

@@ -1,0 +1,98 @@
+"""What has become of each shard: made, tried again, set aside."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, deque
+from collections.abc import Iterable
+from typing import Final
+
+from scopelake.errors import InvalidArgumentError, LakeBusyError, ScopelakeError
+from scopelake.ingest.plan import Shard
+from scopelake.ingest.shard_files import FailedShard
+
+LOG: Final = logging.getLogger("scopelake.ingest")
+
+TRIES: Final = 3
+"""Times that a shard is tried before it is set aside."""
+
+_HOPELESS: Final = 3
+"""Shards that may fail before one has succeeded; then the cause is none of theirs."""
+
+
+class Ledger:
+    """The shards of an ingest that are to be made, and what has failed.
+
+    Args:
+        shards: those with work left.
+    """
+
+    def __init__(self, shards: Iterable[Shard]) -> None:
+        self._waiting = deque(shards)
+        self._tries: Counter[int] = Counter()
+        self.n_done = 0
+        self.aside: list[FailedShard] = []
+
+    def next(self) -> Shard | None:
+        """Return a shard to make, None if none waits."""
+        return self._waiting.popleft() if self._waiting else None
+
+    def again(self, shard: Shard) -> None:
+        """Let a shard wait again, through no fault of its own.
+
+        Raises:
+            LakeBusyError: it was made `TRIES` times in vain.
+        """
+        self._tries[shard.index] += 1
+        if self._tries[shard.index] >= TRIES:
+            raise LakeBusyError(
+                f"shard {shard.index} was made {TRIES} times; each time a repair took out what it "
+                "builds on meanwhile; ingest again"
+            )
+        self._waiting.appendleft(shard)
+
+    @property
+    def n_left(self) -> int:
+        """Shards that wait."""
+        return len(self._waiting)
+
+    def done(self, n_shards: int) -> None:
+        """Count shards that are committed."""
+        self.n_done += n_shards
+
+    def failed(self, shard: Shard, error: Exception) -> None:
+        """Let a shard wait for another try, or set it aside after `TRIES`.
+
+        Raises:
+            Exception: `error` itself, if another try or another shard would end like that: it is
+                a refusal, the disk's, or the first shards have all failed.
+        """
+        if is_refusal(error):
+            raise error
+        self._tries[shard.index] += 1
+        tries = self._tries[shard.index]
+        what = {"shard": shard.index, "tries": tries, "error": one_line(error)}
+        if tries < TRIES:
+            LOG.warning("shard failed, tried again", extra={"scopelake": what})
+            self._waiting.append(shard)
+            return
+        LOG.error("shard set aside", extra={"scopelake": what})
+        self.aside.append(FailedShard(shard.index, shard.start, shard.stop, tries, one_line(error)))
+        if len(self.aside) >= _HOPELESS and not self.n_done:
+            raise error
+
+
+def is_refusal(error: Exception) -> bool:
+    """Whether an error is not of a shard's own making.
+
+    What an encoder or a model does with some input is: activations that are not finite, memory
+    that one shard overflows.
+    """
+    if isinstance(error, InvalidArgumentError):
+        return False
+    return isinstance(error, ScopelakeError | OSError)
+
+
+def one_line(error: Exception) -> str:
+    """Return an error on one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]

@@ -1,0 +1,223 @@
+"""Making the files of shards: contexts in, files out; nothing is committed here.
+
+    read -> [ forward, capture, encode ] -> piece -> files
+
+Several threads may make shards at once: one has the device, the others write what they have.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from scopelake.ingest.activations import ActivationSource, ShardTokens
+from scopelake.ingest.budget import PIECES, WRITERS, Budget, Needs
+from scopelake.ingest.capture import site_width
+from scopelake.ingest.encode_shard import Piece, encode_shard
+from scopelake.ingest.look_back import LookBack
+from scopelake.ingest.plan import IngestConfig, Shard
+from scopelake.ingest.shard_files import ShardFiles
+from scopelake.ingest.stages import Stages
+from scopelake.kernels.weights import EncoderWeights
+from scopelake.store.catalog import committed_dense_shards
+from scopelake.store.dense import write_shard
+from scopelake.store.lake_store import LakeStore
+from scopelake.store.receipts import Receipt
+from scopelake.store.writer import discard, write_firings
+
+
+class StoppedError(Exception):
+    """The making of a shard was given up."""
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What shards are made of."""
+
+    store: LakeStore
+    config: IngestConfig
+    corpus: Mapping[str, Any]
+    """Its row of the corpora table."""
+    run: str
+
+
+class Worker:
+    """Makes shards of one ingest, with the model and the coders in memory.
+
+    Args:
+        assignment: what of.
+        source: what gives the activations.
+        weights: by coder name, an encoder for each of its sites, on the source's device.
+        look_back: what the lake holds of each coder.
+        budget: memory that may be used.
+        stages: counts the time.
+    """
+
+    def __init__(
+        self,
+        assignment: Assignment,
+        source: ActivationSource,
+        weights: Mapping[str, tuple[EncoderWeights, ...]],
+        look_back: LookBack,
+        budget: Budget,
+        stages: Stages,
+    ) -> None:
+        self._assignment, self._source, self._weights = assignment, source, weights
+        self.look_back, self._budget, self.stages = look_back, budget, stages
+        self._has_begun = False
+        self._device = threading.Lock()
+        self._in_flight = threading.BoundedSemaphore(PIECES)
+        self._stop = threading.Event()
+
+    def stop(self) -> None:
+        """Give up the shards that are being made, at their next batch."""
+        self._stop.set()
+
+    def make(
+        self,
+        shard: Shard,
+        on_batch: Callable[[int, int], None] | None = None,
+        on_begin: Callable[[], None] | None = None,
+    ) -> ShardFiles:
+        """Make a shard's files; those of an attempt that fails are removed again.
+
+        Args:
+            shard: what of it is wanted.
+            on_batch: called with (tokens, firings) after each batch.
+            on_begin: called once fewer than `PIECES` others are being made.
+
+        Raises:
+            StoppedError: `stop` was called.
+        """
+        counted = [0, 0]
+
+        def count(tokens: int, firings: int) -> None:
+            counted[0] += tokens
+            counted[1] += firings
+            if on_batch is not None:
+                on_batch(tokens, firings)
+            if self._stop.is_set():
+                raise StoppedError
+
+        receipts: list[Receipt] = []
+        names = [coder.name for coder in shard.coders]
+        with self._in_flight:
+            if on_begin is not None:
+                on_begin()
+            try:
+                for name in names:
+                    self.look_back.of(name)
+                seen = self.look_back.seen(names)
+                for piece in self._pieces(shard, count):
+                    with self.stages.timed("write"):
+                        receipts += self._write(shard, piece)
+            except BaseException:
+                discard(self._assignment.store.root, (r for r in receipts if r.table != "dense"))
+                self.look_back.settle(self._assignment.store.snapshot(), shard.index, ())
+                raise
+        where = f"{socket.gethostname()}:{os.getpid()}"
+        return ShardFiles(shard, tuple(receipts), seen, counted[0], counted[1], {}, where)
+
+    def _pieces(self, shard: Shard, count: Callable[[int, int], None]) -> Iterator[Piece]:
+        with self.stages.timed("read"):
+            tokens = self._read(shard)
+        with self._device:
+            self._begin(shard)
+            pieces = encode_shard(
+                shard, tokens, self._source, self._weights, self._budget,
+                context_length=int(self._assignment.corpus["context_length"]),
+                stages=self.stages, on_batch=count,
+            )  # fmt: skip
+        while True:
+            # Between pieces another thread may have the device.
+            with self._device:
+                piece = next(pieces, None)
+            if piece is None:
+                return
+            yield piece
+
+    def _begin(self, shard: Shard) -> None:
+        if self._has_begun:
+            return
+        corpus = self._assignment.corpus
+        sites = sorted({s for c in shard.coders for s in c.sites} | set(shard.dense), key=str)
+        n_tokens = int(corpus["context_length"]) * (shard.stop - shard.start)
+        dense = 2 * n_tokens * sum(site_width(self._source.model, site) for site in shard.dense)
+        token = self._source.token_bytes(sites)
+        longest = min(int(corpus["context_length"]), int(corpus["n_tokens"]))
+        self._budget.begin(Needs(token, dense, longest))
+        self._has_begun = True
+
+    def _read(self, shard: Shard) -> ShardTokens:
+        store, corpus = self._assignment.store, self._assignment.config.corpus
+        table = store.read(
+            "contexts",
+            store.snapshot(),
+            columns=["context", "token_ids", "kinds"],
+            filters=[
+                ("corpus", "=", corpus),
+                ("context", ">=", shard.start),
+                ("context", "<", shard.stop),
+            ],
+        ).sort_by("context")
+        ids = tuple(np.array(v, dtype=np.int32) for v in table["token_ids"].to_pylist())
+        kinds = tuple(np.array(v, dtype=np.int8) for v in table["kinds"].to_pylist())
+        tokens = ShardTokens(shard.start, ids, kinds)
+        self._source.check(tokens, corpus)
+        return tokens
+
+    def _write(self, shard: Shard, piece: Piece) -> list[Receipt]:
+        assignment = self._assignment
+
+        def write(name: str) -> list[Receipt]:
+            return write_firings(
+                assignment.store.root,
+                piece.take(name),
+                sae=name,
+                corpus=assignment.config.corpus,
+                shard=shard.index,
+                run=assignment.run,
+                bits=assignment.config.activation_bits,
+                running=self.look_back.of(name),
+            )
+
+        receipts: list[Receipt] = []
+        failed: list[BaseException] = []
+        with ThreadPoolExecutor(WRITERS, thread_name_prefix="scopelake-write") as pool:
+            for done in [pool.submit(write, name) for name in piece.coders]:
+                if (error := done.exception()) is None:
+                    receipts += done.result()
+                else:
+                    failed.append(error)
+        if failed:
+            discard(assignment.store.root, receipts)
+            raise failed[0]
+        return receipts + (self._write_dense(shard, piece) if piece.dense else [])
+
+    def _write_dense(self, shard: Shard, piece: Piece) -> list[Receipt]:
+        """Put the dense shards that nobody has committed: their places are fixed."""
+        store, corpus = self._assignment.store, self._assignment.config.corpus
+        model = self._source.model.name
+        done = committed_dense_shards(store, store.snapshot(), corpus, model)
+        return [
+            write_shard(
+                store.root,
+                corpus,
+                model,
+                site.site,
+                site.layer,
+                shard.start,
+                values,
+                shard=shard.index,
+                run=self._assignment.run,
+            )
+            for site, values in (piece.dense or {}).items()
+            if (site.site, site.layer, shard.index) not in done
+        ]

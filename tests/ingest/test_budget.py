@@ -1,0 +1,144 @@
+"""Memory: what it may be, how shards are cut to fit, and that they do."""
+
+import json
+import subprocess
+import sys
+
+import psutil
+import pytest
+import torch
+
+import scopelake
+from scopelake import tiny
+from scopelake.errors import InvalidArgumentError
+from scopelake.ingest.budget import Budget, Needs, parse_memory
+from scopelake.ingest.find_coders import find_coders
+
+SAE = "resid_post_all/layer_3_width_1024_l0_small"
+TEXT = "".join(f"def depth_{i}(lake):\n    return lake[{i}] or 'naïve'\n\n" for i in range(120))
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [("8GB", 8 * 10**9), ("500MiB", 500 * 2**20), ("1.5 gb", 1_500_000_000), ("64k", 64_000),
+     ("123", 123), (7, 7), ("2TiB", 2 * 2**40)],
+)  # fmt: skip
+def test_sizes_are_read(given, expected):
+    assert parse_memory(given) == expected
+
+
+def test_by_default_it_is_a_share_of_the_machine():
+    assert 0 < parse_memory(None) == parse_memory("auto") < psutil.virtual_memory().total
+
+
+@pytest.mark.parametrize("given", ["", "lots", "8XB", "-1GB", 0, -5, 1.5, True, "0GB", "8 G B"])
+def test_what_is_no_size_is_refused(given):
+    with pytest.raises(InvalidArgumentError, match="give for example '8GB'"):
+        parse_memory(given)
+
+
+def budget_of(left, coders, batch_tokens=1000, needs=None):
+    budget = Budget(psutil.Process().memory_info().rss + left, coders, batch_tokens)
+    budget.begin(needs or Needs(token=1000, dense=0, longest=10))
+    return budget
+
+
+@pytest.fixture(scope="module")
+def coders():
+    return find_coders([f"{tiny.coders_path()}/resid_post_all/*"])
+
+
+def test_more_firings_and_less_memory_make_smaller_pieces(coders):
+    ample, tight = budget_of(2 * 10**9, coders), budget_of(10**8, coders)
+    for budget in (ample, tight):
+        unknown = budget.piece_tokens()  # nothing has fired yet: half of all features may
+        for coder in coders:
+            budget.measured(coder.name, firings=40_000, tokens=1000)
+        assert unknown < budget.piece_tokens()
+    assert tight.piece_tokens() < ample.piece_tokens()
+    before = ample.piece_tokens()
+    ample.measured(coders[0].name, firings=400_000, tokens=1000)
+    assert ample.piece_tokens() < before
+    ample.measured(coders[0].name, firings=1, tokens=1000)  # a quiet piece promises nothing
+    assert ample.piece_tokens() < before
+
+
+def test_memory_that_holds_no_context_is_refused_with_what_is_needed(coders):
+    with pytest.raises(InvalidArgumentError, match=r"needs .* GB; give .* GB, fewer coders"):
+        budget_of(10**6, coders, needs=Needs(token=10**6, dense=0, longest=128))
+    with pytest.raises(InvalidArgumentError, match="dense activations of 2 shards 2 GB"):
+        budget_of(10**9, coders, needs=Needs(token=1, dense=10**9, longest=1))
+
+
+def make_lake(folder, **options):
+    (folder / "text.txt").write_text(TEXT)
+    lake = scopelake.create(folder / "lake")
+    lake.add_corpus("text", folder / "text.txt", tokenizer=tiny.MODEL_NAME, **options)
+    return lake
+
+
+def test_a_shard_in_pieces_gives_what_a_whole_one_gives(tmp_path, monkeypatch):
+    monkeypatch.setattr(Budget, "piece_tokens", lambda self: 100)
+    found = {}
+    for name in ("pieces", "whole"):
+        (tmp_path / name).mkdir()
+        lake = make_lake(tmp_path / name, context_length=64, shard_contexts=20)
+        lake.ingest("text", model=tiny.MODEL_NAME, saes=[tiny.coders_path() / SAE],
+                    dense=["resid_post/3"], device="cpu")  # fmt: skip
+        monkeypatch.undo()
+        files = lake.sql("SELECT shard, count(*) AS n FROM files WHERE kind = 'codes' GROUP BY 1")
+        order = "ORDER BY context, position, feature"
+        found[name] = (
+            files["n"].to_pylist(),
+            lake.sql(f"SELECT * FROM codes {order}"),
+            lake.sql(f"SELECT * FROM postings {order}").select(["feature", "context", "kind"]),
+            lake.sql("SELECT * FROM features ORDER BY feature"),
+            lake.top_contexts(5, layer=3).table,
+            lake.activations(3)[:].tobytes(),
+        )
+        assert lake.verify().broken == ()
+    pieces, whole = found["pieces"], found["whole"]
+    assert min(pieces[0]) > 1
+    assert set(whole[0]) == {1}
+    assert pieces[1:] == whole[1:]
+
+
+RUN = """
+import json, sys
+from pathlib import Path
+from scopelake import cli
+
+status = cli.main(["ingest", sys.argv[1], "text", "--model", "scopelake/gemma-3-tiny", "--device",
+                   "cpu", "--sae", sys.argv[2], "--memory", sys.argv[3]])
+peak = next(x for x in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in x)
+print(json.dumps({"peak": int(peak.split()[1]) * 1024, "status": status}))
+"""
+
+
+def test_fifty_coders_stay_within_the_memory_they_are_given(tmp_path, write_coder):
+    """The shard's firings alone would take four times what is left beside the process."""
+    generator = torch.Generator().manual_seed(1)
+    for i in range(50):
+        threshold = torch.full((512,), 1e-3)
+        w_enc = torch.randn(128, 512, generator=generator)
+        folder = f"layer_{i % 6}_width_512_l0_small_seed_{i}"
+        tensors = {"w_enc": w_enc, "threshold": threshold}
+        write_coder(tmp_path / "coders", folder=folder, width=512, **tensors)
+    lake = make_lake(tmp_path, context_length=64, shard_contexts=40)
+    given = 1000 * 2**20
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, str(lake.path),
+         str(tmp_path / "coders/gemma-scope-2-test/resid_post_all/*"), str(given)],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["status"] == 0, done.stderr
+    lake.refresh()
+    shards = lake.sql(
+        "SELECT shard, count(*) / 50 AS pieces, sum(n_rows) AS firings FROM files "
+        "WHERE kind = 'codes' GROUP BY shard ORDER BY shard"
+    )
+    print(found["peak"], done.stderr, shards.to_pylist())
+    assert found["peak"] <= given
+    assert min(shards["pieces"].to_pylist()) > 1
+    assert lake.sql("SELECT count(DISTINCT sae) AS n FROM codes")["n"].to_pylist() == [50]
