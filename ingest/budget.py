@@ -37,7 +37,7 @@ _BATCH: Final = 0.3
 _FIRINGS: Final = 0.6
 """Share that firings may take; the rest is for what is not counted."""
 
-_COMMITS: Final = 150_000_000
+COMMITS: Final = 150_000_000
 """Bytes that writing and committing take once, whatever a shard has (measured)."""
 
 _STATISTICS: Final = 80
@@ -123,7 +123,7 @@ class Budget:
             InvalidArgumentError: not even one context fits beside it.
         """
         taken: int = psutil.Process().memory_info().rss
-        taken += _COMMITS
+        taken += COMMITS
         self._left = self.limit - taken - PIECES * needs.dense
         of_firings = _per_token(self._rates) / _FIRINGS
         least = int(needs.longest * max(needs.token / _BATCH, of_firings))

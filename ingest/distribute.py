@@ -5,25 +5,34 @@ The package ``distributed`` is needed only when a scheduler is named.
 
 from __future__ import annotations
 
+import re
+import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from scopelake.errors import InvalidArgumentError, MissingDependencyError
+from scopelake.errors import ClusterError, InvalidArgumentError, MissingDependencyError
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client, Future, LocalCluster
 
-_TIMEOUT: Final = "10s"
+_TIMEOUT: Final = 10
+"""Seconds that a scheduler or a worker is waited for."""
+
+_WAIT: Final = 60
+"""Seconds that a first worker, or a scheduler that is gone, is waited for."""
+
+_LOCAL: Final = re.compile(r"local(?::(\d+))?\Z")
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 
 class Cluster:
-    """Runs a function over tasks on a scheduler's workers; an argument for `store.compact`.
+    """Runs functions on a scheduler's workers; an argument for `store.compact`.
 
     Args:
-        scheduler: address of a dask scheduler (``tcp://...``) or a ``distributed.Client``.
+        scheduler: address of a dask scheduler (``tcp://...``), a ``distributed.Client``, or
+            ``local:2`` for two worker processes on this machine (``local``: one).
 
     Raises:
         MissingDependencyError: ``distributed`` is not installed.
@@ -38,9 +47,13 @@ class Cluster:
                 f"scheduler {scheduler!r} was asked for; the package distributed is not installed; "
                 "run pip install 'scopelake[dask]'"
             ) from error
+        self._local: LocalCluster | None = None
         if isinstance(scheduler, Client):
             self._client, self._owned = scheduler, False
             return
+        if found := _LOCAL.match(str(scheduler)):
+            self._local = _local_cluster(int(found[1] or 1))
+            scheduler = self._local.scheduler_address
         try:
             self._client, self._owned = Client(scheduler, timeout=_TIMEOUT), True
         except (OSError, ValueError) as error:
@@ -64,13 +77,86 @@ class Cluster:
         finally:
             self._client.cancel(futures)
 
+    @property
+    def address(self) -> str:
+        """Where the scheduler is."""
+        return str(self._client.scheduler.address if self._client.scheduler else "?")
+
+    def n_workers(self) -> int:
+        """Return how many workers there are, 1 at least."""
+        return max(1, len(self._workers()))
+
+    def submit(self, act: Callable[..., Result], *given: Any) -> Future:  # noqa: ANN401
+        """Run `act` on a worker; where workers have a resource ``GPU``, on one of these.
+
+        A worker is one model's; half of its GPU is asked for, so that it makes two shards at a
+        time: one has the device, the other is written.
+        """
+        has_gpu = any("GPU" in worker.get("resources", {}) for worker in self._workers().values())
+        resources = {"GPU": 0.5} if has_gpu else None
+        return self._client.submit(act, *given, pure=False, resources=resources)
+
+    def cancel(self, futures: list[Future]) -> None:
+        """Give up what was submitted."""
+        if self._client.status == "running":
+            self._client.cancel(futures)
+
+    def wait_for_worker(self) -> None:
+        """Wait until there is a worker.
+
+        Raises:
+            ClusterError: none comes.
+        """
+        try:
+            self._client.wait_for_workers(1, timeout=_WAIT)
+        except TimeoutError as error:
+            raise ClusterError(
+                f"workers of the scheduler at {self.address} were asked for; it has none after "
+                f"{_WAIT} s; start some with dask worker"
+            ) from error
+
+    def wait_for_scheduler(self) -> None:
+        """Wait until the scheduler is there, after its connection was lost.
+
+        Raises:
+            ClusterError: it does not come back.
+        """
+        deadline = time.monotonic() + _WAIT
+        while self._client.status == "connecting" and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if self._client.status != "running":
+            raise ClusterError(
+                "the connection to the scheduler was lost and it does not come back; the lake is "
+                "whole; start one and ingest again, which goes on"
+            )
+
+    def _workers(self) -> dict[str, Any]:
+        self.wait_for_scheduler()
+        found: dict[str, Any] = self._client.scheduler_info(n_workers=-1).get("workers", {})
+        return found
+
     def close(self) -> None:
-        """Leave the scheduler, unless the client was given."""
+        """Leave the scheduler, unless the client was given; end workers that were started."""
         if self._owned:
             self._client.close()
+        if self._local is not None:
+            self._local.close()
 
     def __enter__(self) -> Cluster:
         return self
 
     def __exit__(self, *of_error: Any) -> None:  # noqa: ANN401
         self.close()
+
+
+def _local_cluster(n_workers: int) -> LocalCluster:
+    from distributed import LocalCluster
+
+    if n_workers < 1:
+        raise InvalidArgumentError(
+            f"scheduler='local:{n_workers}' was asked for; give 1 worker or more"
+        )
+    return LocalCluster(
+        n_workers=n_workers, threads_per_worker=1, processes=True, host="127.0.0.1",
+        dashboard_address=None,
+    )  # fmt: skip

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from typing import Final
 
 from scopelake.errors import InvalidArgumentError, ModelError
+from scopelake.ingest.activations import LiveActivations
 from scopelake.ingest.coders import CoderFiles, check_fits
 from scopelake.ingest.corpus import CorpusConfig, add_corpus
+from scopelake.ingest.crews import Here
 from scopelake.ingest.model import LoadedModel
 from scopelake.ingest.pipeline import ingest
 from scopelake.ingest.plan import IngestConfig
@@ -55,7 +57,7 @@ def inspect_prompt(
     replier = None if replies is None else Replier(model, tokenizer, replies)
     config = CorpusConfig(name, context_length=model.max_positions)
     add_corpus(store, config, source, tokenizer, replier=replier)
-    done = ingest(store, IngestConfig(name), model, coders)
+    done = ingest(store, IngestConfig(name), Here(LiveActivations(model)), coders)
     if done.failed:
         raise ModelError(
             f"the prompt was to be inspected with {model.name}; {done.failed[0]}; check the model, "

@@ -60,14 +60,23 @@ class Ledger:
         """Count shards that are committed."""
         self.n_done += n_shards
 
-    def failed(self, shard: Shard, error: Exception) -> None:
+    def back(self, shard: Shard) -> None:
+        """Let a shard wait that was not begun, or lost with others."""
+        self._waiting.appendleft(shard)
+
+    def failed(self, shard: Shard, error: Exception, *, is_elsewhere: bool = False) -> None:
         """Let a shard wait for another try, or set it aside after `TRIES`.
+
+        Args:
+            shard: which.
+            error: what it failed with.
+            is_elsewhere: whether on another machine, whose disk may be the cause.
 
         Raises:
             Exception: `error` itself, if another try or another shard would end like that: it is
                 a refusal, the disk's, or the first shards have all failed.
         """
-        if is_refusal(error):
+        if is_refusal(error) and not (is_elsewhere and isinstance(error, OSError)):
             raise error
         self._tries[shard.index] += 1
         tries = self._tries[shard.index]

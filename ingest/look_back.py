@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from scopelake.errors import LakeBusyError
 from scopelake.store.catalog import committed_shards
@@ -32,7 +32,8 @@ class LookBack:
         self._store, self._corpus, self._widths = store, corpus, widths
         self._running: dict[str, Running] = {}
         self._shards: dict[str, set[int]] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._n_let_go = 0
 
     def of(self, sae: str) -> Running:
         """Return what the lake holds of a coder."""
@@ -46,10 +47,27 @@ class LookBack:
                 self._shards[sae] = {shard for name, shard in done if name == sae}
             return self._running[sae]
 
-    def seen(self, saes: Iterable[str]) -> dict[str, frozenset[int]]:
-        """Return, by coder, the shards that are looked back at."""
+    def of_all(self, saes: Sequence[str]) -> tuple[dict[str, Running], dict[str, frozenset[int]]]:
+        """Return of each coder what the lake holds, and the shards that this looks back at."""
         with self._lock:
-            return {sae: frozenset(self._shards.get(sae, ())) for sae in saes}
+            return (
+                {sae: self.of(sae) for sae in saes},
+                {sae: frozenset(self._shards[sae]) for sae in saes},
+            )
+
+    def let_go(self, shard: int) -> None:
+        """Keep nothing of a shard that was written: somebody else commits it.
+
+        What the lake holds is read anew each time twice as many shards have come by: so the rows
+        of peaks stay near the fewest, and few reads are made.
+        """
+        with self._lock:
+            for running in self._running.values():
+                running.forget(shard)
+            self._n_let_go += 1
+            if self._n_let_go.bit_count() == 1:
+                self._running.clear()
+                self._shards.clear()
 
     def settle(self, snapshot: Snapshot, shard: int, receipts: Iterable[Receipt]) -> None:
         """Take in what was written of a shard, if it is what the lake has now, or let go of it.

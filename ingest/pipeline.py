@@ -17,23 +17,20 @@ import pyarrow as pa
 import torch
 
 from scopelake.errors import EncoderWarning, ShardWarning
-from scopelake.ingest.activations import ActivationSource, LiveActivations
 from scopelake.ingest.budget import WRITERS, Budget, parse_memory
 from scopelake.ingest.capture import site_width
-from scopelake.ingest.coder_weights import load_encoders
 from scopelake.ingest.coders import CoderFiles
 from scopelake.ingest.committer import LOG, Committer
-from scopelake.ingest.evaluation_rows import evaluation_table, unevaluated
+from scopelake.ingest.crews import Crew
+from scopelake.ingest.evaluation_rows import unevaluated
 from scopelake.ingest.ledger import Ledger
-from scopelake.ingest.look_back import LookBack
-from scopelake.ingest.model import LoadedModel
 from scopelake.ingest.plan import IngestConfig, IngestPlan, Shard, make_plan, without_committed
 from scopelake.ingest.report import IngestSummary, Progress
 from scopelake.ingest.rows import RunTotals, model_table, run_table, sae_table
-from scopelake.ingest.run_here import run_here
+from scopelake.ingest.run_here import Work
 from scopelake.ingest.shard_files import ShardFiles
 from scopelake.ingest.statistics import without_statistics, write_statistics
-from scopelake.ingest.worker import Assignment, Worker
+from scopelake.ingest.worker import Assignment
 from scopelake.kernels.encode import choose
 from scopelake.store.commit import Writer
 from scopelake.store.dense import ensure_array
@@ -55,11 +52,20 @@ class Hooks:
 def ingest(
     store: LakeStore,
     config: IngestConfig,
-    model: LoadedModel,
+    crew: Crew,
     coders: Sequence[CoderFiles],
     hooks: Hooks | None = None,
 ) -> IngestSummary:
-    """Ingest a corpus with `coders` in one pass; what the lake holds already is not done again.
+    """Encode a corpus's activations with `coders` in one pass.
+
+    What the lake holds already is not done again.
+
+    Args:
+        store: the lake.
+        config: what is to be made.
+        crew: who makes it, and of what.
+        coders: those to encode with.
+        hooks: what the caller sees of it.
 
     Raises:
         CorpusNotFoundError: the lake has no such corpus.
@@ -67,36 +73,13 @@ def ingest(
         ModelError: the corpus has token ids that the model does not know.
         InvalidArgumentError: the memory is too little.
         LakeBusyError: other writers came first again and again.
+        ClusterError: the cluster was lost.
 
     Warns:
         ShardWarning: shards failed every time and were set aside.
     """
-    return encode_from(store, config, LiveActivations(model), coders, hooks, model)
-
-
-def encode_from(
-    store: LakeStore,
-    config: IngestConfig,
-    source: ActivationSource,
-    coders: Sequence[CoderFiles],
-    hooks: Hooks | None = None,
-    model: LoadedModel | None = None,
-) -> IngestSummary:
-    """Encode a corpus's activations, wherever they come from, with `coders` in one pass.
-
-    Args:
-        store: the lake.
-        config: what is to be made.
-        source: what gives the activations.
-        coders: those to encode with.
-        hooks: what the caller sees of it.
-        model: the model itself, which an evaluation runs.
-
-    Raises:
-        CorpusNotFoundError, CoderMismatchError, LakeBusyError: as in `ingest`.
-    """
     with Writer(store) as writer:
-        return _Job(store, writer, config, source, list(coders), hooks or Hooks(), model).run()
+        return _Job(store, writer, config, crew, list(coders), hooks or Hooks()).run()
 
 
 class _Job:
@@ -107,18 +90,18 @@ class _Job:
         store: LakeStore,
         writer: Writer,
         config: IngestConfig,
-        source: ActivationSource,
+        crew: Crew,
         coders: list[CoderFiles],
         hooks: Hooks,
-        loaded: LoadedModel | None,
     ) -> None:
         self.store, self.config, self.hooks = store, config, hooks
-        self.source, self.model, self.loaded = source, source.model, loaded
+        self.crew, self.source, self.model = crew, crew.source, crew.source.model
         self.plan: IngestPlan = make_plan(store, store.snapshot(), config, self.model, coders)
         self.budget = Budget(parse_memory(config.memory), self.plan.coders, config.batch_tokens)
         self.committer = Committer(writer, self.plan, config, self.model)
         self.ledger = Ledger(self.plan.shards)
         self.totals = RunTotals()
+        self._assignment = Assignment(store, config, self.plan.corpus, self.plan.run)
         self._counting = threading.Lock()
 
     def run(self) -> IngestSummary:
@@ -149,6 +132,7 @@ class _Job:
             totals.stages.seconds,
             tuple(self.ledger.aside),
             self.ledger.n_left if state == "stopped" else 0,
+            self.crew.n_devices,
         )  # fmt: skip
 
     def _prepare(self) -> None:
@@ -176,18 +160,12 @@ class _Job:
         }})  # fmt: skip
 
     def _shards(self) -> None:
-        widths = {coder.name: coder.width for coder in self.plan.coders}
-        weights = {
-            c.name: load_encoders(c, self.model.device)
-            for c in self.plan.coders
-            if any(c in s.coders for s in self.plan.shards)
-        }
-        worker = Worker(
-            Assignment(self.store, self.config, self.plan.corpus, self.plan.run),
-            self.source, weights, LookBack(self.store, self.config.corpus, widths), self.budget,
+        coders = [c for c in self.plan.coders if any(c in s.coders for s in self.plan.shards)]
+        work = Work(
+            self.ledger, self._commit, self._left, self._is_stopping, self._count,
             self.totals.stages,
         )  # fmt: skip
-        run_here(worker, self.ledger, self._commit, self._left, self._is_stopping, self._count)
+        self.crew.run(self._assignment, coders, self.budget, work)
 
     def _is_stopping(self) -> bool:
         return self.hooks.stop is not None and self.hooks.stop.is_set()
@@ -228,11 +206,8 @@ class _Job:
         with self.totals.stages.timed("finish"), ThreadPoolExecutor(WRITERS) as pool:
             receipts = list(pool.map(statistics, coders))
         rows = {}
-        if evaluated and self.loaded is not None:
-            rows["evaluations"] = evaluation_table(
-                self.store, self.store.snapshot(), self.plan.corpus, self.loaded, evaluated,
-                self.plan.run,
-            )  # fmt: skip
+        if evaluated:
+            rows["evaluations"] = self.crew.evaluate(self._assignment, evaluated)
         rows["runs"] = self._run_row(state)
         snapshot = self.committer.rows("finish", rows, receipts)
         LOG.info("ingest ended", extra={"scopelake": {
@@ -242,7 +217,7 @@ class _Job:
         }})  # fmt: skip
 
     def _coders_to_evaluate(self) -> list[CoderFiles]:
-        if not self.config.evaluate or self.loaded is None:
+        if not self.config.evaluate:
             return []
         return unevaluated(self.store, self.store.snapshot(), self.config.corpus, self.plan.coders)
 
@@ -269,7 +244,8 @@ def _warn_if_slow(device: torch.device) -> None:
 
 def _warn_of_failed(ledger: Ledger, plan: IngestPlan) -> None:
     warnings.warn(
-        f"{len(ledger.aside)} of {plan.n_shards} shards were set aside: "
+        f"{len(ledger.aside)} of {plan.n_shards} shards "
+        f"{'was' if len(ledger.aside) == 1 else 'were'} set aside: "
         f"{'; '.join(map(str, ledger.aside))}; mend the cause and ingest again, which makes these "
         "only",
         ShardWarning,

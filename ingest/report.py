@@ -39,6 +39,8 @@ class IngestSummary:
     """Shards that were set aside; the next ingest tries them again."""
     n_left: int = 0
     """Shards that are left because it was asked to stop."""
+    n_devices: int = 1
+    """Over which the stages add up."""
 
     @property
     def already_complete(self) -> bool:

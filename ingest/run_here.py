@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 
 from scopelake.ingest.budget import PIECES
 from scopelake.ingest.ledger import Ledger
 from scopelake.ingest.plan import Shard
 from scopelake.ingest.shard_files import ShardFiles
+from scopelake.ingest.stages import Stages
 from scopelake.ingest.worker import Worker
 from scopelake.store.snapshot import Snapshot
 
@@ -19,55 +21,50 @@ Left = Callable[[Shard], Shard | None]
 """Returns what of a shard nobody has committed yet."""
 
 
-def run_here(
-    worker: Worker,
-    ledger: Ledger,
-    commit: Commit,
-    left: Left,
-    is_stopping: Callable[[], bool],
-    on_batch: Callable[[int, int], None],
-) -> None:
-    """Make and commit every shard that waits in `ledger`, until `is_stopping`.
+@dataclass(frozen=True)
+class Work:
+    """The shards that are to be made, and what is done with them."""
 
-    Args:
-        worker: makes them.
-        ledger: says which, and is told what became of them.
-        commit: makes them part of the lake.
-        left: asked before a shard is begun.
-        is_stopping: whether no more shards are to be begun.
-        on_batch: called with (tokens, firings) after each batch; what failed is taken off again.
-    """
+    ledger: Ledger
+    """Says which, and is told what became of them."""
+    commit: Commit
+    left: Left
+    """Asked before a shard is begun."""
+    is_stopping: Callable[[], bool]
+    """Whether no more shards are to be begun."""
+    on_batch: Callable[[int, int], None]
+    """Called with tokens and firings as they are made; what failed is taken off again."""
+    stages: Stages
+
+    def next(self) -> Shard | None:
+        """Return the next shard that has something left to make; None if there is none."""
+        while not self.is_stopping() and (planned := self.ledger.next()) is not None:
+            if (shard := self.left(planned)) is not None:
+                return shard
+        return None
+
+
+def run_here(worker: Worker, work: Work) -> None:
+    """Make and commit every shard that waits, until it is to stop."""
     making: dict[Future[ShardFiles], Shard] = {}
     with ThreadPoolExecutor(PIECES, thread_name_prefix="scopelake-shard") as pool:
         try:
             while True:
-                while len(making) < PIECES and not is_stopping():
-                    shard = _next(ledger, left)
-                    if shard is None:
-                        break
-                    counted = _Counted(on_batch)
-                    making[pool.submit(counted.make, worker, shard)] = shard
+                while len(making) < PIECES and (shard := work.next()) is not None:
+                    making[pool.submit(_Counted(work.on_batch).make, worker, shard)] = shard
                 if not making:
                     return
                 done, _ = wait(making, return_when=FIRST_COMPLETED)
-                _settle([(making.pop(one), one) for one in done], worker, ledger, commit)
+                _settle([(making.pop(one), one) for one in done], worker, work)
         except BaseException:
             worker.stop()
             raise
 
 
-def _next(ledger: Ledger, left: Left) -> Shard | None:
-    while (planned := ledger.next()) is not None:
-        if (shard := left(planned)) is not None:
-            return shard
-    return None
-
-
 def _settle(
     done: Sequence[tuple[Shard, Future[ShardFiles]]],
     worker: Worker,
-    ledger: Ledger,
-    commit: Commit,
+    work: Work,
 ) -> None:
     made = []
     for shard, future in done:
@@ -75,21 +72,21 @@ def _settle(
         if error is None:
             made.append(future.result())
         elif isinstance(error, Exception):
-            ledger.failed(shard, error)
+            work.ledger.failed(shard, error)
         else:
             raise error
     if not made:
         return
-    with worker.stages.timed("commit"):
-        snapshot, stale = commit(made)
+    with work.stages.timed("commit"):
+        snapshot, stale = work.commit(made)
     if stale:
         worker.look_back.reset()
         for files in stale:
-            ledger.again(files.shard)
+            work.ledger.again(files.shard)
     for files in made:
         if files not in stale:
             worker.look_back.settle(snapshot, files.shard.index, files.receipts)
-    ledger.done(len(made) - len(stale))
+    work.ledger.done(len(made) - len(stale))
 
 
 class _Counted:

@@ -53,6 +53,13 @@ class Stages:
             for stage, more in seconds.items():
                 self._seconds[stage] += more
 
+    def drain(self) -> Mapping[str, float]:
+        """Return the seconds since this was asked last."""
+        with self._lock:
+            found = dict(self._seconds)
+            self._seconds = dict.fromkeys(self._seconds, 0.0)
+            return found
+
     @property
     def seconds(self) -> Mapping[str, float]:
         """By stage."""

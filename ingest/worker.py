@@ -30,6 +30,7 @@ from scopelake.store.catalog import committed_dense_shards
 from scopelake.store.dense import write_shard
 from scopelake.store.lake_store import LakeStore
 from scopelake.store.receipts import Receipt
+from scopelake.store.running import Running
 from scopelake.store.writer import discard, write_firings
 
 
@@ -112,12 +113,10 @@ class Worker:
             if on_begin is not None:
                 on_begin()
             try:
-                for name in names:
-                    self.look_back.of(name)
-                seen = self.look_back.seen(names)
+                running, seen = self.look_back.of_all(names)
                 for piece in self._pieces(shard, count):
                     with self.stages.timed("write"):
-                        receipts += self._write(shard, piece)
+                        receipts += self._write(shard, piece, running)
             except BaseException:
                 discard(self._assignment.store.root, (r for r in receipts if r.table != "dense"))
                 self.look_back.settle(self._assignment.store.snapshot(), shard.index, ())
@@ -173,7 +172,9 @@ class Worker:
         self._source.check(tokens, corpus)
         return tokens
 
-    def _write(self, shard: Shard, piece: Piece) -> list[Receipt]:
+    def _write(
+        self, shard: Shard, piece: Piece, looked_back: Mapping[str, Running]
+    ) -> list[Receipt]:
         assignment = self._assignment
 
         def write(name: str) -> list[Receipt]:
@@ -185,7 +186,7 @@ class Worker:
                 shard=shard.index,
                 run=assignment.run,
                 bits=assignment.config.activation_bits,
-                running=self.look_back.of(name),
+                running=looked_back[name],
             )
 
         receipts: list[Receipt] = []

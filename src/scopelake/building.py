@@ -19,6 +19,8 @@ from scopelake.named import (
 from scopelake.names import Site, SiteLayer, check_whole
 
 if TYPE_CHECKING:
+    from distributed import Client
+
     from scopelake.ingest.check_sae import SaeCheck
     from scopelake.ingest.report import IngestSummary, Progress
     from scopelake.query.firing import FeaturesAt
@@ -42,6 +44,7 @@ class Building(LakeHandle):
         evaluate: bool = False,
         model_name: str | None = None,
         memory: str | int | None = None,
+        scheduler: str | Client | None = None,
         stop: threading.Event | None = None,
         progress: Callable[[Progress], None] | None = None,
     ) -> IngestSummary:
@@ -66,6 +69,9 @@ class Building(LakeHandle):
                 FVU, L0, dead features, and the model's loss with the reconstruction spliced in.
             model_name: what the coders call the model, if a local folder has another name.
             memory: what the process may take, such as ``8GB``; by default 60 % of the machine's.
+            scheduler: address of a dask scheduler (``tcp://...``) or a client, whose workers reach
+                the lake, the model and the coders under the same paths; ``local:2`` starts two
+                workers here. None: this process does the work.
             stop: once it is set the shards that are begun are committed, and no more are begun.
             progress: called after every batch and commit.
 
@@ -74,15 +80,17 @@ class Building(LakeHandle):
             the next ingest tries them again.
 
         Raises:
-            CorpusNotFoundError, ModelError, CoderFileError, CoderMismatchError, LakeBusyError.
+            CorpusNotFoundError, ModelError, CoderFileError, CoderMismatchError, LakeBusyError,
+            ClusterError.
 
         Warns:
             ShardWarning: shards were set aside.
         """
+        from scopelake.ingest.crews import crew_of
         from scopelake.ingest.find_coders import find_coders
-        from scopelake.ingest.model import load_model
         from scopelake.ingest.pipeline import Hooks, ingest
         from scopelake.ingest.plan import IngestConfig, check_tokenizer, find_corpus
+        from scopelake.ingest.recipes import ModelRecipe
 
         self._check_writable()
         sites = _sites(dense)
@@ -93,8 +101,9 @@ class Building(LakeHandle):
         coders = [] if is_dense_only else find_coders(coder_specs(saes), named, bundled_coders())
         files = model_files(model, model_name)
         check_tokenizer(row, files)
-        loaded = load_model(files, device=device, dtype=dtype, device_map=device_map)
-        summary = ingest(self._store, config, loaded, coders, Hooks(progress, stop))
+        recipe = ModelRecipe(files, device, dtype, device_map)
+        with crew_of(recipe, scheduler) as crew:
+            summary = ingest(self._store, config, crew, coders, Hooks(progress, stop))
         self.refresh()
         return summary
 
@@ -109,6 +118,7 @@ class Building(LakeHandle):
         activation_bits: int = 10,
         batch_tokens: int = 16384,
         memory: str | int | None = None,
+        scheduler: str | Client | None = None,
         stop: threading.Event | None = None,
         progress: Callable[[Progress], None] | None = None,
     ) -> IngestSummary:
@@ -128,18 +138,18 @@ class Building(LakeHandle):
             device: where the encoding runs: ``auto``, ``cpu``, ``cuda``, ``cuda:1``.
             activation_bits: mantissa bits kept of each activation; 23 is lossless.
             batch_tokens: most tokens at once.
-            memory: as in `ingest`; so are stop, and shards that are set aside.
+            memory: as in `ingest`; so are scheduler, stop, and shards that are set aside.
             progress: called after every batch and commit.
 
         Raises:
             CorpusNotFoundError, LayerNotFoundError, CoderFileError, CoderMismatchError, ModelError,
             InvalidArgumentError, DamagedFileError, LakeBusyError.
         """
+        from scopelake.ingest.crews import crew_of
         from scopelake.ingest.find_coders import find_coders
-        from scopelake.ingest.model import choose_device
-        from scopelake.ingest.pipeline import Hooks, encode_from
+        from scopelake.ingest.pipeline import Hooks, ingest
         from scopelake.ingest.plan import IngestConfig, find_corpus
-        from scopelake.ingest.stored_activations import StoredActivations
+        from scopelake.ingest.recipes import StoredRecipe
 
         self._check_writable()
         config = IngestConfig(corpus, (), activation_bits, batch_tokens, memory=memory)
@@ -151,11 +161,10 @@ class Building(LakeHandle):
                 f"the unembedding of {str(unembedding)!r} was asked for; {files.path} holds no "
                 "config.json; name the folder or hub id of the model"
             )
-        source = StoredActivations.find(
-            self._store, self._store.snapshot(), row, coders,
-            model=model, device=choose_device(device), unembedding=files,
-        )  # fmt: skip
-        summary = encode_from(self._store, config, source, coders, Hooks(progress, stop))
+        snapshot = self._store.snapshot()
+        recipe = StoredRecipe(self._store, snapshot, row, tuple(coders), model, device, files)
+        with crew_of(recipe, scheduler) as crew:
+            summary = ingest(self._store, config, crew, coders, Hooks(progress, stop))
         self.refresh()
         return summary
 

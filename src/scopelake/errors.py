@@ -21,6 +21,7 @@
     |-- CoderError
     |   |-- CoderFileError            missing or malformed coder files
     |   `-- CoderMismatchError        a coder that does not fit the model or site
+    |-- ClusterError                  a dask cluster is lost, or has no worker
     |-- QueryError                    a statement that is refused or fails
     |   |-- SaeNotFoundError          (LookupError)
     |   |-- AmbiguousSaeError
@@ -118,6 +119,10 @@ class CoderFileError(CoderError):
 
 class CoderMismatchError(CoderError):
     """A coder does not fit the model or the site."""
+
+
+class ClusterError(ScopelakeError):
+    """A dask cluster cannot be used, or was lost on the way."""
 
 
 class QueryError(ScopelakeError):

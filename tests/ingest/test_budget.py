@@ -11,7 +11,7 @@ import torch
 import scopelake
 from scopelake import tiny
 from scopelake.errors import InvalidArgumentError
-from scopelake.ingest.budget import Budget, Needs, parse_memory
+from scopelake.ingest.budget import COMMITS, Budget, Needs, parse_memory
 from scopelake.ingest.find_coders import find_coders
 
 SAE = "resid_post_all/layer_3_width_1024_l0_small"
@@ -38,7 +38,7 @@ def test_what_is_no_size_is_refused(given):
 
 
 def budget_of(left, coders, batch_tokens=1000, needs=None):
-    budget = Budget(psutil.Process().memory_info().rss + left, coders, batch_tokens)
+    budget = Budget(psutil.Process().memory_info().rss + COMMITS + left, coders, batch_tokens)
     budget.begin(needs or Needs(token=1000, dense=0, longest=10))
     return budget
 

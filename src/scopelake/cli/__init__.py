@@ -1,7 +1,7 @@
 """The command line: parsing and printing only; every verb calls the library.
 
-Exit status: 0 done, 1 a check that failed, 2 refused or failed with one line on stderr, 130
-interrupted, 143 terminated.
+Exit status: 0 done, 1 a check that failed, 2 refused or failed with one line on stderr, 3 done but
+for shards that failed every time, 130 interrupted, 143 terminated.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import scopelake
 from scopelake.cli import ask, begin, coders, corpora, ingest, keep
 from scopelake.cli.memory import keep_memory_steady
 from scopelake.cli.parsing import spelt
+from scopelake.cli.status import INTERRUPTED, TERMINATED
 from scopelake.errors import (
     CoderWarning,
     DamageWarning,
@@ -51,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         was_terminated = isinstance(error, _Terminated)
         how = "terminated" if was_terminated else "interrupted"
         print(f"scopelake: {how}; the lake is whole: run it again to go on", file=sys.stderr)
-        return 143 if was_terminated else 130
+        return TERMINATED if was_terminated else INTERRUPTED
     return status
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import scopelake
 from scopelake.cli.options import add_coders, add_placement, add_replies, placement
 from scopelake.cli.parsing import add_json, add_lake, add_verb, show
+from scopelake.cli.status import SET_ASIDE
 
 if TYPE_CHECKING:
     from scopelake.ingest.report import IngestSummary
@@ -22,6 +23,7 @@ def _add_ingest(verbs: Any) -> None:  # noqa: ANN401
     parser.add_argument("--dense", action="append", default=[], metavar="SITE/LAYER",
                         help="store dense activations of this site too")  # fmt: skip
     _add_precision(parser)
+    _add_scheduler(parser)
     parser.add_argument("--evaluate", action="store_true",
                         help="measure how well the coders reconstruct, on a sample")  # fmt: skip
     add_placement(parser)
@@ -50,7 +52,15 @@ def _add_precision(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _ingest(arguments: argparse.Namespace) -> None:
+def _add_scheduler(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="of a dask scheduler whose workers make the shards, or local:N for N workers here",
+    )
+
+
+def _ingest(arguments: argparse.Namespace) -> int:
     from scopelake.progress import ingest_progress
 
     lake = scopelake.open(arguments.lake)
@@ -63,11 +73,12 @@ def _ingest(arguments: argparse.Namespace) -> None:
             activation_bits=arguments.activation_bits,
             batch_tokens=arguments.batch_tokens,
             memory=arguments.memory,
+            scheduler=arguments.scheduler,
             evaluate=arguments.evaluate,
             progress=progress,
             **placement(arguments),
         )
-    _show_ingested(arguments.corpus, done)
+    return _show_ingested(arguments.corpus, done)
 
 
 def _add_encode(verbs: Any) -> None:  # noqa: ANN401
@@ -82,10 +93,11 @@ def _add_encode(verbs: Any) -> None:  # noqa: ANN401
                         help="folder or hub id of that model, for the tokens that features "
                         "promote; null without it")  # fmt: skip
     _add_precision(parser)
+    _add_scheduler(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
 
 
-def _encode(arguments: argparse.Namespace) -> None:
+def _encode(arguments: argparse.Namespace) -> int:
     from scopelake.progress import ingest_progress
 
     lake = scopelake.open(arguments.lake)
@@ -99,22 +111,25 @@ def _encode(arguments: argparse.Namespace) -> None:
             activation_bits=arguments.activation_bits,
             batch_tokens=arguments.batch_tokens,
             memory=arguments.memory,
+            scheduler=arguments.scheduler,
             progress=progress,
         )
-    _show_ingested(arguments.corpus, done)
+    return _show_ingested(arguments.corpus, done)
 
 
-def _show_ingested(corpus: str, done: IngestSummary) -> None:
+def _show_ingested(corpus: str, done: IngestSummary) -> int:
+    """Print what was done; return the exit status."""
     from scopelake.ingest.stages import stages_text
 
     if done.already_complete:
         print(f"{corpus}: complete already, nothing to do (snapshot {done.snapshot})")
-        return
+        return 0
     print(
         f"{corpus}: {done.tokens:,} tokens, {done.firings:,} firings, "
         f"{done.n_bytes / 1e6:,.1f} MB in {done.seconds:,.1f} s (snapshot {done.snapshot})"
     )
-    print(f"time: {stages_text(done.stages, done.seconds)}")
+    print(f"time: {stages_text(done.stages, done.seconds, done.n_devices)}")
+    return SET_ASIDE if done.failed else 0
 
 
 def _add_inspect(verbs: Any) -> None:  # noqa: ANN401

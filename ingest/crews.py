@@ -1,0 +1,152 @@
+"""Who makes the shards of an ingest: this process, or a dask cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol
+from uuid import uuid4
+
+import pyarrow as pa
+import torch
+
+from scopelake.errors import ModelError
+from scopelake.ingest.activations import ActivationSource, LiveActivations
+from scopelake.ingest.budget import Budget
+from scopelake.ingest.coder_weights import load_encoders
+from scopelake.ingest.coders import CoderFiles
+from scopelake.ingest.distribute import Cluster
+from scopelake.ingest.evaluation_rows import evaluation_table
+from scopelake.ingest.look_back import LookBack
+from scopelake.ingest.model import ModelIdentity
+from scopelake.ingest.recipes import Described, Recipe
+from scopelake.ingest.remote import RemoteJob, evaluate_there, identify
+from scopelake.ingest.run_here import Work, run_here
+from scopelake.ingest.run_there import run_there
+from scopelake.ingest.worker import Assignment, Worker
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+
+class Origin(Protocol):
+    """What is known of activations where they are not computed."""
+
+    @property
+    def model(self) -> ModelIdentity:
+        """The model that they are of."""
+
+    @property
+    def origin(self) -> str:
+        """How they come about."""
+
+    def readout(self) -> torch.Tensor | None:
+        """From the stream to logits, [d_model, vocab], float32; None if it is not known."""
+
+
+class Crew(Protocol):
+    """Makes shards."""
+
+    @property
+    def source(self) -> Origin:
+        """What the activations are."""
+
+    @property
+    def n_devices(self) -> int:
+        """How many devices encode."""
+
+    def run(
+        self, assignment: Assignment, coders: Sequence[CoderFiles], budget: Budget, work: Work
+    ) -> None:
+        """Make and commit all shards with the coders' weights in memory."""
+
+    def evaluate(self, assignment: Assignment, coders: Sequence[CoderFiles]) -> pa.Table:
+        """Return rows of the evaluations table.
+
+        Raises:
+            ModelError: no model runs.
+        """
+
+
+class Here:
+    """This process.
+
+    Args:
+        source: what gives the activations.
+    """
+
+    n_devices = 1
+
+    def __init__(self, source: ActivationSource) -> None:
+        self.source = source
+
+    def run(
+        self, assignment: Assignment, coders: Sequence[CoderFiles], budget: Budget, work: Work
+    ) -> None:
+        """Make and commit all shards."""
+        weights = {c.name: load_encoders(c, self.source.model.device) for c in coders}
+        widths = {coder.name: coder.width for coder in coders}
+        look_back = LookBack(assignment.store, assignment.config.corpus, widths)
+        worker = Worker(assignment, self.source, weights, look_back, budget, work.stages)
+        run_here(worker, work)
+
+    def evaluate(self, assignment: Assignment, coders: Sequence[CoderFiles]) -> pa.Table:
+        """Return rows of the evaluations table."""
+        if not isinstance(self.source, LiveActivations):
+            raise ModelError("an evaluation was asked for; no model runs; use ingest")
+        store = assignment.store
+        return evaluation_table(
+            store, store.snapshot(), dict(assignment.corpus), self.source.model, coders,
+            assignment.run,
+        )  # fmt: skip
+
+
+class There:
+    """The workers of a cluster, which reach the lake and all files under the same paths.
+
+    Args:
+        cluster: the cluster.
+        recipe: how workers come by the activations.
+
+    Raises:
+        ClusterError: no worker comes.
+    """
+
+    def __init__(self, cluster: Cluster, recipe: Recipe) -> None:
+        self._cluster, self._recipe, self._key = cluster, recipe, uuid4().hex
+        cluster.wait_for_worker()
+        model: ModelIdentity = cluster.submit(identify, self._key, recipe).result()
+        self.source = Described(model, recipe)
+
+    @property
+    def n_devices(self) -> int:
+        """Workers there are now."""
+        return self._cluster.n_workers()
+
+    def run(
+        self, assignment: Assignment, coders: Sequence[CoderFiles], budget: Budget, work: Work
+    ) -> None:
+        """Make and commit all shards; `budget` is this process's, workers have their own."""
+        job = RemoteJob(self._key, assignment, self._recipe, tuple(coders))
+        run_there(self._cluster, job, work)
+
+    def evaluate(self, assignment: Assignment, coders: Sequence[CoderFiles]) -> pa.Table:
+        """Return rows of the evaluations table."""
+        asked = (self._key, assignment, self._recipe, list(coders))
+        rows: pa.Table = self._cluster.submit(evaluate_there, *asked).result()
+        return rows
+
+
+@contextmanager
+def crew_of(recipe: Recipe, scheduler: str | Client | None) -> Iterator[Crew]:
+    """Yield who makes shards of what a recipe opens: this process, or a scheduler's workers.
+
+    Raises:
+        ModelError, LayerNotFoundError, CoderMismatchError: the recipe cannot be opened.
+        MissingDependencyError, InvalidArgumentError, ClusterError: the scheduler cannot be used.
+    """
+    if scheduler is None:
+        yield Here(recipe.open())
+        return
+    with Cluster(scheduler) as cluster:
+        yield There(cluster, recipe)
