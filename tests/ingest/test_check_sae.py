@@ -115,6 +115,9 @@ def test_firings_that_the_lists_lack_are_found(tmp_path, published, write_exampl
 def test_what_cannot_be_checked_is_refused(tmp_path, lake, published, write_coder):
     with pytest.raises(InvalidArgumentError, match="n_contexts=0"):
         check(lake, published.folder, n_contexts=0)
+    for seed in (-1, 1 << 32):
+        with pytest.raises(InvalidArgumentError, match=f"seed={seed} was asked for; it is out of"):
+            check(lake, published.folder, seed=seed)
     with pytest.raises(CorpusNotFoundError, match="the lake has them on none"):
         check(lake, write_coder(tmp_path, folder="layer_2_width_64_l0_small"))
     with pytest.raises(CorpusNotFoundError, match="'x' were asked for; the lake has them on gemma"):
