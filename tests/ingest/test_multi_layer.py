@@ -124,6 +124,24 @@ def test_queries_and_statistics_work_for_them(lake):
         assert lake.top_contexts(0, layer=layer, sae=sae).sae == sae
 
 
+@pytest.mark.parametrize("kind", ["crosscoder", "clt"])
+def test_promoted_tokens_are_those_of_what_a_feature_adds_to_the_stream(coders, tiny_model, kind):
+    columns = decoder_columns(
+        read_coder(coders[kind]), tiny_model.device, readout_of(tiny_model)
+    )  # fmt: skip
+    files = sorted(coders[kind].glob("params_layer_*.safetensors"))
+    rows = torch.cat([load_file(file)["w_dec"] for file in files])
+    # A crosscoder writes the stream itself, at its last layer; a CLT adds to it at every layer.
+    direction = rows[:, -1] if kind == "crosscoder" else rows.sum(dim=1)
+    logits = (direction * (1 + tiny_model.module.model.norm.weight)) @ (
+        tiny_model.module.lm_head.weight.T
+    )
+    for feature, found in enumerate(logits.topk(10, dim=1).indices.tolist()):
+        assert columns["top_tokens"][feature].as_py() == found
+        norm = columns["decoder_norm"][feature].as_py()
+        assert norm == pytest.approx(float(rows[feature].norm()), rel=1e-5)
+
+
 def test_a_missing_layer_is_refused_by_number(tmp_path, write_multi_layer):
     folder = write_multi_layer(tmp_path, "crosscoder", "layer_1_3_width_32_l0_big", n_layers=2)
     (folder / "params_layer_1.safetensors").rename(folder / "away")
