@@ -15,6 +15,7 @@ from scopelake.cli import main
 from scopelake.errors import ModelError
 from scopelake.ingest.capture import capture, decoder_layers, site_width
 from scopelake.ingest.model import LoadedModel, ModelFiles, find_model, load_model
+from scopelake.ingest.readout import read_readout
 from scopelake.ingest.tokens import Tokenizer
 from scopelake.named import model_called
 from scopelake.names import SITES, SiteLayer
@@ -135,6 +136,31 @@ def test_both_classes_load_as_text_models(checkpoints, name):
     last.remove()
     # The same float32 arithmetic on the same weights; only kernels' blockings may differ.
     torch.testing.assert_close(found, hidden[0].view(10, 32), rtol=1e-5, atol=1e-5)
+
+
+def test_the_text_decoders_names_of_any_version_load(checkpoints, tmp_path):
+    """As published, as transformers from 4.52 on calls its modules, and without a vision tower."""
+    root, _ = checkpoints
+    source = root / "Gemma3ForConditionalGeneration"
+    published = load_file(source / "model.safetensors")
+    prefix = "language_model.model."
+    assert any(name.startswith(prefix) for name in published)
+    whole = load_model(find_model(source), device="cpu").module.state_dict()
+    for number, other in enumerate(("model.language_model.", "model.")):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        tensors = {
+            name.replace(prefix, other): tensor for name, tensor in published.items()
+            if name.startswith(prefix) or number == 0
+        }  # fmt: skip
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        shutil.copy(source / "config.json", folder)
+        found = load_model(find_model(folder), device="cpu").module.state_dict()
+        assert found.keys() == whole.keys()
+        assert all(torch.equal(found[name], whole[name]) for name in whole)
+        readout = read_readout(find_model(folder), torch.device("cpu"))
+        gain = 1 + whole["model.norm.weight"]
+        torch.testing.assert_close(readout, (whole["lm_head.weight"] * gain).T)
 
 
 def test_a_checkpoint_that_lacks_a_tensor_is_refused(checkpoints, tmp_path):
