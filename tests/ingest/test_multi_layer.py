@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 import scopelake
 from scopelake import tiny
 from scopelake.errors import CoderFileError, CoderMismatchError, CoderWarning
-from scopelake.ingest.coder_weights import load_decoder
+from scopelake.ingest.coder_weights import load_decoder, load_encoders
 from scopelake.ingest.coders import check_fits, read_coder
 from scopelake.ingest.decoder_rows import decoder_columns, readout_of
 from scopelake.names import SiteLayer
@@ -46,6 +46,18 @@ def test_they_say_what_they_are(coders):
     assert decoder.skip is not None
     assert [w.shape for w in decoder.w_dec] == [(WIDTH, 6, 128)] * 6
     assert decoder.b_dec.shape == (6, 128)
+
+
+@pytest.mark.parametrize("kind", ["crosscoder", "clt"])
+def test_a_decoder_is_not_loaded_to_encode(coders, kind):
+    for file in coders[kind].glob("params_layer_*.safetensors"):
+        tensors = load_file(file)
+        save_file(tensors | {"w_dec": torch.full_like(tensors["w_dec"], float("nan"))}, file)
+    coder = read_coder(coders[kind])
+    encoders = load_encoders(coder, torch.device("cpu"))
+    assert [e.width for e in encoders] == [WIDTH] * len(coder.sites)
+    with pytest.raises(CoderFileError, match="w_dec that is not finite"):
+        load_decoder(coder, torch.device("cpu"))
 
 
 @pytest.fixture
