@@ -164,5 +164,7 @@ def test_the_command_line_imports_and_checks(tmp_path, published, capsys):
     shown = capsys.readouterr()
     assert "published examples only" in shown.err
     assert all("activation" in json.loads(line) for line in shown.out.splitlines())
+    assert main(["check-sae", lake, *coder, *options, "--seed", "-1"]) == 2
+    assert capsys.readouterr().err.startswith("scopelake: --seed -1 was asked for; it is out of")
     assert main(["import-examples", lake, *coder, "--tokenizer", tiny.MODEL_NAME, "--json"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
