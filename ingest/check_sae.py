@@ -24,7 +24,7 @@ from scopelake.ingest.examples_corpus import Progress
 from scopelake.ingest.model import LoadedModel, check_vocabulary
 from scopelake.kernels.encode import encode
 from scopelake.kernels.weights import EncoderWeights
-from scopelake.names import KIND_BOS
+from scopelake.names import KIND_BOS, check_seed, check_whole
 from scopelake.store.catalog import published_examples
 from scopelake.store.integrity import check_files
 from scopelake.store.lake_store import LakeStore
@@ -143,10 +143,13 @@ def check_sae(
     Raises:
         CoderMismatchError: the coder does not fit the model.
         CorpusNotFoundError: the lake has no published examples of it.
-        InvalidArgumentError: `n_contexts` is below 1, or several corpora fit.
+        InvalidArgumentError: `n_contexts` is below 1, `seed` out of range, or several corpora fit.
     """
-    if n_contexts < 1:
-        raise InvalidArgumentError(f"n_contexts={n_contexts} was asked for; give 1 or more")
+    if check_whole("n_contexts", n_contexts) < 1:
+        raise InvalidArgumentError(
+            f"n_contexts={n_contexts} was asked for; a sample has at least one; give 1 or more"
+        )
+    check_seed(seed)
     check_fits(coder, model)
     sample = _sample(
         store, snapshot, _corpus(store, snapshot, coder.name, corpus), n_contexts, seed

@@ -87,7 +87,7 @@ def identify(
         repo=repo,
         family=family,
         folder=folder,
-        type=str(config.get("type", parsed.family.type)),
+        type=parsed.family.type,
         sites=tuple(SiteLayer(parsed.family.site, layer) for layer in layers),
         targets=tuple(SiteLayer(parsed.family.target, layer) for layer in layers),
         l0=None if config.get("l0") is None else float(config["l0"]),
@@ -112,6 +112,16 @@ def _check_config(name: str, config: dict[str, Any], hooks: dict[str, str]) -> N
                 f"coder {name} was asked for; its folder's name says {derived} and its "
                 f"config.json, as {key}, {written}; fetch it again into a folder of its own"
             )
+
+
+def contradictions(config: dict[str, Any], *, type: str, affine: bool, width: int) -> list[str]:
+    """Return, in words, where config.json says otherwise than folder and files, which are taken."""
+    facts = {"type": type, "affine_connection": affine, "width": width}
+    return [
+        f"{key} {config[key]!r}, not {fact!r}"
+        for key, fact in facts.items()
+        if config.get(key) is not None and config[key] != fact
+    ]
 
 
 def plain_model(name: str) -> str:

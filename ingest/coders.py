@@ -20,6 +20,8 @@ from scopelake.ingest.coder_identity import (
     CoderIdentity,
     check_folder,
     check_model,
+    contradictions,
+    read_config,
     read_identity,
 )
 from scopelake.ingest.digest import digest_files
@@ -64,7 +66,8 @@ def read_coder(path: Path, repo: str | None = None, model_name: str | None = Non
         CoderMismatchError: it was trained on another model than `model_name`.
 
     Warns:
-        CoderWarning: nothing says which model it was trained on.
+        CoderWarning: nothing says which model it was trained on, or config.json gives another type,
+            width or affine than the folder's name and the files.
     """
     path = path.resolve()
     name = f"{path.parent.name}/{path.name}"
@@ -84,6 +87,16 @@ def read_coder(path: Path, repo: str | None = None, model_name: str | None = Non
     multi_layer = parsed.family.is_multi_layer
     headers = {p.name: read_header(p, name, multi_layer=multi_layer) for p in params}
     header = check_headers(headers, parsed, name)
+    if odd := contradictions(
+        read_config(path), type=identity.type, affine=header.affine,
+        width=header.width * len(params),
+    ):  # fmt: skip
+        warnings.warn(
+            f"coder {identity.name} has a config.json of {'; '.join(odd)}; what its folder's name "
+            "and its files say is taken; check that they belong together",
+            CoderWarning,
+            stacklevel=2,
+        )
     return CoderFiles(
         **vars(identity),
         path=path,

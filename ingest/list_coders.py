@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from itertools import product
 from pathlib import Path, PurePosixPath
 from typing import Final
@@ -16,6 +17,7 @@ from scopelake.ingest import hub
 from scopelake.ingest.coders import PARAMS
 from scopelake.ingest.families import LAYERS, FolderName, Layers, parse_folder
 from scopelake.ingest.find_coders import is_weights
+from scopelake.names import shortened
 
 _SIZE: Final = re.compile(r"(?:.*/)?gemma-scope-2-(\w+)-(?:pt|it)\Z")
 _SCHEMA = pa.schema(
@@ -49,18 +51,20 @@ class CoderListing:
     """``<family>/<folder>`` of coders of several layers that lack some layer's file."""
 
 
-def list_coders(repo: str | Path) -> CoderListing:
+def list_coders(repo: str | Path, pattern: str | None = None) -> CoderListing:
     """List the coders of a local folder, or of a hub repository, without reading weights.
 
     Args:
         repo: a folder, or ``<org>/<repo>[@<revision>]``.
+        pattern: of ``<family>/<folder>``, such as ``resid_post_all/*_width_16k_l0_small``; of
+            what is there and of what is missing, only that which fits.
 
     Raises:
-        CoderFileError: it holds no coder.
+        CoderFileError: it holds no coder, or none that fits.
         HubError: the hub did not list it.
     """
     path = Path(repo)
-    if path.is_dir():
+    if str(repo) and path.is_dir():
         files = [
             hub.HubFile(file.relative_to(path).as_posix(), file.stat().st_size)
             for file in path.rglob("*")
@@ -80,7 +84,8 @@ def list_coders(repo: str | Path) -> CoderListing:
             "a hub repository such as google/gemma-scope-2-1b-it"
         )
     size = _SIZE.match(name)
-    return _listing(name, files, LAYERS.get(size[1]) if size else None)
+    found = _listing(name, files, LAYERS.get(size[1]) if size else None)
+    return found if pattern is None else _matching(found, pattern)
 
 
 def list_cached_coders() -> list[CoderListing]:
@@ -133,6 +138,21 @@ def _listing(repo: str, files: Iterable[hub.HubFile], known: Layers | None) -> C
         repo, pa.Table.from_pylist(rows, schema=_SCHEMA), _missing(parsed, known),
         _incomplete(parsed, n_files, known),
     )  # fmt: skip
+
+
+def _matching(found: CoderListing, pattern: str) -> CoderListing:
+    names = found.table["sae"].to_pylist()
+    keep = [fnmatchcase(name, pattern) for name in names]
+    if not any(keep):
+        raise CoderFileError(
+            f"the SAEs {pattern!r} of {found.repo} were asked for; it has {shortened(names)}; give "
+            "a pattern of <family>/<folder>, such as 'resid_post/*', or none"
+        )
+    missing, incomplete = (
+        tuple(name for name in group if fnmatchcase(name, pattern))
+        for group in (found.missing, found.incomplete)
+    )
+    return CoderListing(found.repo, found.table.filter(pa.array(keep)), missing, incomplete)
 
 
 def _missing(parsed: dict[str, FolderName], known: Layers | None) -> tuple[str, ...]:

@@ -236,7 +236,9 @@ def _load_text_model(files: ModelFiles, dtype: torch.dtype, device_map: DeviceMa
 
     try:
         with _quiet():
-            text = AutoConfig.from_pretrained(str(files.path)).get_text_config()
+            # Not given, transformers asks on the terminal whether to run code from the files.
+            config = AutoConfig.from_pretrained(str(files.path), trust_remote_code=False)
+            text = config.get_text_config()
             module, report = Gemma3ForCausalLM.from_pretrained(
                 str(files.path),
                 config=text,
@@ -244,6 +246,7 @@ def _load_text_model(files: ModelFiles, dtype: torch.dtype, device_map: DeviceMa
                 key_mapping=TEXT_KEYS,
                 use_safetensors=True,
                 local_files_only=True,
+                trust_remote_code=False,
                 output_loading_info=True,
                 device_map=device_map,
             )

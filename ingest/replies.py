@@ -13,7 +13,7 @@ from scopelake.ingest.capture import pad
 from scopelake.ingest.encode_shard import batches
 from scopelake.ingest.model import LoadedModel
 from scopelake.ingest.tokens import TokenizedText, Tokenizer
-from scopelake.names import check_whole
+from scopelake.names import check_seed, check_whole
 
 _BATCH_TOKENS = 4096
 
@@ -35,6 +35,7 @@ class ReplyConfig:
                 f"generate={self.max_tokens} was asked for; a reply has at least one token; give 1 "
                 "or more"
             )
+        check_seed(self.seed)
         if not 0.0 <= self.temperature < float("inf"):
             raise InvalidArgumentError(
                 f"temperature={self.temperature} was asked for; give 0 (greedy) or more"

@@ -94,7 +94,16 @@ class Tokenizer:
                 f"tokenizer {name!r} was asked for; {path} holds no tokenizer.json; name a folder "
                 "or hub id with a fast tokenizer"
             )
-        backend = AutoTokenizer.from_pretrained(str(path), local_files_only=True)
+        try:
+            # Not given, transformers asks on the terminal whether to run code from the files.
+            backend = AutoTokenizer.from_pretrained(
+                str(path), local_files_only=True, trust_remote_code=False
+            )
+        except (OSError, ValueError) as error:
+            raise ModelError(
+                f"tokenizer {name!r} was asked for; {path} cannot be loaded "
+                f"({' '.join(str(error).split())}); check that its files are complete"
+            ) from error
         if backend.bos_token_id is None:
             raise ModelError(f"tokenizer {name!r} has no BOS token; use one of Gemma 3's")
         return cls(backend, name)

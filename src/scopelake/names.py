@@ -29,6 +29,7 @@ ROLES: Final = ("none", "user", "model", "system", "tool")
 KIND_BOS: Final = KINDS.index("bos")
 
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
+_SEEDS: Final = 1 << 32
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 
 
@@ -114,6 +115,16 @@ def check_whole(what: str, value: object) -> int:
     raise InvalidArgumentError(
         f"{what} {value!r} was asked for; it is of type {type(value).__name__}; give a whole number"
     )
+
+
+def check_seed(value: object) -> int:
+    """Return a seed that every generator takes, else refuse it."""
+    seed = check_whole("seed", value)
+    if not 0 <= seed < _SEEDS:
+        raise InvalidArgumentError(
+            f"seed={seed} was asked for; it is out of range; give one of 0 to {_SEEDS - 1}"
+        )
+    return seed
 
 
 def check_name(what: str, name: str) -> str:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -194,7 +195,17 @@ def write_multi_layer():
             if affine:
                 tensors["affine_skip_connection"] = torch.randn(d_in, d_in, generator=generator)
             save_file(tensors, target / f"params_layer_{layer}.safetensors")
-        config = {"model_name": tiny.MODEL_NAME, "architecture": "jump_relu", "type": family}
+        # The hook points as Google's files have them: braces, and "all" instead of a CLT's layers.
+        layers = re.match(r"layer_([\d_]+)_width", folder)
+        layers = "{all}" if layers is None else f"{{{layers[1].replace('_', ',')}}}"
+        inner = ("pre_feedforward_layernorm.", "post_feedforward_layernorm.")
+        ends = inner if family == "clt" else ("", "")
+        config = {
+            "model_name": tiny.MODEL_NAME, "architecture": "jump_relu", "type": family,
+            "width": width * n_layers, "affine_connection": affine, "l0": 50,
+            "hf_hook_point_in": f"model.layers.{layers}.{ends[0]}output",
+            "hf_hook_point_out": f"model.layers.{layers}.{ends[1]}output",
+        }  # fmt: skip
         (target / "config.json").write_text(json.dumps(config))
         return target
 

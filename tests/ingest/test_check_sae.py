@@ -115,6 +115,9 @@ def test_firings_that_the_lists_lack_are_found(tmp_path, published, write_exampl
 def test_what_cannot_be_checked_is_refused(tmp_path, lake, published, write_coder):
     with pytest.raises(InvalidArgumentError, match="n_contexts=0"):
         check(lake, published.folder, n_contexts=0)
+    for seed in (-1, 1 << 32):
+        with pytest.raises(InvalidArgumentError, match=f"seed={seed} was asked for; it is out of"):
+            check(lake, published.folder, seed=seed)
     with pytest.raises(CorpusNotFoundError, match="the lake has them on none"):
         check(lake, write_coder(tmp_path, folder="layer_2_width_64_l0_small"))
     with pytest.raises(CorpusNotFoundError, match="'x' were asked for; the lake has them on gemma"):
@@ -161,5 +164,7 @@ def test_the_command_line_imports_and_checks(tmp_path, published, capsys):
     shown = capsys.readouterr()
     assert "published examples only" in shown.err
     assert all("activation" in json.loads(line) for line in shown.out.splitlines())
+    assert main(["check-sae", lake, *coder, *options, "--seed", "-1"]) == 2
+    assert capsys.readouterr().err.startswith("scopelake: --seed -1 was asked for; it is out of")
     assert main(["import-examples", lake, *coder, "--tokenizer", tiny.MODEL_NAME, "--json"]) == 2
     assert capsys.readouterr().err.count("\n") == 1

@@ -114,8 +114,8 @@ def test_the_peak_is_the_result_and_a_slice(folder, what, dtype):
     peak, held, slice_bytes = map(int, done.stdout.split())
     if what != "rows":
         assert held > WIDTH * D_IN * (2 if dtype == "bfloat16" else 4)
-    # A slice, its pages of the file, its float32 copy while it is checked, and the allocator's.
-    assert peak <= held + 3 * slice_bytes + (64 << 20)
+    # 63 to 71 MiB above what is held were measured; the rest is left to the allocator.
+    assert peak <= held + slice_bytes + (32 << 20)
 
 
 def test_decoder_columns_take_what_they_hold_and_a_block(

@@ -137,6 +137,20 @@ def test_a_config_that_contradicts_its_folder_is_refused(tmp_path, write_coder, 
         read_coder(write_coder(tmp_path, config=config))
 
 
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"type": "transcoder"}, "of type 'transcoder', not 'sae'; what"),
+        ({"width": 65}, "of width 65, not 64; what"),
+        ({"affine_connection": True, "width": None, "type": "sae"}, "of affine_connection True, n"),
+    ],
+)
+def test_a_config_of_other_facts_is_warned_of_and_not_believed(tmp_path, write_coder, config, says):
+    with pytest.warns(CoderWarning, match=says):
+        coder = read_coder(write_coder(tmp_path, config={"model_name": "m", **config}))
+    assert (coder.type, coder.width, coder.affine) == ("sae", 64, False)
+
+
 def test_a_config_may_name_the_multimodal_modules(tmp_path, write_coder):
     point = "model.language_model.layers.1.output"
     coder = read_coder(write_coder(tmp_path, config={"hf_hook_point_in": point}))

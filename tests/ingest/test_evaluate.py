@@ -121,38 +121,54 @@ def test_figures_equal_the_written_out_maths(name, tiny_model, plain, contexts):
     assert found.loss_spliced > 0
 
 
-def test_coders_of_several_layers_have_a_row_each(tmp_path, write_multi_layer, tiny_model,
-                                                  plain, contexts):  # fmt: skip
-    folder = write_multi_layer(
-        tmp_path, "clt", "width_96_l0_big_affine", n_layers=6, scale=0.2, affine=True
-    )
-    found = evaluate(read_coder(folder), tiny_model, contexts, 1.5)
-    assert [e.layer for e in found] == list(range(6))
+@pytest.mark.parametrize(
+    ("family", "folder", "layers", "scale"),
+    [("clt", "width_96_l0_big_affine", range(6), 0.2), ("clt", "width_96_l0_big", range(6), 0.2),
+     ("crosscoder", "layer_1_3_4_width_48_l0_medium", (1, 3, 4), 0.1)],
+)  # fmt: skip
+def test_coders_of_several_layers_have_a_row_each(
+    tmp_path, write_multi_layer, tiny_model, plain, contexts, family, folder, layers, scale
+):
+    affine, n = folder.endswith("_affine"), len(layers)
+    path = write_multi_layer(tmp_path, family, folder, n_layers=n, scale=scale, affine=affine)
+    found = evaluate(read_coder(path), tiny_model, contexts, 1.5)
+    assert [e.layer for e in found] == list(layers)
     assert {e.loss_spliced for e in found} == {None}
-    files = [load_file(folder / f"params_layer_{i}.safetensors") for i in range(6)]
-    seen = {}
-    handles = []
-    for i, block in enumerate(plain.model.layers):
-        for key, module in (("in", block.pre_feedforward_layernorm),
-                            ("out", block.post_feedforward_layernorm)):  # fmt: skip
-            handles.append(module.register_forward_hook(
-                lambda m, args, out, k=(key, i): seen.setdefault(k, []).append(out[0, 1:])
-            ))  # fmt: skip
-    for context in contexts:
-        with torch.no_grad():
-            plain(input_ids=torch.tensor(context.token_ids[None].astype(np.int64)))
-    for handle in handles:
-        handle.remove()
-    xs = [torch.cat(seen["in", i]) for i in range(6)]
-    codes = [codes_of(x, t) for x, t in zip(xs, files, strict=True)]
-    for j in range(6):
-        y = torch.cat(seen["out", j])
-        z = files[j]["b_dec"] + xs[j] @ files[j]["affine_skip_connection"]
+    files = [load_file(path / f"params_layer_{i}.safetensors") for i in range(n)]
+    read, written = inputs_and_targets(plain, family, layers, contexts)
+    codes = [codes_of(x, t) for x, t in zip(read, files, strict=True)]
+    for j, y in enumerate(written):
+        z = files[j]["b_dec"]
+        if affine:
+            z = z + read[j] @ files[j]["affine_skip_connection"]
         for i in range(j + 1):  # causal: later encoders do not write here
             z = z + codes[i] @ files[i]["w_dec"][:, j]
         fvu = float((y - z).square().sum() / (y - y.mean(0)).square().sum())
         assert found[j].fvu == pytest.approx(fvu, rel=1e-3)
         assert found[j].l0 == pytest.approx(float((codes[j] > 0).sum(1).float().mean()), abs=0.05)
+
+
+def inputs_and_targets(model, family, layers, contexts):
+    """By layer, what the encoder reads and what is reconstructed, BOS left out."""
+    seen, handles = {}, []
+    for layer in layers:
+        block = model.model.layers[layer]
+        modules = {"in": block, "out": block}
+        if family == "clt":
+            modules = {"in": block.pre_feedforward_layernorm,
+                       "out": block.post_feedforward_layernorm}  # fmt: skip
+        for key, module in modules.items():
+            handles.append(module.register_forward_hook(
+                lambda m, args, out, k=(key, layer): seen.setdefault(k, []).append(
+                    (out[0] if isinstance(out, tuple) else out)[0, 1:]
+                )
+            ))  # fmt: skip
+    for context in contexts:
+        with torch.no_grad():
+            model(input_ids=torch.tensor(context.token_ids[None].astype(np.int64)))
+    for handle in handles:
+        handle.remove()
+    return ([torch.cat(seen[key, layer]) for layer in layers] for key in ("in", "out"))
 
 
 def test_the_lake_keeps_evaluations_and_shows_them(tmp_path):

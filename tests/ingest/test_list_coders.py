@@ -1,8 +1,11 @@
 """Listing a repository: what is there, and what is missing from its grid."""
 
+import json
+
 import pytest
 
 from scopelake import tiny
+from scopelake.cli import main
 from scopelake.errors import CoderFileError
 from scopelake.ingest.families import LAYERS
 from scopelake.ingest.list_coders import list_coders
@@ -93,7 +96,30 @@ def test_layers_of_a_known_size_that_are_absent_are_missing(make_repo, size):
     assert found.incomplete == ("clt/width_262k_l0_big",)
 
 
-@pytest.mark.parametrize("given", ["/nowhere", "nowhere", "a/b/c"])
+def test_a_pattern_selects_what_is_there_and_what_is_missing(make_repo, capsys):
+    repo = make_repo(
+        *(f"resid_post_all/layer_{n}_width_{w}_l0_{label}/params.safetensors"
+          for n in range(26) for w in ("16k", "262k") for label in ("small", "big")
+          if (n, w, label) not in ((4, "16k", "small"), (4, "16k", "big"))),
+        "resid_post/layer_7_width_16k_l0_small/params.safetensors",
+        "clt/width_262k_l0_big/params_layer_0.safetensors",
+    )  # fmt: skip
+    found = list_coders(repo, "resid_post_all/*_width_16k_l0_small")
+    assert found.table["sae"].to_pylist() == [
+        f"resid_post_all/layer_{n}_width_16k_l0_small" for n in range(26) if n != 4
+    ]
+    assert found.missing == ("resid_post_all/layer_4_width_16k_l0_small",)
+    assert found.incomplete == ()
+    assert list_coders(repo, "clt/*").incomplete == ("clt/width_262k_l0_big",)
+    with pytest.raises(CoderFileError, match=r"SAEs 'mlp_out/\*' of gemma-scope-2-1b-it .* it has"):
+        list_coders(repo, "mlp_out/*")
+    assert main(["saes", str(repo), "resid_post/*", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert [row["layers"] for row in shown["saes"]] == ["7"]
+    assert len(shown["missing"]) == 3
+
+
+@pytest.mark.parametrize("given", ["/nowhere", "nowhere", "a/b/c", ""])
 def test_what_is_no_folder_or_repository_is_refused(given):
     with pytest.raises(CoderFileError, match="there is no such folder"):
         list_coders(given)

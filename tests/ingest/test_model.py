@@ -1,6 +1,7 @@
 """Models: the five real shapes resolve, both classes load, and what is not whole is refused."""
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from scopelake.cli import main
 from scopelake.errors import ModelError
 from scopelake.ingest.capture import capture, decoder_layers, site_width
 from scopelake.ingest.model import LoadedModel, ModelFiles, find_model, load_model
+from scopelake.ingest.readout import read_readout
+from scopelake.ingest.tokens import Tokenizer
 from scopelake.named import model_called
 from scopelake.names import SITES, SiteLayer
 
@@ -135,6 +138,31 @@ def test_both_classes_load_as_text_models(checkpoints, name):
     torch.testing.assert_close(found, hidden[0].view(10, 32), rtol=1e-5, atol=1e-5)
 
 
+def test_the_text_decoders_names_of_any_version_load(checkpoints, tmp_path):
+    """As published, as transformers from 4.52 on calls its modules, and without a vision tower."""
+    root, _ = checkpoints
+    source = root / "Gemma3ForConditionalGeneration"
+    published = load_file(source / "model.safetensors")
+    prefix = "language_model.model."
+    assert any(name.startswith(prefix) for name in published)
+    whole = load_model(find_model(source), device="cpu").module.state_dict()
+    for number, other in enumerate(("model.language_model.", "model.")):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        tensors = {
+            name.replace(prefix, other): tensor for name, tensor in published.items()
+            if name.startswith(prefix) or number == 0
+        }  # fmt: skip
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        shutil.copy(source / "config.json", folder)
+        found = load_model(find_model(folder), device="cpu").module.state_dict()
+        assert found.keys() == whole.keys()
+        assert all(torch.equal(found[name], whole[name]) for name in whole)
+        readout = read_readout(find_model(folder), torch.device("cpu"))
+        gain = 1 + whole["model.norm.weight"]
+        torch.testing.assert_close(readout, (whole["lm_head.weight"] * gain).T)
+
+
 def test_a_checkpoint_that_lacks_a_tensor_is_refused(checkpoints, tmp_path):
     root, _ = checkpoints
     source = root / "Gemma3ForCausalLM"
@@ -152,6 +180,45 @@ def test_pickled_weights_are_not_read(checkpoints, tmp_path):
     (tmp_path / "config.json").write_text((root / "Gemma3ForCausalLM/config.json").read_text())
     with pytest.raises(ModelError, match="safetensors"):
         load_model(find_model(tmp_path), device="cpu")
+
+
+@pytest.mark.parametrize("part", ["model", "tokenizer"])
+def test_code_in_a_models_folder_is_never_run(tmp_path, monkeypatch, part):
+    """Also where the person at the terminal would say yes."""
+    shutil.copytree(tiny.model_path(), tmp_path / "gemma")
+    ran = tmp_path / "ran"
+    (tmp_path / "gemma" / "odd.py").write_text(
+        f"open({str(ran)!r}, 'w').close()\n"
+        "from transformers import PretrainedConfig, PreTrainedTokenizerFast\n"
+        "class Odd(PretrainedConfig): model_type = 'odd'\n"
+        "class OddTokenizer(PreTrainedTokenizerFast): pass\n"
+    )
+    config = json.loads((tmp_path / "gemma" / "config.json").read_text())
+    config |= {"model_type": "odd", "auto_map": {"AutoConfig": "odd.Odd"}}
+    (tmp_path / "gemma" / "config.json").write_text(json.dumps(config))
+    settings = json.loads((tmp_path / "gemma" / "tokenizer_config.json").read_text())
+    settings |= {"auto_map": {"AutoTokenizer": [None, "odd.OddTokenizer"]}}
+    (tmp_path / "gemma" / "tokenizer_config.json").write_text(json.dumps(settings))
+    monkeypatch.setattr("builtins.input", lambda *prompt: "y")
+    files = find_model(tmp_path / "gemma")
+    if part == "tokenizer":
+        # All that is needed of it is in tokenizer.json.
+        assert Tokenizer.load(files.path, "gemma").bos_id == 2
+    else:
+        with pytest.raises(ModelError, match="cannot be loaded .*code") as caught:
+            load_model(files, device="cpu")
+        assert "\n" not in str(caught.value)
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_tokenizer_that_is_damaged_is_refused(tmp_path, name):
+    shutil.copytree(tiny.model_path(), tmp_path / "gemma")
+    file = tmp_path / "gemma" / name
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(ModelError, match="'gemma' was asked for; .* cannot be loaded") as caught:
+        Tokenizer.load(tmp_path / "gemma", "gemma")
+    assert "\n" not in str(caught.value)
 
 
 def test_float16_is_refused_with_the_reason(checkpoints):

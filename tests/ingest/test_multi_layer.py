@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 import scopelake
 from scopelake import tiny
 from scopelake.errors import CoderFileError, CoderMismatchError, CoderWarning
-from scopelake.ingest.coder_weights import load_decoder
+from scopelake.ingest.coder_weights import load_decoder, load_encoders
 from scopelake.ingest.coders import check_fits, read_coder
 from scopelake.ingest.decoder_rows import decoder_columns, readout_of
 from scopelake.names import SiteLayer
@@ -46,6 +46,18 @@ def test_they_say_what_they_are(coders):
     assert decoder.skip is not None
     assert [w.shape for w in decoder.w_dec] == [(WIDTH, 6, 128)] * 6
     assert decoder.b_dec.shape == (6, 128)
+
+
+@pytest.mark.parametrize("kind", ["crosscoder", "clt"])
+def test_a_decoder_is_not_loaded_to_encode(coders, kind):
+    for file in coders[kind].glob("params_layer_*.safetensors"):
+        tensors = load_file(file)
+        save_file(tensors | {"w_dec": torch.full_like(tensors["w_dec"], float("nan"))}, file)
+    coder = read_coder(coders[kind])
+    encoders = load_encoders(coder, torch.device("cpu"))
+    assert [e.width for e in encoders] == [WIDTH] * len(coder.sites)
+    with pytest.raises(CoderFileError, match="w_dec that is not finite"):
+        load_decoder(coder, torch.device("cpu"))
 
 
 @pytest.fixture
@@ -122,6 +134,24 @@ def test_queries_and_statistics_work_for_them(lake):
         here = lake.features_at(0, 3, sae=sae).table.to_pylist()
         assert {r["layer"] for r in here} <= set(range(6))
         assert lake.top_contexts(0, layer=layer, sae=sae).sae == sae
+
+
+@pytest.mark.parametrize("kind", ["crosscoder", "clt"])
+def test_promoted_tokens_are_those_of_what_a_feature_adds_to_the_stream(coders, tiny_model, kind):
+    columns = decoder_columns(
+        read_coder(coders[kind]), tiny_model.device, readout_of(tiny_model)
+    )  # fmt: skip
+    files = sorted(coders[kind].glob("params_layer_*.safetensors"))
+    rows = torch.cat([load_file(file)["w_dec"] for file in files])
+    # A crosscoder writes the stream itself, at its last layer; a CLT adds to it at every layer.
+    direction = rows[:, -1] if kind == "crosscoder" else rows.sum(dim=1)
+    logits = (direction * (1 + tiny_model.module.model.norm.weight)) @ (
+        tiny_model.module.lm_head.weight.T
+    )
+    for feature, found in enumerate(logits.topk(10, dim=1).indices.tolist()):
+        assert columns["top_tokens"][feature].as_py() == found
+        norm = columns["decoder_norm"][feature].as_py()
+        assert norm == pytest.approx(float(rows[feature].norm()), rel=1e-5)
 
 
 def test_a_missing_layer_is_refused_by_number(tmp_path, write_multi_layer):

@@ -144,7 +144,9 @@ def test_a_model_spread_over_devices_replies_as_a_whole_one(tmp_path):
 
 
 @pytest.mark.parametrize("options", [{"max_tokens": 0}, {"max_tokens": 5, "temperature": -1.0},
-                                     {"max_tokens": 5, "temperature": float("nan")}])  # fmt: skip
+                                     {"max_tokens": 5, "temperature": float("nan")},
+                                     {"max_tokens": 5, "seed": -1},
+                                     {"max_tokens": 5, "seed": 1 << 32}])  # fmt: skip
 def test_settings_out_of_range_are_refused(options):
     with pytest.raises(InvalidArgumentError, match="was asked for"):
         ReplyConfig(**options)

@@ -21,6 +21,9 @@ def _add_saes(verbs: Any) -> None:  # noqa: ANN401
     parser.add_argument("repo", nargs="?",
                         help="folder, or hub id such as google/gemma-scope-2-1b-it; without one, "
                              "what ships here and what the hub's cache holds")  # fmt: skip
+    parser.add_argument("pattern", nargs="?",
+                        help="of <family>/<folder>, such as "
+                             "'resid_post_all/*_width_16k_l0_small'")  # fmt: skip
     add_json(parser, "a repository")
 
 
@@ -31,7 +34,8 @@ def _saes(arguments: argparse.Namespace) -> None:
         listings = [list_coders(tiny.coders_path()), *list_cached_coders()]
     else:
         is_tiny = arguments.repo == tiny.CODERS_REPO
-        listings = [list_coders(tiny.coders_path() if is_tiny else arguments.repo)]
+        repo = tiny.coders_path() if is_tiny else arguments.repo
+        listings = [list_coders(repo, arguments.pattern)]
     for found in listings:
         _show_listing(found, arguments.json)
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 from scopelake.render import to_json
 
 _ARGUMENT: Final = re.compile(
-    r"""'[^']*'|"[^"]*"|`[^`]*`|(?<![\w./-])(?P<name>[a-z_]+)\b(?P<equals>=)?(?![/.-]\w)"""
+    r"""'[^']*'|"[^"]*"|`[^`]*`|(?<![\w./-])(?P<name>[a-z_]+)\b(?:(?P<equals>=)|(?![/.-]\w))"""
 )
 """A word, perhaps with a value; what is quoted is skipped, for it is what a user typed."""
 _SPELT: Final = {"saes": "--sae", "k": "-k", "n_contexts": "--contexts"}
