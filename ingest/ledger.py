@@ -56,6 +56,11 @@ class Ledger:
         """Shards that wait."""
         return len(self._waiting)
 
+    def n_tokens_left(self, n_tokens: int, n_contexts: int) -> int:
+        """Return about how many tokens wait, of a corpus of so many."""
+        waiting = sum(shard.stop - shard.start for shard in self._waiting)
+        return round(n_tokens * waiting / max(n_contexts, 1))
+
     def done(self, n_shards: int) -> None:
         """Count shards that are committed."""
         self.n_done += n_shards

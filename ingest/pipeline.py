@@ -55,6 +55,8 @@ def ingest(
     crew: Crew,
     coders: Sequence[CoderFiles],
     hooks: Hooks | None = None,
+    *,
+    dry_run: bool = False,
 ) -> IngestSummary:
     """Encode a corpus's activations with `coders` in one pass.
 
@@ -66,6 +68,7 @@ def ingest(
         crew: who makes it, and of what.
         coders: those to encode with.
         hooks: what the caller sees of it.
+        dry_run: only check everything, and say what is left to make.
 
     Raises:
         CorpusNotFoundError: the lake has no such corpus.
@@ -79,7 +82,8 @@ def ingest(
         ShardWarning: shards failed every time and were set aside.
     """
     with Writer(store) as writer:
-        return _Job(store, writer, config, crew, list(coders), hooks or Hooks()).run()
+        job = _Job(store, writer, config, crew, list(coders), hooks or Hooks())
+        return job.summary("running", 0) if dry_run else job.run()
 
 
 class _Job:
@@ -119,19 +123,24 @@ class _Job:
             self._finish(without_statistics(self.store, self.plan), evaluated, state)
         if self.ledger.aside:
             _warn_of_failed(self.ledger, self.plan)
+        return self.summary(state, len(evaluated))
+
+    def summary(self, state: str, n_evaluated: int) -> IngestSummary:
+        """Return what was done so far, and what is left."""
         totals = self.totals
         return IngestSummary(
             self.plan.run,
             self.store.snapshot().id,
             len(self.plan.shards),
-            len(evaluated),
+            n_evaluated,
             totals.tokens,
             totals.firings,
             totals.n_bytes,
             float(self._run_row(state)["seconds"][0].as_py()),
             totals.stages.seconds,
             tuple(self.ledger.aside),
-            self.ledger.n_left if state == "stopped" else 0,
+            self.ledger.n_left,
+            self.ledger.n_tokens_left(int(self.plan.corpus["n_tokens"]), self.plan.n_contexts),
             self.crew.n_devices,
         )  # fmt: skip
 

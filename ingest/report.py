@@ -38,7 +38,9 @@ class IngestSummary:
     failed: tuple[FailedShard, ...] = ()
     """Shards that were set aside; the next ingest tries them again."""
     n_left: int = 0
-    """Shards that are left because it was asked to stop."""
+    """Shards that are left, because it was asked to stop or was a dry run."""
+    n_tokens_left: int = 0
+    """About how many tokens these have."""
     n_devices: int = 1
     """Over which the stages add up."""
 

@@ -45,6 +45,7 @@ class Building(LakeHandle):
         model_name: str | None = None,
         memory: str | int | None = None,
         scheduler: str | Client | None = None,
+        dry_run: bool = False,
         stop: threading.Event | None = None,
         progress: Callable[[Progress], None] | None = None,
     ) -> IngestSummary:
@@ -72,6 +73,8 @@ class Building(LakeHandle):
             scheduler: address of a dask scheduler (``tcp://...``) or a client, whose workers reach
                 the lake, the model and the coders under the same paths; ``local:2`` starts two
                 workers here. None: this process does the work.
+            dry_run: check everything, the model's files included, and write nothing: the summary's
+                `n_left` and `n_tokens_left` say what would be made.
             stop: once it is set the shards that are begun are committed, and no more are begun.
             progress: called after every batch and commit.
 
@@ -102,8 +105,9 @@ class Building(LakeHandle):
         files = model_files(model, model_name)
         check_tokenizer(row, files)
         recipe = ModelRecipe(files, device, dtype, device_map)
+        hooks = Hooks(progress, stop)
         with crew_of(recipe, scheduler) as crew:
-            summary = ingest(self._store, config, crew, coders, Hooks(progress, stop))
+            summary = ingest(self._store, config, crew, coders, hooks, dry_run=dry_run)
         self.refresh()
         return summary
 
@@ -119,6 +123,7 @@ class Building(LakeHandle):
         batch_tokens: int = 16384,
         memory: str | int | None = None,
         scheduler: str | Client | None = None,
+        dry_run: bool = False,
         stop: threading.Event | None = None,
         progress: Callable[[Progress], None] | None = None,
     ) -> IngestSummary:
@@ -138,7 +143,7 @@ class Building(LakeHandle):
             device: where the encoding runs: ``auto``, ``cpu``, ``cuda``, ``cuda:1``.
             activation_bits: mantissa bits kept of each activation; 23 is lossless.
             batch_tokens: most tokens at once.
-            memory: as in `ingest`; so are scheduler, stop, and shards that are set aside.
+            memory: as in `ingest`; so are scheduler, dry_run, stop, and shards that are set aside.
             progress: called after every batch and commit.
 
         Raises:
@@ -163,8 +168,9 @@ class Building(LakeHandle):
             )
         snapshot = self._store.snapshot()
         recipe = StoredRecipe(self._store, snapshot, row, tuple(coders), model, device, files)
+        hooks = Hooks(progress, stop)
         with crew_of(recipe, scheduler) as crew:
-            summary = ingest(self._store, config, crew, coders, Hooks(progress, stop))
+            summary = ingest(self._store, config, crew, coders, hooks, dry_run=dry_run)
         self.refresh()
         return summary
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -30,13 +32,22 @@ def corpus_progress(corpus: str) -> Iterator[Callable[[int, int], None]]:
 
 
 @contextmanager
-def ingest_progress(corpus: str) -> Iterator[Callable[[Progress], None]]:
-    """Yield a callback for `ingest` that shows rates, bytes written and time left."""
+def ingest_progress(corpus: str, how: str = "auto") -> Iterator[Callable[[Progress], None]]:
+    """Yield a callback for `ingest` that shows rates, bytes written and time left.
+
+    Args:
+        corpus: its name.
+        how: ``auto`` (a bar in a terminal, else lines), ``lines``, ``json`` (an object a line) or
+            ``none``.
+    """
     from rich.console import Console
 
     console = Console(stderr=True)
-    if not console.is_terminal:
-        yield _log_lines(corpus)
+    if how == "none":
+        yield lambda now: None
+        return
+    if how != "auto" or not console.is_terminal:
+        yield _now_and_then(_json_line if how == "json" else _line, corpus)
         return
     from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
@@ -88,7 +99,9 @@ def bytes_progress(what: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, of: bar.update(task, total=of, completed=done)
 
 
-def _log_lines(corpus: str) -> Callable[[Progress], None]:
+def _now_and_then(
+    line: Callable[[str, Progress, float], str], corpus: str
+) -> Callable[[Progress], None]:
     started = time.monotonic()
     last = [started]
 
@@ -96,16 +109,35 @@ def _log_lines(corpus: str) -> Callable[[Progress], None]:
         if time.monotonic() - last[0] < _LOG_EVERY_S:
             return
         last[0] = time.monotonic()
-        share = now.tokens / max(now.n_tokens, 1)
-        elapsed = last[0] - started
-        left = elapsed / share - elapsed if share else 0.0
-        print(
-            f"{corpus}: {share:4.0%}  {_rates(now, started)}  {max(left, 0):.0f} s left",
-            file=sys.stderr,
-            flush=True,
-        )
+        print(line(corpus, now, last[0] - started), file=sys.stderr, flush=True)
 
     return show
+
+
+def _line(corpus: str, now: Progress, elapsed: float) -> str:
+    share = now.tokens / max(now.n_tokens, 1)
+    return (
+        f"{corpus}: {share:4.0%}  {_rates(now, time.monotonic() - elapsed)}  "
+        f"{_left(now, elapsed):.0f} s left"
+    )
+
+
+def _json_line(corpus: str, now: Progress, elapsed: float) -> str:
+    return json.dumps(
+        {
+            "corpus": corpus,
+            **asdict(now),
+            "seconds": round(elapsed, 1),
+            "tokens_per_second": round(now.tokens / max(elapsed, 1e-9), 1),
+            "seconds_left": round(_left(now, elapsed), 1),
+        }
+    )
+
+
+def _left(now: Progress, elapsed: float) -> float:
+    """Return how many seconds are left, at the rate so far."""
+    share = now.tokens / max(now.n_tokens, 1)
+    return max(0.0, elapsed / share - elapsed) if share else 0.0
 
 
 def _rates(now: Progress, started: float) -> str:

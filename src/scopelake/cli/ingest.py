@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import TYPE_CHECKING, Any, Final
 
 import scopelake
 from scopelake.cli.options import add_coders, add_placement, add_replies, placement
 from scopelake.cli.parsing import add_json, add_lake, add_verb, show
-from scopelake.cli.status import SET_ASIDE
+from scopelake.cli.status import INTERRUPTED, SET_ASIDE
+from scopelake.cli.watching import add_watching, watched
 
 if TYPE_CHECKING:
     from scopelake.ingest.report import IngestSummary
@@ -23,7 +25,7 @@ def _add_ingest(verbs: Any) -> None:  # noqa: ANN401
     parser.add_argument("--dense", action="append", default=[], metavar="SITE/LAYER",
                         help="store dense activations of this site too")  # fmt: skip
     _add_precision(parser)
-    _add_scheduler(parser)
+    _add_running(parser)
     parser.add_argument("--evaluate", action="store_true",
                         help="measure how well the coders reconstruct, on a sample")  # fmt: skip
     add_placement(parser)
@@ -52,33 +54,39 @@ def _add_precision(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_scheduler(parser: argparse.ArgumentParser) -> None:
+def _add_running(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--scheduler",
         metavar="ADDRESS",
         help="of a dask scheduler whose workers make the shards, or local:N for N workers here",
     )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything, say what would be made, stop"
+    )
+    add_watching(parser)
 
 
 def _ingest(arguments: argparse.Namespace) -> int:
-    from scopelake.progress import ingest_progress
-
     lake = scopelake.open(arguments.lake)
-    with ingest_progress(arguments.corpus) as progress:
+    asked = {
+        "model": arguments.model,
+        "saes": arguments.saes,
+        "dense": arguments.dense,
+        "activation_bits": arguments.activation_bits,
+        **placement(arguments),
+    }
+    with watched(arguments) as watching:
         done = lake.ingest(
             arguments.corpus,
-            model=arguments.model,
-            saes=arguments.saes,
-            dense=arguments.dense,
-            activation_bits=arguments.activation_bits,
             batch_tokens=arguments.batch_tokens,
             memory=arguments.memory,
             scheduler=arguments.scheduler,
+            dry_run=arguments.dry_run,
             evaluate=arguments.evaluate,
-            progress=progress,
-            **placement(arguments),
+            **watching,
+            **asked,
         )
-    return _show_ingested(arguments.corpus, done)
+    return _show_ingested(arguments, done)
 
 
 def _add_encode(verbs: Any) -> None:  # noqa: ANN401
@@ -93,15 +101,13 @@ def _add_encode(verbs: Any) -> None:  # noqa: ANN401
                         help="folder or hub id of that model, for the tokens that features "
                         "promote; null without it")  # fmt: skip
     _add_precision(parser)
-    _add_scheduler(parser)
+    _add_running(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
 
 
 def _encode(arguments: argparse.Namespace) -> int:
-    from scopelake.progress import ingest_progress
-
     lake = scopelake.open(arguments.lake)
-    with ingest_progress(arguments.corpus) as progress:
+    with watched(arguments) as watching:
         done = lake.encode(
             arguments.corpus,
             saes=arguments.saes,
@@ -112,23 +118,38 @@ def _encode(arguments: argparse.Namespace) -> int:
             batch_tokens=arguments.batch_tokens,
             memory=arguments.memory,
             scheduler=arguments.scheduler,
-            progress=progress,
+            dry_run=arguments.dry_run,
+            **watching,
         )
-    return _show_ingested(arguments.corpus, done)
+    return _show_ingested(arguments, done)
 
 
-def _show_ingested(corpus: str, done: IngestSummary) -> int:
+def _show_ingested(arguments: argparse.Namespace, done: IngestSummary) -> int:
     """Print what was done; return the exit status."""
     from scopelake.ingest.stages import stages_text
 
+    corpus = arguments.corpus
     if done.already_complete:
         print(f"{corpus}: complete already, nothing to do (snapshot {done.snapshot})")
+        return 0
+    if arguments.dry_run:
+        print(
+            f"{corpus}: {done.n_left:,} shards are left, about {done.n_tokens_left:,} tokens; "
+            f"nothing was written (snapshot {done.snapshot})"
+        )
         return 0
     print(
         f"{corpus}: {done.tokens:,} tokens, {done.firings:,} firings, "
         f"{done.n_bytes / 1e6:,.1f} MB in {done.seconds:,.1f} s (snapshot {done.snapshot})"
     )
     print(f"time: {stages_text(done.stages, done.seconds, done.n_devices)}")
+    if done.n_left:
+        print(
+            f"scopelake: stopped with {done.n_left:,} of {done.n_shards:,} shards left; the lake "
+            "is whole: run the same again to go on",
+            file=sys.stderr,
+        )
+        return INTERRUPTED
     return SET_ASIDE if done.failed else 0
 
 

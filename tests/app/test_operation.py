@@ -1,0 +1,167 @@
+"""Running an ingest: dry runs, Ctrl-C at a shard's end, logs, what runs say of themselves."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+import scopelake
+from scopelake import progress, tiny
+from scopelake.cli import main
+from scopelake.ingest.report import Progress
+
+SAE = "resid_post_all/layer_1_width_1024_l0_small"
+TEXT = "".join(f"def depth_{i}(lake):\n    return lake[{i}]\n\n" for i in range(150))
+
+
+@pytest.fixture
+def lake(tmp_path):
+    (tmp_path / "text.txt").write_text(TEXT)
+    lake = scopelake.create(tmp_path / "lake")
+    lake.add_corpus("text", tmp_path / "text.txt", tokenizer=tiny.MODEL_NAME, context_length=32,
+                    shard_contexts=8)  # fmt: skip
+    return lake
+
+
+def corpus_of(lake):
+    (row,) = lake.sql("SELECT n_contexts, n_tokens FROM corpora").to_pylist()
+    return row
+
+
+def n_shards_of(lake):
+    return -(-corpus_of(lake)["n_contexts"] // 8)
+
+
+def arguments(lake, *more):
+    return ["ingest", str(lake.path), "text", "--model", tiny.MODEL_NAME, "--device", "cpu",
+            "--sae", str(tiny.coders_path() / SAE), *more]  # fmt: skip
+
+
+def test_a_dry_run_checks_and_writes_nothing(lake, capsys):
+    before = sorted(p for p in lake.path.rglob("*") if p.is_file())
+    assert main(arguments(lake, "--dry-run")) == 0
+    said = capsys.readouterr().out
+    n_shards = n_shards_of(lake)
+    assert f"{n_shards} shards are left, about {corpus_of(lake)['n_tokens']:,} tokens" in said
+    assert sorted(p for p in lake.path.rglob("*") if p.is_file()) == before
+    assert main(arguments(lake, "--dry-run", "--model-name", "other")) == 2  # another's coders
+    assert main(arguments(lake)) == 0
+    capsys.readouterr()
+    assert main(arguments(lake, "--dry-run")) == 0
+    assert "nothing to do" in capsys.readouterr().out
+
+
+def test_stop_ends_it_with_whole_shards_and_it_goes_on(lake, tmp_path):
+    stop = threading.Event()
+
+    def at_first_commit(now):
+        if now.n_bytes:
+            stop.set()
+
+    asked = {"model": tiny.MODEL_NAME, "saes": [tiny.coders_path() / SAE], "device": "cpu"}
+    done = lake.ingest("text", stop=stop, progress=at_first_commit, **asked)
+    assert 0 < done.n_left < done.n_shards
+    assert done.tokens > 0
+    assert lake.sql("SELECT state FROM runs")["state"].to_pylist() == ["stopped"]
+    assert lake.verify().broken == ()
+    rest = lake.ingest("text", **asked)
+    assert rest.n_shards == done.n_left
+    assert lake.sql("SELECT state FROM runs")["state"].to_pylist() == ["complete"]
+
+
+INTERRUPTED = """
+import os, signal, sys
+from scopelake import progress
+from scopelake.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)
+plain, n_sent = progress.ingest_progress, [0]
+
+class Show:
+    def __init__(self, *given): pass
+    def __enter__(self): return self.show
+    def __exit__(self, *error): pass
+    def show(self, now):
+        if now.n_bytes and n_sent[0] < int(sys.argv[1]):
+            n_sent[0] += 1
+            os.kill(os.getpid(), signal.SIGINT)
+
+progress.ingest_progress = Show
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("times", "says"),
+    [(1, "shards left; the lake is whole"), (2, "interrupted; the lake is whole")],
+)
+def test_ctrl_c_stops_at_the_end_of_a_shard_and_a_second_one_at_once(lake, times, says):
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED, str(times), *arguments(lake)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 130, done.stderr
+    assert "stopping once the shards that are begun are in the lake" in done.stderr
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    lake.refresh()
+    shards = lake.sql("SELECT count(*) AS n FROM files WHERE kind = 'codes'")["n"][0].as_py()
+    assert 0 < shards < n_shards_of(lake)
+    assert main(arguments(lake)) == 0
+    lake.refresh()
+    assert lake.verify().broken == ()
+    assert lake.sql("SELECT state FROM runs")["state"].to_pylist() == ["complete"]
+
+
+def test_the_log_has_an_object_for_every_event(lake, tmp_path):
+    log = tmp_path / "log.jsonl"
+    assert main(arguments(lake, "--log", str(log), "--progress", "none")) == 0
+    said = [json.loads(line) for line in log.read_text().splitlines()]
+    assert said[0]["event"] == "ingest started"
+    assert said[-1]["event"] == "ingest ended"
+    assert said[-1]["state"] == "complete"
+    shards = [s for e in said if e["event"] == "shard committed" for s in [e["shard"]]]
+    assert sorted(shards) == list(range(said[0]["shards"]))
+    lake.refresh()
+    assert sum(e.get("firings", 0) for e in said[1:-1]) == lake.info().firings
+
+
+def test_a_run_says_what_it_was_made_of_and_where(lake):
+    assert main(arguments(lake)) == 0
+    lake.refresh()
+    (row,) = lake.sql("SELECT config, tokens, seconds, device FROM runs").to_pylist()
+    config = json.loads(row["config"])
+    (sae,) = lake.sql("SELECT sae, digest FROM saes").to_pylist()
+    (model,) = lake.sql("SELECT digest FROM models").to_pylist()
+    (corpus,) = lake.sql("SELECT source_digest, tokenizer_digest FROM corpora").to_pylist()
+    assert config["inputs"] == {
+        "corpus": corpus["source_digest"], "tokenizer": corpus["tokenizer_digest"],
+        "model": model["digest"], "saes": {sae["sae"]: sae["digest"]},
+    }  # fmt: skip
+    assert config["host"]["cpus"] == os.cpu_count()
+    assert config["tokens_per_second"] == pytest.approx(row["tokens"] / row["seconds"], rel=0.05)
+    assert set(config["seconds"]) >= {"activations", "encode", "write", "commit"}
+
+
+def test_progress_as_json_lines(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "_LOG_EVERY_S", 0.0)
+    with progress.ingest_progress("notes", "json") as show:
+        show(Progress(tokens=500, n_tokens=1000, firings=9000, n_bytes=3_000_000))
+    with progress.ingest_progress("notes", "none") as show:
+        show(Progress(tokens=600, n_tokens=1000, firings=9000, n_bytes=3_000_000))
+    said = json.loads(capsys.readouterr().err)
+    assert said["corpus"] == "notes"
+    assert said["tokens"] == 500
+    assert said["seconds_left"] >= 0
+
+
+def test_without_a_handler_an_interrupt_is_what_it_was():
+    earlier = signal.getsignal(signal.SIGINT)
+    from scopelake.cli.watching import _stopped_by_interrupt
+
+    with _stopped_by_interrupt(threading.Event()):
+        pass
+    assert signal.getsignal(signal.SIGINT) is earlier
