@@ -26,6 +26,8 @@ class ShardTokens:
     first_context: int
     token_ids: tuple[npt.NDArray[np.int32], ...]
     kinds: tuple[npt.NDArray[np.int8], ...]
+    documents: tuple[str, ...] = ()
+    """Id of each context's document, where it is needed."""
 
     @property
     def n_tokens(self) -> int:

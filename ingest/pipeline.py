@@ -209,8 +209,10 @@ class _Job:
         rows_at_once = self.budget.statistics_rows()
 
         def statistics(coder: CoderFiles) -> Receipt:
-            device = self.model.device
-            return write_statistics(self.store, self.plan, coder, device, readout, rows_at_once)
+            return write_statistics(
+                self.store, self.plan, coder, self.model.device, readout, rows_at_once,
+                self.config.keep,
+            )  # fmt: skip
 
         with self.totals.stages.timed("finish"), ThreadPoolExecutor(WRITERS) as pool:
             receipts = list(pool.map(statistics, coders))

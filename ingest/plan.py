@@ -21,6 +21,7 @@ from scopelake.store.catalog import (
     committed_shards,
     published_examples,
 )
+from scopelake.store.keeping import KEEP_ALL, parse_keep, runs_of
 from scopelake.store.lake_store import LakeStore
 from scopelake.store.precision import relative_error
 from scopelake.store.snapshot import Snapshot
@@ -39,12 +40,15 @@ class IngestConfig:
     """Most tokens, padding included, in one forward pass."""
     evaluate: bool = False
     """Whether the coders' reconstruction is evaluated too, on a sample."""
+    keep: str = "all"
+    """Which firings are stored, see `store.keeping`."""
     memory: str | int | None = None
     """What a process may take: bytes, ``8GB``, or ``auto`` (None is the same)."""
 
     def __post_init__(self) -> None:
         relative_error(check_whole("activation_bits", self.activation_bits))
         check_whole("batch_tokens", self.batch_tokens)
+        parse_keep(self.keep)
         if self.batch_tokens < 1:
             raise InvalidArgumentError(
                 f"batch_tokens={self.batch_tokens} was asked for; give 1 or more"
@@ -194,24 +198,32 @@ def check_precision(
     Raises:
         CoderMismatchError: then.
     """
-    asked = {"activation_bits": config.activation_bits, "dtype": model.dtype}
+    asked: dict[str, Any] = {
+        "activation_bits": config.activation_bits,
+        "dtype": model.dtype,
+        "keep": str(parse_keep(config.keep)),
+    }
     filters = [("corpus", "=", config.corpus), ("kind", "=", "codes")]
     files = store.read("files", snapshot, ["sae", "run"], filters).to_pylist()
     filters = [("corpus", "=", config.corpus), ("state", "!=", IMPORTED)]
-    runs = store.read("runs", snapshot, ["run", "saes", *asked], filters).to_pylist()
+    columns = ["run", "saes", "corpus", "config", "activation_bits", "dtype"]
+    runs = store.read("runs", snapshot, columns, filters).to_pylist()
+    runs = [run | {"keep": json.loads(run["config"]).get("keep", str(KEEP_ALL))} for run in runs]
     for coder in coders:
         of_coder = {file["run"] for file in files if file["sae"] == coder.name}
-        mine = [run for run in runs if coder.name in run["saes"]] if of_coder else []
-        # Merged files do not tell their runs: then any of the coder's may have made them.
-        mine = [run for run in mine if run["run"] in of_coder] or mine
+        mine = runs_of(runs, coder.name, config.corpus, of_coder)
         for name, value in asked.items():
             stored = sorted({run[name] for run in mine})
             if stored and value not in stored:
                 raise CoderMismatchError(
                     f"{name}={value} was asked for; {coder.name} on {config.corpus} is stored with "
-                    f"{' and '.join(map(str, stored))}, and a coder has one precision on a corpus; "
-                    f"{_advice(value, stored[0])}, or use another lake"
+                    f"{' and '.join(map(str, stored))}, and a coder has one {_what(name)} on a "
+                    f"corpus; {_advice(value, stored[0])}, or use another lake"
                 )
+
+
+def _what(name: str) -> str:
+    return "choice of what is kept" if name == "keep" else "precision"
 
 
 def _advice(asked: object, stored: object) -> str:
@@ -227,13 +239,15 @@ def _advice(asked: object, stored: object) -> str:
 def _run_id(
     config: IngestConfig, corpus: dict[str, Any], model: ModelIdentity, coders: list[CoderFiles]
 ) -> str:
-    identity = {
+    identity: dict[str, Any] = {
         "corpus": [corpus["corpus"], corpus["source_digest"], corpus["tokenizer_digest"]],
         "model": [model.digest, model.dtype],
         "coders": [[c.name, c.digest] for c in coders],
         "dense": [str(s) for s in config.dense],
         "bits": config.activation_bits,
     }
+    if not (keep := parse_keep(config.keep)).is_all:
+        identity["keep"] = str(keep)
     return xxhash.xxh3_64_hexdigest(json.dumps(identity, sort_keys=True).encode())
 
 

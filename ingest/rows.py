@@ -19,6 +19,7 @@ from scopelake.ingest.examples import Examples
 from scopelake.ingest.model import ModelIdentity
 from scopelake.ingest.plan import IngestConfig, IngestPlan
 from scopelake.ingest.stages import Stages
+from scopelake.store.keeping import parse_keep
 from scopelake.store.precision import relative_error
 from scopelake.store.schema import SCHEMAS
 
@@ -138,6 +139,7 @@ def run_table(
             {
                 "batch_tokens": config.batch_tokens,
                 "activations": origin,
+                "keep": str(parse_keep(config.keep)),
                 "memory": config.memory,
                 "inputs": _inputs(plan, model),
                 "host": _host(),

@@ -9,10 +9,12 @@ from scopelake.ingest.coders import CoderFiles
 from scopelake.ingest.decoder_rows import decoder_columns
 from scopelake.ingest.plan import IngestPlan
 from scopelake.store.catalog import committed_shards
+from scopelake.store.keeping import parse_keep
 from scopelake.store.lake_store import LakeStore
 from scopelake.store.receipts import Receipt
 from scopelake.store.schema import SCHEMAS
 from scopelake.store.summary import feature_statistics
+from scopelake.store.tallies import read_tallies, tallied_statistics
 from scopelake.store.writer import write_features
 
 
@@ -35,6 +37,7 @@ def write_statistics(
     device: torch.device,
     readout: torch.Tensor | None,
     most_rows: int,
+    keep: str,
 ) -> Receipt:
     """Write the features of a coder whose shards are all committed; return the receipt.
 
@@ -45,14 +48,18 @@ def write_statistics(
         device: where what its decoder says is computed.
         readout: as in `decoder_columns`.
         most_rows: firings to hold at once.
+        keep: which firings are stored; if not all, statistics are of the tallies.
     """
     corpus = plan.corpus
-    files = store.data_files("postings", store.snapshot(), sae=coder.name, corpus=corpus["corpus"])
+    table = "postings" if parse_keep(keep).is_all else "tallies"
+    files = store.data_files(table, store.snapshot(), sae=coder.name, corpus=corpus["corpus"])
     n_tokens = int(corpus["n_tokens"]) - int(corpus["n_bos"])
-    table = feature_statistics(
-        store.root, [f.path for f in files], coder.width, n_tokens, most_rows=most_rows
-    )
-    columns = {name: table[name] for name in table.column_names}
+    paths = [file.path for file in files]
+    if table == "tallies":
+        found = tallied_statistics(read_tallies(store.root, paths), coder.width, n_tokens)
+    else:
+        found = feature_statistics(store.root, paths, coder.width, n_tokens, most_rows=most_rows)
+    columns = {name: found[name] for name in found.column_names}
     columns |= decoder_columns(coder, device, readout)
     columns["sae"] = pa.array([coder.name] * coder.width)
     columns["corpus"] = pa.array([corpus["corpus"]] * coder.width)

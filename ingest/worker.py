@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from scopelake.ingest.activations import ActivationSource, ShardTokens
 from scopelake.ingest.budget import PIECES, WRITERS, Budget, Needs
@@ -28,6 +29,7 @@ from scopelake.ingest.stages import Stages
 from scopelake.kernels.weights import EncoderWeights
 from scopelake.store.catalog import committed_dense_shards
 from scopelake.store.dense import write_shard
+from scopelake.store.keeping import parse_keep
 from scopelake.store.lake_store import LakeStore
 from scopelake.store.receipts import Receipt
 from scopelake.store.running import Running
@@ -114,9 +116,12 @@ class Worker:
                 on_begin()
             try:
                 running, seen = self.look_back.of_all(names)
-                for piece in self._pieces(shard, count):
+                with self.stages.timed("read"):
+                    tokens = self._read(shard)
+                kept = self._kept(tokens)
+                for piece in self._pieces(shard, tokens, count):
                     with self.stages.timed("write"):
-                        receipts += self._write(shard, piece, running)
+                        receipts += self._write(shard, piece, running, kept)
             except BaseException:
                 discard(self._assignment.store.root, (r for r in receipts if r.table != "dense"))
                 self.look_back.settle(self._assignment.store.snapshot(), shard.index, ())
@@ -124,9 +129,17 @@ class Worker:
         where = f"{socket.gethostname()}:{os.getpid()}"
         return ShardFiles(shard, tuple(receipts), seen, counted[0], counted[1], {}, where)
 
-    def _pieces(self, shard: Shard, count: Callable[[int, int], None]) -> Iterator[Piece]:
-        with self.stages.timed("read"):
-            tokens = self._read(shard)
+    def _kept(self, tokens: ShardTokens) -> npt.NDArray[np.int64] | None:
+        """Return the contexts whose firings are stored; None: all."""
+        keep = parse_keep(self._assignment.config.keep)
+        if keep.is_all:
+            return None
+        has = [keep.has(document) for document in tokens.documents]
+        return tokens.first_context + np.flatnonzero(has)
+
+    def _pieces(
+        self, shard: Shard, tokens: ShardTokens, count: Callable[[int, int], None]
+    ) -> Iterator[Piece]:
         with self._device:
             self._begin(shard)
             pieces = encode_shard(
@@ -159,7 +172,7 @@ class Worker:
         table = store.read(
             "contexts",
             store.snapshot(),
-            columns=["context", "token_ids", "kinds"],
+            columns=["context", "token_ids", "kinds", "document"],
             filters=[
                 ("corpus", "=", corpus),
                 ("context", ">=", shard.start),
@@ -168,12 +181,17 @@ class Worker:
         ).sort_by("context")
         ids = tuple(np.array(v, dtype=np.int32) for v in table["token_ids"].to_pylist())
         kinds = tuple(np.array(v, dtype=np.int8) for v in table["kinds"].to_pylist())
-        tokens = ShardTokens(shard.start, ids, kinds)
+        documents = tuple(table["document"].to_pylist())
+        tokens = ShardTokens(shard.start, ids, kinds, documents)
         self._source.check(tokens, corpus)
         return tokens
 
     def _write(
-        self, shard: Shard, piece: Piece, looked_back: Mapping[str, Running]
+        self,
+        shard: Shard,
+        piece: Piece,
+        looked_back: Mapping[str, Running],
+        kept: npt.NDArray[np.int64] | None,
     ) -> list[Receipt]:
         assignment = self._assignment
 
@@ -187,6 +205,7 @@ class Worker:
                 run=assignment.run,
                 bits=assignment.config.activation_bits,
                 running=looked_back[name],
+                kept=kept,
             )
 
         receipts: list[Receipt] = []

@@ -11,7 +11,7 @@ import pyarrow as pa
 from scopelake.errors import InvalidArgumentError, QueryError
 from scopelake.names import KIND_BOS
 from scopelake.query.connect import Connection
-from scopelake.query.published import check_answerable, note, published
+from scopelake.query.partial import check_answerable, note, partial_on
 from scopelake.query.resolve import SaeInfo
 from scopelake.query.snapshot_files import Reads
 from scopelake.query.sql import check_predicate, run
@@ -47,7 +47,7 @@ class TopContexts:
     stop (window, positions [start, stop)), tokens and activations (of the window; null where it is
     not known), text."""
     note: str = ""
-    """What the answer is short of: corpora of which only published examples are known, or whose
+    """What the answer is short of: corpora of which not all firings are known, or whose
     ingest is not complete."""
 
     def to_pandas(self) -> pd.DataFrame:
@@ -126,7 +126,7 @@ def top_contexts(
         CorpusNotFoundError: the lake has no such corpus.
         NotIngestedError: the SAE was not run on it.
         QueryError: `where` is not one predicate, or fails; or it, `bos` or `k` asks for more than
-            the published examples of a corpus can tell.
+            what is known of a corpus can tell.
     """
     if window < 0:
         raise InvalidArgumentError(
@@ -200,24 +200,24 @@ def _ranking(
         "QUALIFY row_number() OVER "
         "(PARTITION BY corpus, context ORDER BY activation DESC, position) = 1\n"
     )
-    examples = published(sae, corpus)
+    partly = partial_on(sae, corpus)
     if where is None and not bos and k <= PEAKS_DEPTH:
         # A file's contexts from rank k on cannot be among the k strongest of all files.
         return (
             f"SELECT {columns} FROM {PRIVATE}.peaks\nWHERE {chosen} AND rank < {value(int(k))}\n"
-            f"{strongest if examples else ''}{order} {value(int(k))}",
+            f"{strongest if partly else ''}{order} {value(int(k))}",
             params,
         )
     firings = f"SELECT {columns} FROM {PRIVATE}.postings WHERE {chosen}"
-    if examples:
+    if not bos:
+        firings += f" AND kind <> {KIND_BOS}"
+    if partly:
         again = f"sae = {value(sae.name)} AND feature = {value(int(feature))}"
-        listed = ", ".join(value(name) for name in examples)
+        listed = ", ".join(value(name) for name in partly)
         firings += (
             f" UNION ALL SELECT {columns} FROM {PRIVATE}.peaks WHERE {again} "
             f"AND corpus IN ({listed})"
         )
-    if not bos:
-        firings += f" AND kind <> {KIND_BOS}"
     if where is not None:
         check_predicate(where)
         firings = f"SELECT {columns} FROM ({token_columns(firings)})\nWHERE (\n{where}\n)"
@@ -258,7 +258,7 @@ def _add_windows(
             "stop": stop,
             "tokens": text.pieces[start:stop],
             "activations": [
-                fired[key].get(p, None if key[0] in sae.examples else 0.0)
+                fired[key].get(p, None if key[0] in sae.partial else 0.0)
                 for p in range(start, stop)
             ],
             "text": "".join(text.pieces[start:stop]),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -72,7 +72,7 @@ class Coverage:
         """
         if corpus is not None:
             self.check_corpus(corpus)
-        there = sorted({*self.corpora(sae.name), *sae.examples})
+        there = sorted({*self.corpora(sae.name), *sae.partial})
         if not there:
             raise NotIngestedError(
                 f"{sae.name} was asked for; it was run on no corpus yet; ingest it first"
@@ -83,19 +83,19 @@ class Coverage:
                 f"{', '.join(there)}; ingest it there first"
             )
 
-    def check_any(self, corpus: str, has_examples: bool) -> None:
-        """Refuse a corpus on which no SAE was run.
+    def check_any(self, corpus: str, unknown: Collection[str]) -> None:
+        """Refuse a corpus on which no SAE was run, but for those of which not all is known.
 
         Raises:
             NotIngestedError: none was.
-            QueryError: only published examples are known of it.
+            QueryError: not all firings are known of any.
         """
-        if self.saes(corpus):
+        if self.saes(corpus) - set(unknown):
             return
-        if has_examples:
+        if unknown:
             raise QueryError(
-                f"what fires on corpus {corpus!r} was asked for; only published examples are "
-                "known there, not all firings; ingest an SAE there, or ask for top contexts"
+                f"what fires on corpus {corpus!r} was asked for; of no SAE all firings are known "
+                "there; ingest one there, or ask for top contexts"
             )
         raise NotIngestedError(
             f"what fires on corpus {corpus!r} was asked for; no SAE was run there yet; ingest one "

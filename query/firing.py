@@ -38,7 +38,7 @@ class FeaturesAt:
     """sae, layer, site, position, token, feature, activation; by position, then activation
     (highest first), SAE and feature."""
     note: str = ""
-    """What the answer is short of: SAEs of which only published examples are known here, or whose
+    """What the answer is short of: SAEs of which not all firings are known here, or whose
     ingest has not come to this context."""
 
     def to_pandas(self) -> pd.DataFrame:
@@ -108,7 +108,7 @@ def features_at(
         CorpusNotFoundError: the lake has no such corpus.
         SaeNotFoundError, AmbiguousSaeError: `sae` does not name one.
         InvalidArgumentError: `k` is below 1, or no corpus is named and the lake has several.
-        QueryError: of `sae`, or of all, only published examples are known on this corpus.
+        QueryError: of `sae`, or of all, not all firings are known in this context.
         NotIngestedError: `sae`, or any, was not run on this corpus, or not yet on this context.
     """
     check_k(k)
@@ -125,7 +125,8 @@ def features_at(
             f"position {position} of context {context} of {name!r} was asked for; it has positions "
             f"0 to {len(pieces) - 1}; choose one of them"
         )
-    only, note = _chosen(connection.coverage, saes, sae, name, context)
+    document = texts[name, context].document
+    only, note = _chosen(connection.coverage, saes, sae, (name, context, document))
     query, params = statement(name, context, position, k=k, sae=only)
     chosen = [("corpus", "=", name), ("context", "=", int(context))]
     chosen += [("sae", "=", only)] if only else []
@@ -134,28 +135,40 @@ def features_at(
     return FeaturesAt(name, context, rows.add_column(4, "token", tokens), note)
 
 
+def _is_known(sae: SaeInfo, corpus: str, document: str) -> bool:
+    return corpus not in sae.partial or sae.partial[corpus].has(document)
+
+
 def _chosen(
-    coverage: Coverage, saes: Sequence[SaeInfo], sae: str | None, corpus: str, context: int
+    coverage: Coverage, saes: Sequence[SaeInfo], sae: str | None, where: tuple[str, int, str]
 ) -> tuple[str | None, str]:
-    """Return the name of the one SAE asked for, and of which others nothing is known here."""
+    """Return the name of the one SAE asked for, and of which others nothing is known here.
+
+    Args:
+        coverage: of the lake.
+        saes: those of the lake.
+        sae: the one asked for, if one is.
+        where: corpus, context and the context's document.
+    """
+    corpus, context, document = where
     if sae is not None:
         only = resolve_sae(saes, sae=sae, preferred=coverage.saes(corpus))
-        if corpus in only.examples:
+        if not _is_known(only, corpus, document):
             raise QueryError(
-                f"what fires of {only.name} was asked for; on corpus {corpus!r} only its published "
-                "examples are known, not all firings; ingest it into another corpus, or ask for "
-                "top contexts"
+                f"what fires of {only.name} in context {context} was asked for; on corpus "
+                f"{corpus!r} not all its firings are known ({only.partial[corpus].what}); ingest "
+                "it into another corpus, or ask for top contexts"
             )
         coverage.check_known(only, corpus)
         coverage.check_shard([only.name], corpus, context)
         return only.name, ""
-    n_published = sum(corpus in s.examples for s in saes)
-    coverage.check_any(corpus, has_examples=n_published > 0)
-    missing = coverage.check_shard(coverage.saes(corpus), corpus, context)
+    unknown = {s.name for s in saes if not _is_known(s, corpus, document)}
+    coverage.check_any(corpus, unknown)
+    missing = coverage.check_shard(coverage.saes(corpus) - unknown, corpus, context)
     parts = [
         f"without {n:,} SAEs {why}"
         for n, why in (
-            (n_published, "of which only published examples are known here"),
+            (len(unknown), "of which not all firings are known here"),
             (len(missing), "whose ingest has not come to this context"),
         )
         if n

@@ -90,7 +90,8 @@ class RunInfo:
     corpus: str
     model: str
     state: str
-    """``running`` (or killed and not yet resumed), ``complete``, or ``imported``."""
+    """``running`` (or killed and not yet resumed), ``complete``, ``stopped`` (on request),
+    ``incomplete`` (shards were set aside), or ``imported``."""
 
 
 @dataclass(frozen=True)

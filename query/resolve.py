@@ -13,8 +13,33 @@ from scopelake.errors import (
 )
 from scopelake.names import shortened
 from scopelake.store.catalog import published_examples
+from scopelake.store.keeping import Keep, partly_kept
 from scopelake.store.lake_store import LakeStore
+from scopelake.store.running import PEAKS_DEPTH
 from scopelake.store.snapshot import Snapshot
+
+
+@dataclass(frozen=True)
+class Partial:
+    """What is known of an SAE's firings on a corpus, if not all."""
+
+    depth: int
+    """Most contexts of a feature in its peaks."""
+    keep: Keep | None = None
+    """What an ingest kept; None: the examples that its publisher gives."""
+
+    @property
+    def what(self) -> str:
+        """What is known, in words."""
+        if self.keep is None:
+            return f"published examples only, at most {self.depth:,} firings a feature"
+        text = f"peaks only, the {self.depth} strongest contexts of a feature"
+        share = self.keep.share
+        return f"{text}, and all firings of {share:.3g} of the documents" if share else text
+
+    def has(self, document: str) -> bool:
+        """Whether all firings of a document are known."""
+        return self.keep is not None and self.keep.has(document)
 
 
 @dataclass(frozen=True)
@@ -27,19 +52,20 @@ class SaeInfo:
     """Those that its encoders read: one in all but crosscoders and CLTs."""
     width: int
     """Number of features."""
-    examples: Mapping[str, int] = field(default_factory=dict)
-    """Corpora on which only published examples of it are known, and how many firings of a feature
-    those are at most."""
+    partial: Mapping[str, Partial] = field(default_factory=dict)
+    """Corpora of which not all of its firings are known, and what is."""
 
 
 def list_saes(store: LakeStore, snapshot: Snapshot) -> list[SaeInfo]:
     """Return every SAE of the lake, by layer and name."""
     rows = store.read("saes", snapshot, ["sae", "site", "layers", "width"]).to_pylist()
-    examples: dict[str, dict[str, int]] = {}
+    partial: dict[str, dict[str, Partial]] = {}
     for (sae, corpus), depth in published_examples(store, snapshot).items():
-        examples.setdefault(sae, {})[corpus] = depth
+        partial.setdefault(sae, {})[corpus] = Partial(depth)
+    for (sae, corpus), keep in partly_kept(store, snapshot).items():
+        partial.setdefault(sae, {})[corpus] = Partial(PEAKS_DEPTH, keep)
     found = [
-        SaeInfo(r["sae"], r["site"], tuple(r["layers"]), r["width"], examples.get(r["sae"], {}))
+        SaeInfo(r["sae"], r["site"], tuple(r["layers"]), r["width"], partial.get(r["sae"], {}))
         for r in rows
     ]
     return sorted(found, key=lambda s: (s.layers, s.name))

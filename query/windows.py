@@ -61,13 +61,13 @@ def activations_in(
     """Return activation by position of a feature in the contexts named, as far as it is known."""
     found: dict[Key, dict[int, float]] = {key: {} for key in keys}
     for corpus, numbers in _by_corpus(keys).items():
-        is_published = corpus in sae.examples
-        table = "peaks" if is_published else "postings"
+        is_partial = corpus in sae.partial
+        table = "peaks" if is_partial else "postings"
         rows = run(
             connection,
             f"SELECT context, position, activation FROM {PRIVATE}.{table} "
             f"WHERE sae = ? AND corpus = ? AND feature = ? AND context IN ({_listed(numbers)})"
-            + ("" if bos or is_published else f" AND kind <> {KIND_BOS}"),
+            + ("" if bos or is_partial else f" AND kind <> {KIND_BOS}"),
             [sae.name, corpus, feature],
             {
                 table: [

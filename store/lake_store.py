@@ -140,7 +140,15 @@ class LakeStore:
         Raises:
             FormatVersionError: it has become one of a newer format since it was opened.
         """
-        return _readable_version(self.root) != FORMAT_VERSION
+        return self.version() != FORMAT_VERSION
+
+    def version(self) -> int:
+        """Return the format version of the lake.
+
+        Raises:
+            FormatVersionError: it is one of a newer format.
+        """
+        return _readable_version(self.root)
 
     def set_version(self) -> None:
         """Say that the lake is of the format that is written."""
@@ -211,6 +219,8 @@ class LakeStore:
             InvalidArgumentError: there is no such table, or it is not partitioned like that.
         """
         _schema(table)
+        if table not in snapshot.versions:
+            return []  # the lake was of an older format then
         opened = delta.open_table(self.root, table, snapshot.versions[table])
         partitions = opened.metadata().partition_columns
         wanted = {k: v for k, v in (("sae", sae), ("corpus", corpus)) if v is not None}

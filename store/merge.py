@@ -20,11 +20,12 @@ from scopelake.store.layout import table_folder
 from scopelake.store.parquet import write_parquet
 from scopelake.store.receipts import Receipt
 from scopelake.store.root import Root
-from scopelake.store.schema import PARTITIONS, SORTED_BY
+from scopelake.store.schema import PARTITIONS, SORTED_BY, file_schema
 from scopelake.store.snapshot import Snapshot
+from scopelake.store.tallies import add_up
 from scopelake.store.writer import write_merged
 
-BY_FEATURE: Final = ("postings", "peaks", "samples")
+BY_FEATURE: Final = ("postings", "peaks", "samples", "tallies")
 BY_CONTEXT: Final = ("codes", "contexts")
 CONTEXTS_PER_FILE: Final = 8_192
 """About 30 MB of contexts of 1,024 tokens."""
@@ -119,6 +120,12 @@ def merge(root: Root, part: Part, rows_per_file: int) -> Iterator[Receipt]:
             rows = pa.concat_tables(pq.read_table(local.open(path)) for path in paths)
             # Shards that came late lie between those of files that were merged before.
             rows = in_order(rows, SORTED_BY[part.table])
+            yield write_parquet(root, part.table, rows, part.partition, run="")
+            return
+        if part.table == "tallies":
+            rows = file_schema("tallies").empty_table()
+            for path in paths:
+                rows = add_up([rows, pq.read_table(local.open(path))])
             yield write_parquet(root, part.table, rows, part.partition, run="")
             return
         groups = list(row_groups(local, paths))

@@ -208,6 +208,10 @@ def _plan(store: LakeStore, snapshot: Snapshot, broken: Sequence[Finding]) -> _P
         elif any(row["run"] in imported for row in of_coder if imported):
             plan.gone += of_coder
             plan.again.add(f"examples of {sae} (import-examples) on {corpus}")
+        elif any(row["kind"] == "tallies" for row in of_coder):
+            # Of what was not kept nothing else tells.
+            plan.gone += of_coder
+            plan.again.add(f"all shards of {corpus}: {sae}")
         else:
             _plan_coder(store, snapshot, plan, of_coder, lost)
     return plan

@@ -53,6 +53,15 @@ SCHEMAS: Final[dict[str, pa.Schema]] = {
         position=_I32,
         activation=_F32,
     ),
+    "tallies": _schema(
+        sae=_STR,
+        corpus=_STR,
+        feature=_I32,
+        total=_F64,
+        max=_F32,
+        bins=pa.list_(pa.int16()),
+        counts=pa.list_(_I64),
+    ),
     "features": _schema(
         sae=_STR,
         corpus=_STR,
@@ -185,6 +194,7 @@ PARTITIONS: Final[dict[str, tuple[str, ...]]] = {
     "postings": ("sae", "corpus"),
     "peaks": ("sae", "corpus"),
     "samples": ("sae", "corpus"),
+    "tallies": ("sae", "corpus"),
     "features": ("sae", "corpus"),
     "evaluations": (),
     "labels": ("sae",),
@@ -204,6 +214,7 @@ SORTED_BY: Final[dict[str, tuple[str, ...]]] = {
     "postings": ("feature", "context", "position"),
     "peaks": ("feature", "rank"),
     "samples": ("feature", "band", "priority", "context", "position"),
+    "tallies": ("feature",),
     "features": ("feature",),
 }
 """Order of the rows within each data file."""

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -19,6 +20,7 @@ from scopelake.store.receipts import Receipt
 from scopelake.store.root import Root
 from scopelake.store.running import PEAKS_DEPTH, SAMPLES_PER_BAND, Running
 from scopelake.store.schema import PARTITIONS, SCHEMAS, SORTED_BY, file_schema
+from scopelake.store.tallies import tally
 
 
 def write_firings(
@@ -31,6 +33,7 @@ def write_firings(
     run: str,
     bits: int,
     running: Running | None = None,
+    kept: npt.NDArray[np.int64] | None = None,
 ) -> list[Receipt]:
     """Write a shard's firings of one coder in both orders, its peaks and its samples.
 
@@ -44,9 +47,12 @@ def write_firings(
         bits: mantissa bits kept of an activation, 1 to 23.
         running: what the lake holds of the coder on the corpus, which spares peaks and samples
             that cannot count any more; None: nothing is known.
+        kept: contexts whose firings are stored; the others' are in peaks, samples and tallies
+            only. None: all.
 
     Returns:
-        The receipts of a codes, a postings, a peaks and a samples file, also without firings.
+        The receipts of a codes, a postings, a peaks and a samples file, also without firings; with
+        `kept` also of a tallies file.
 
     Raises:
         InvalidArgumentError: a value is NaN, infinite or negative where it must not be, an
@@ -68,14 +74,19 @@ def write_firings(
     def write(table: str, rows: pa.Table) -> Receipt:
         return write_parquet(root, table, rows, partition, run=run, shard=shard)
 
+    def stored(table: str, ordered: Firings) -> Receipt:
+        held = ordered if kept is None else ordered.take(np.isin(ordered.context, kept))
+        return write(table, _table(table, held))
+
     # The Parquet encoder leaves the interpreter lock: one order is written while the other
     # is sorted.
     with ThreadPoolExecutor(max_workers=1) as pool:
-        codes = pool.submit(write, "codes", _table("codes", by_token))
+        codes = pool.submit(stored, "codes", by_token)
         by_feature = by_token.feature_major()
-        postings = write("postings", _table("postings", by_feature))
+        postings = stored("postings", by_feature)
         strongest, sampled = (running or Running(_width(by_feature))).select(by_feature, shard)
         derived = [write("peaks", strongest), write("samples", sampled)]
+        derived += [write("tallies", tally(by_feature))] if kept is not None else []
         return [codes.result(), postings, *derived]
 
 

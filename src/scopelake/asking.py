@@ -105,8 +105,8 @@ class Asking(LakeHandle):
     def _on_corpus(self, corpus: str | None) -> set[str]:
         if corpus is None:
             return set()
-        published = {s.name for s in self._saes if corpus in s.examples}
-        return published | self._connection.coverage.saes(corpus)
+        partial = {s.name for s in self._saes if corpus in s.partial}
+        return partial | self._connection.coverage.saes(corpus)
 
     def sql(self, query: str, params: Sequence[Any] | None = None) -> pa.Table:
         """Run one SELECT over the snapshot's views and return its rows.
@@ -114,9 +114,14 @@ class Asking(LakeHandle):
         Raises:
             QueryError: the statement fails, or is not a single query.
             InvalidArgumentError: it is no text.
+
+        Warns:
+            PartialWarning: it reads firings, and not all were kept of some SAE.
         """
+        from scopelake.query.partial import warn_of_partial
         from scopelake.query.sql import sql
 
+        warn_of_partial(query, self._saes)
         return sql(self._connection, query, params)
 
     def sql_init(self) -> str:

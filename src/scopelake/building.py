@@ -43,6 +43,7 @@ class Building(LakeHandle):
         batch_tokens: int = 16384,
         evaluate: bool = False,
         model_name: str | None = None,
+        keep: str = "all",
         memory: str | int | None = None,
         scheduler: str | Client | None = None,
         dry_run: bool = False,
@@ -69,6 +70,9 @@ class Building(LakeHandle):
             evaluate: also measure, on a sample of the corpus, how well each coder reconstructs:
                 FVU, L0, dead features, and the model's loss with the reconstruction spliced in.
             model_name: what the coders call the model, if a local folder has another name.
+            keep: ``all`` firings; ``peaks``: statistics, the strongest contexts of each feature and
+                samples, but no firings else; ``sample:0.01``: these, and all firings of a share of
+                the documents.
             memory: what the process may take, such as ``8GB``; by default 60 % of the machine's.
             scheduler: address of a dask scheduler (``tcp://...``) or a client, whose workers reach
                 the lake, the model and the coders under the same paths; ``local:2`` starts two
@@ -97,7 +101,7 @@ class Building(LakeHandle):
 
         self._check_writable()
         sites = _sites(dense)
-        config = IngestConfig(corpus, sites, activation_bits, batch_tokens, evaluate, memory)
+        config = IngestConfig(corpus, sites, activation_bits, batch_tokens, evaluate, keep, memory)
         row = find_corpus(self._store, self._store.snapshot(), corpus)
         named = model_called(model, model_name)
         is_dense_only = bool(sites) and not coder_specs(saes)
@@ -121,6 +125,7 @@ class Building(LakeHandle):
         device: str = "auto",
         activation_bits: int = 10,
         batch_tokens: int = 16384,
+        keep: str = "all",
         memory: str | int | None = None,
         scheduler: str | Client | None = None,
         dry_run: bool = False,
@@ -143,7 +148,8 @@ class Building(LakeHandle):
             device: where the encoding runs: ``auto``, ``cpu``, ``cuda``, ``cuda:1``.
             activation_bits: mantissa bits kept of each activation; 23 is lossless.
             batch_tokens: most tokens at once.
-            memory: as in `ingest`; so are scheduler, dry_run, stop, and shards that are set aside.
+            keep: as in `ingest`; so are memory, scheduler, dry_run, stop, and shards that are set
+                aside.
             progress: called after every batch and commit.
 
         Raises:
@@ -157,7 +163,7 @@ class Building(LakeHandle):
         from scopelake.ingest.recipes import StoredRecipe
 
         self._check_writable()
-        config = IngestConfig(corpus, (), activation_bits, batch_tokens, memory=memory)
+        config = IngestConfig(corpus, (), activation_bits, batch_tokens, keep=keep, memory=memory)
         row = find_corpus(self._store, self._store.snapshot(), corpus)
         coders = find_coders(coder_specs(saes), model, bundled_coders())
         files = None if unembedding is None else model_files(unembedding)

@@ -161,6 +161,10 @@ class DamageWarning(UserWarning):
     """A lake was changed although something that it names is lost; `verify` says what."""
 
 
+class PartialWarning(UserWarning):
+    """An answer is of firings of which not all were kept."""
+
+
 class ShardWarning(UserWarning):
     """Shards of an ingest failed every time and were set aside; the others are in the lake."""
 

@@ -103,7 +103,7 @@ def test_top_contexts_say_what_is_known_and_no_more(lake, published):
         c for _, c, _ in expected[:2]
     ]
     for options in ({"where": "role = 'user'"}, {"bos": True}, {"k": DEPTH + 1}):
-        with pytest.raises(QueryError, match="only the published examples of .* are known"):
+        with pytest.raises(QueryError, match="not all firings of .* published examples only"):
             lake.top_contexts(feature, layer=1, **options)
 
 
@@ -118,14 +118,14 @@ def test_a_feature_without_examples_is_not_called_silent(lake, published, write_
 
 def test_what_fires_here_needs_all_firings(lake, published, tmp_path, write_coder):
     bring(lake, published.folder)
-    with pytest.raises(QueryError, match="only its published examples are known"):
+    with pytest.raises(QueryError, match="not all its firings are known .published examples only"):
         lake.features_at(3, sae=SAE)
     other = write_coder(tmp_path, folder="layer_2_width_64_l0_small")
     corpus = "gemma-scope-2-test-examples"
     lake.ingest(corpus, model=tiny.MODEL_NAME, saes=[other], device="cpu")
     found = lake.features_at(3)
     assert set(found.table["layer"].to_pylist()) == {2}
-    assert found.note == "without 1 SAEs of which only published examples are known here"
+    assert found.note == "without 1 SAEs of which not all firings are known here"
     assert lake.sql("SELECT DISTINCT sae, source FROM peaks ORDER BY sae").to_pylist() == [
         {"sae": SAE, "source": "examples.safetensors"},
         {"sae": SAE.replace("layer_1", "layer_2"), "source": "ingest"},

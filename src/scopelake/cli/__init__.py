@@ -25,6 +25,7 @@ from scopelake.errors import (
     CoderWarning,
     DamageWarning,
     EncoderWarning,
+    PartialWarning,
     ScopelakeError,
     ShardWarning,
 )
@@ -64,6 +65,9 @@ def _advice(error: OSError) -> str:
     return "check the path and the disk"
 
 
+_OURS = (CoderWarning, DamageWarning, EncoderWarning, PartialWarning, ShardWarning)
+
+
 class _Terminated(KeyboardInterrupt):
     """SIGTERM came: what an interrupt cleans up is cleaned up."""
 
@@ -97,7 +101,7 @@ def _one_line_warnings() -> Iterator[None]:
             file: TextIO | None = None,
             line: str | None = None,
         ) -> None:
-            if issubclass(category, CoderWarning | DamageWarning | EncoderWarning | ShardWarning):
+            if issubclass(category, _OURS):
                 print(f"scopelake: warning: {message}", file=sys.stderr)
             else:
                 plain(message, category, filename, lineno, file, line)

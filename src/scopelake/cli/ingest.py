@@ -47,6 +47,12 @@ def _add_precision(parser: argparse.ArgumentParser) -> None:
         help="most tokens at once; 16384 by default",
     )
     parser.add_argument(
+        "--keep",
+        default="all",
+        help="firings to store: all, peaks (and statistics), or sample:0.01 for all those of a "
+        "share of the documents beside",
+    )
+    parser.add_argument(
         "--memory",
         default="auto",
         metavar="SIZE",
@@ -79,6 +85,7 @@ def _ingest(arguments: argparse.Namespace) -> int:
         done = lake.ingest(
             arguments.corpus,
             batch_tokens=arguments.batch_tokens,
+            keep=arguments.keep,
             memory=arguments.memory,
             scheduler=arguments.scheduler,
             dry_run=arguments.dry_run,
@@ -116,6 +123,7 @@ def _encode(arguments: argparse.Namespace) -> int:
             device=arguments.device,
             activation_bits=arguments.activation_bits,
             batch_tokens=arguments.batch_tokens,
+            keep=arguments.keep,
             memory=arguments.memory,
             scheduler=arguments.scheduler,
             dry_run=arguments.dry_run,
