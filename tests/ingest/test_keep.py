@@ -78,8 +78,6 @@ def test_statistics_peaks_and_samples_are_those_of_all_firings(whole, kept):
         columns = ["context", "position", "activation", "document"]
         found, expected = (one.top_contexts(feature, layer=3) for one in (lake, whole))
         assert found.table.select(columns) == expected.table.select(columns)
-            columns
-        )  # noqa: E501
         assert "peaks only, the 256 strongest contexts" in found.note
 
 
