@@ -212,8 +212,10 @@ def peaks(firings: Firings, k: int, bounds: npt.NDArray[np.uint32] | None = None
     ordered = firings.feature_major()
     keep = ordered.kind != KIND_BOS
     if bounds is not None:
-        keep &= descending(ordered.activation) <= bounds[ordered.feature]
-    strongest = _strongest_per_context(ordered if keep.all() else ordered.take(keep))
+        keep &= ordered.activation >= not_above(bounds)[ordered.feature]
+    strongest = _strongest_per_context(
+        ordered if keep.all() else ordered.take(np.flatnonzero(keep))
+    )
     best = strongest.take(sort_order(strongest.feature, descending(strongest.activation)))
     rank = _rank_in_group(best.feature)
     keep = rank < k
@@ -297,6 +299,18 @@ def descending(activation: npt.NDArray[np.float32]) -> npt.NDArray[np.uint32]:
     sign = np.uint32(1 << 31)
     ascending = np.where(raw & sign, ~raw, raw | sign)
     return ~ascending
+
+
+def not_above(keys: npt.NDArray[np.uint32]) -> npt.NDArray[np.float32]:
+    """Return the lowest activations whose keys of `descending` are not above `keys`.
+
+    Where every activation's is not, as where nothing is known, that is minus infinity.
+    """
+    ascending = ~keys
+    sign = np.uint32(1 << 31)
+    found = np.where(ascending & sign, ascending ^ sign, ~ascending).view(np.float32)
+    found[np.isnan(found)] = -np.inf
+    return found
 
 
 def is_sorted(*keys: npt.NDArray[Any]) -> bool:

@@ -58,6 +58,11 @@ STYLES: Final[dict[str, Style]] = {
         ("position", "band"),
         {"feature": "DELTA_BINARY_PACKED", "context": "DELTA_BINARY_PACKED", **_ACTIVATION},
     ),
+    "tallies": Style(
+        16_384,
+        ("bins.list.element", "counts.list.element"),
+        {"feature": "DELTA_BINARY_PACKED"},
+    ),
     "features": Style(16_384, ("histogram.list.element",), {"feature": "DELTA_BINARY_PACKED"}),
 }  # fmt: skip
 
@@ -77,6 +82,7 @@ def write_parquet(
     *,
     run: str,
     shard: int | None = None,
+    stats: str | None = None,
 ) -> Receipt:
     """Write rows of one partition to a fresh, durable file that no reader sees yet.
 
@@ -87,6 +93,7 @@ def write_parquet(
         partition: value of each partition column.
         run: the run that wrote it.
         shard: the shard of the corpus, where it is of one.
+        stats: what `delta_stats` says of the rows, if it is known.
     """
     folder = data_folder(table, {c: partition[c] for c in PARTITIONS[table]})
     with root.scratch() as scratch:
@@ -104,7 +111,7 @@ def write_parquet(
         n_bytes=n_bytes,
         checksum=digest,
         partition=partition,
-        stats=delta_stats(rows),
+        stats=delta_stats(rows) if stats is None else stats,
         shard=shard,
         sae=partition.get("sae"),
         corpus=partition.get("corpus"),

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from scopelake.errors import InvalidArgumentError
 from scopelake.names import check_name
 from scopelake.store.firings import Firings, peaks, ranked, samples
-from scopelake.store.parquet import write_parquet
+from scopelake.store.parquet import delta_stats, write_parquet
 from scopelake.store.precision import round_mantissa
 from scopelake.store.receipts import Receipt
 from scopelake.store.root import Root
@@ -71,19 +71,21 @@ def write_firings(
     _check_unique(by_token)
     partition = {"sae": sae, "corpus": corpus}
 
-    def write(table: str, rows: pa.Table) -> Receipt:
-        return write_parquet(root, table, rows, partition, run=run, shard=shard)
+    def write(table: str, rows: pa.Table, stats: str | None = None) -> Receipt:
+        return write_parquet(root, table, rows, partition, run=run, shard=shard, stats=stats)
 
-    def stored(table: str, ordered: Firings) -> Receipt:
+    def stored(table: str, ordered: Firings) -> pa.Table:
         held = ordered if kept is None else ordered.take(np.isin(ordered.context, kept))
-        return write(table, _table(table, held))
+        return _table(table, held)
 
     # The Parquet encoder leaves the interpreter lock: one order is written while the other
     # is sorted.
     with ThreadPoolExecutor(max_workers=1) as pool:
-        codes = pool.submit(stored, "codes", by_token)
+        rows = stored("codes", by_token)
+        stats = delta_stats(rows)  # of either order
+        codes = pool.submit(write, "codes", rows, stats)
         by_feature = by_token.feature_major()
-        postings = stored("postings", by_feature)
+        postings = write("postings", stored("postings", by_feature), stats)
         strongest, sampled = (running or Running(_width(by_feature))).select(by_feature, shard)
         derived = [write("peaks", strongest), write("samples", sampled)]
         derived += [write("tallies", tally(by_feature))] if kept is not None else []

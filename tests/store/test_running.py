@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 
 from scopelake.store.commit import Writer
-from scopelake.store.firings import BANDS, Firings, band, descending, peaks, priority, samples
+from scopelake.store.firings import (
+    BANDS,
+    Firings,
+    band,
+    descending,
+    not_above,
+    peaks,
+    priority,
+    samples,
+)
 from scopelake.store.running import PEAKS_DEPTH, SAMPLES_PER_BAND, Running, Smallest
 from scopelake.store.writer import write_firings
 
@@ -138,3 +147,18 @@ def test_bounds_of_another_shape_leave_out_what_is_above_them(make_firings):
     assert all(row["activation"] >= 1.0 for row in found)
     none = samples(firings, 4, np.zeros((40, BANDS), np.uint32))
     assert none.num_rows == 0
+
+
+def test_bounds_as_activations_leave_out_what_bounds_as_keys_do():
+    rng = np.random.default_rng(0)
+    activation = (rng.standard_normal(2000) * 10.0 ** rng.integers(-40, 38, 2000)).astype(
+        np.float32
+    )
+    activation[:4] = (0.0, -0.0, np.finfo(np.float32).max, np.finfo(np.float32).tiny)
+    keys = np.concatenate([
+        descending(activation), descending(activation) | np.uint32(0xFFFF),
+        np.array([0xFFFFFFFF], np.uint32),
+    ])  # fmt: skip
+    lowest = not_above(keys)
+    for value, key in zip(activation, descending(activation), strict=True):
+        assert np.array_equal(value >= lowest, key <= keys)
