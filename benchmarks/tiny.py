@@ -25,11 +25,12 @@ from record import Measure, write_results
 import scopelake
 from scopelake import tiny
 from scopelake.demo import SHOWN_SAE, add_demo_corpora
-from scopelake.ingest.capture import capture
+from scopelake.ingest.capture import capture, pad, run_text
 from scopelake.ingest.coder_weights import load_encoders
 from scopelake.ingest.encode_shard import batches
 from scopelake.ingest.find_coders import find_coders
 from scopelake.ingest.model import find_model, load_model
+from scopelake.ingest.stages import device_idle
 from scopelake.kernels.reference import encode as dense_encode
 from scopelake.lake import Lake
 
@@ -67,10 +68,24 @@ class Baseline:
                     dense_encode(found[coder.sites[0]], self.weights[coder.name][0])
 
 
+class Plain(Baseline):
+    """The model's own forward over the same batches, to its last layer; nothing is captured."""
+
+    def __call__(self) -> None:
+        for start in range(0, len(self.contexts), SHARD):
+            shard = self.contexts[start : start + SHARD]
+            for group in batches([len(ids) for ids in shard], BATCH_TOKENS):
+                batch = pad([shard[i] for i in group], "right", self.model.device)
+                with torch.inference_mode():
+                    run_text(self.model, batch)
+
+
 def ingest_times(folder: Path, repeats: int) -> tuple[list[Measure], Lake]:
     """Tokens a second of ingest and of the baseline, and the last lake built."""
     ours: list[float] = []
+    plain: list[float] = []
     bare: list[float] = []
+    stages: dict[str, list[float]] = {}
     prepare: list[float] = []
     lake, tokens = scopelake.create(folder / "lake"), 0
     for repeat in range(repeats):
@@ -79,14 +94,25 @@ def ingest_times(folder: Path, repeats: int) -> tuple[list[Measure], Lake]:
         baseline = Baseline(lake)
         tokens = sum(map(len, baseline.contexts))
         bare.append(seconds(baseline))
-        ours.append(seconds(lambda lake=lake: lake.ingest(
-            CORPUS, model=tiny.MODEL_NAME, saes=[tiny.coders_path()], dense=DENSE)))  # fmt: skip
+        plain.append(seconds(Plain(lake)))
+        started = time.perf_counter()
+        done = lake.ingest(
+            CORPUS, model=tiny.MODEL_NAME, saes=[tiny.coders_path()], dense=DENSE, device="cpu"
+        )
+        ours.append(time.perf_counter() - started)
+        for stage, spent in done.stages.items():
+            stages.setdefault(stage, []).append(100 * spent / done.seconds)
+        stages.setdefault("device idle", []).append(100 * device_idle(done.stages, done.seconds))
     ratios = tuple(a / b for a, b in zip(ours, bare, strict=True))
+    over_plain = tuple(a / b for a, b in zip(ours, plain, strict=True))
     return [
         Measure("corpus preparation, both corpora", tuple(prepare), "s"),
         Measure("bare forward and dense encode", tuple(tokens / s for s in bare), "tokens/s"),
         Measure("ingest, everything stored", tuple(tokens / s for s in ours), "tokens/s"),
+        Measure("plain forward, nothing captured", tuple(tokens / s for s in plain), "tokens/s"),
         Measure("ingest time / bare time", ratios, "ratio"),
+        Measure("ingest time / plain forward", over_plain, "ratio"),
+        *(Measure(f"stage: {name}", tuple(v), "% of the time") for name, v in stages.items()),
     ], lake
 
 
