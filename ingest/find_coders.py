@@ -10,7 +10,14 @@ from typing import Final, Protocol, TypeVar
 
 from scopelake.errors import CoderFileError
 from scopelake.ingest import hub
-from scopelake.ingest.coders import LAYER_PARAMS, PARAMS, CoderFiles, read_coder
+from scopelake.ingest.coders import (
+    LAYER_PARAMS,
+    PARAMS,
+    CoderFiles,
+    CoderHeaders,
+    read_coder,
+    read_headers,
+)
 from scopelake.ingest.examples import EXAMPLES, Examples, read_examples
 from scopelake.ingest.fetch_coders import fetch_folders
 from scopelake.names import SiteLayer, shortened
@@ -59,6 +66,25 @@ def find_examples(
         HubError: the hub did not give a file.
     """
     return _find(specs, bundled or {}, lambda name: name == EXAMPLES, read_examples)
+
+
+def find_headers(
+    specs: Sequence[str | Path],
+    model_name: str | None = None,
+    bundled: Mapping[str, Path] | None = None,
+) -> list[CoderHeaders]:
+    """Return the coders that `specs` name, as `find_coders` does, with only their headers read.
+
+    Raises:
+        CoderFileError, CoderMismatchError, HubError: as in `find_coders`.
+    """
+    return _find(
+        specs,
+        bundled or {},
+        is_weights,
+        lambda path, repo: read_headers(path, repo, model_name),
+        model_name,
+    )
 
 
 def is_weights(name: str) -> bool:
