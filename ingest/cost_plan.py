@@ -134,7 +134,7 @@ class CostPlan:
         return f"<pre>{escape(self.to_text())}</pre>"
 
 
-_UNITS = (("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3))
+_UNITS = (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3))
 
 
 def scaled(value: float, unit: str) -> str:

@@ -46,7 +46,8 @@ class Device:
 
 H100: Final = Device("h100", "gpu", 790e12, 50e12, "assumed", 80 * 10**9, 128 * _GIB, 16)
 """An H100-class card. 790 TFLOP/s in bfloat16 is a ceiling that was measured on an H200; 50 TFLOP/s
-in float32 is three quarters of the 67 in NVIDIA's data sheet. 16 cores and 128 GiB of memory."""
+in float32 is three quarters of the 67 in NVIDIA's data sheet (SXM, no tensor cores).
+16 cores and 128 GiB of memory are an assumption."""
 
 PROFILES: Final = {"h100": H100}
 """Devices that a plan can be made for without having them."""
@@ -116,6 +117,7 @@ def forward_share(device: Device, d_model: int) -> float:
 def encode_share(device: Device, d_in: int) -> float:
     """Return what share of the product's rate encoding is assumed to reach.
 
-    On CPUs about 1.15 was measured from 640 wide on (docs/performance.md), less where narrower.
+    On CPUs about 1.15 was measured from 640 wide on (docs/performance.md), less where narrower; on
+    GPUs torch's operators in float32 are assumed to lose a tenth to reading and writing.
     """
-    return 0.7 if device.kind == "gpu" else 1.2 * d_in / (d_in + 200)
+    return 0.9 if device.kind == "gpu" else 1.2 * d_in / (d_in + 200)

@@ -28,13 +28,13 @@ from scopelake.ingest.stored_sizes import (
     samples_bytes,
 )
 from scopelake.ingest.time_need import (
-    COMMIT_SECONDS,
     DENSE_RATE,
     FIRINGS_A_CORE,
     LOAD_RATE,
     STATISTICS_A_CORE,
     STORING_CORES,
     Stages,
+    commit_seconds,
 )
 from scopelake.names import SiteLayer
 
@@ -64,6 +64,11 @@ class Work:
     new_arrays: int = 0
     """Dense arrays that the lake lacks."""
     disk_free: int | None = None
+
+    @property
+    def n_files(self) -> int:
+        """Files of codes that come."""
+        return sum(len(shards) for _, shards in self.coders)
 
     @property
     def sites(self) -> set[SiteLayer]:
@@ -255,7 +260,7 @@ def guess_stages(work: Work, device: Device, firings: float, tables: Sequence[Ta
         encode=encode,
         gather=0.0,
         write=firings / FIRINGS_A_CORE / cores + dense / DENSE_RATE,
-        commit=COMMIT_SECONDS * (len(work.shards) + 2),
+        commit=commit_seconds(len(work.shards), work.n_files),
         finish=firings / STATISTICS_A_CORE / cores + logits / device.gemm_float32,
         store_cores=cores,
     )

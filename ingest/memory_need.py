@@ -130,14 +130,19 @@ def _over(what: str, needed: float, there: int | None, advice: str) -> Iterable[
 
 
 def _device_advice(load: Load, device: Device) -> str:
-    weights = load.model.n_params * load.value_bytes + _batch(load)
-    room = (device.memory or 0) - weights
+    a_token = _batch(load) / load.batch_tokens
+    free = (device.memory or 0) - load.model.n_params * load.value_bytes
+    room = free - a_token * load.corpus.context_length
     encoders = sum(c.encoder_bytes for c in load.coders)
-    if not load.coders or room < max(c.encoder_bytes for c in load.coders):
+    if room < max((c.encoder_bytes for c in load.coders), default=0):
         return "use --device-map auto, which spreads the model, or a larger device"
-    passes = -(-encoders // max(room, 1))
+    if encoders <= room:
+        return f"use --batch-tokens {int((free - encoders) / a_token) // 1024 * 1024 or 1024}"
+    passes = int(-(-encoders // room))
+    least = load.corpus.context_length
     return (
-        f"give the coders in {passes} ingests of {max(1, len(load.coders) // passes)} or fewer each"
+        f"give the coders in {passes} ingests of {max(1, len(load.coders) // passes)} or fewer "
+        f"each, with --batch-tokens {least}"
     )
 
 

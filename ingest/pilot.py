@@ -33,7 +33,7 @@ from scopelake.ingest.report import IngestSummary, Progress
 from scopelake.ingest.rows_law import Profile
 from scopelake.ingest.shapes import ModelShape
 from scopelake.ingest.stored_sizes import FILE_OVERHEAD, FIRING_TABLES
-from scopelake.ingest.time_need import Stages
+from scopelake.ingest.time_need import Stages, commit_growth
 from scopelake.names import KIND_BOS, SiteLayer
 from scopelake.store.commit import Writer
 from scopelake.store.firings import BANDS, band
@@ -210,7 +210,7 @@ def _foretell(work: Work, device: Device, ran: _Ran) -> Stages:
         encode=took["encode"] * of_coders,
         gather=(took["gather"] + took["read"]) * scale,
         write=took["write"] * write_scale,
-        commit=took["commit"] * len(work.shards),
+        commit=took["commit"] * len(work.shards) + commit_growth(len(work.shards), work.n_files),
         finish=once + (took["finish"] - once) * write_scale,
         store_cores=ran.store_cores,
         compute_cores=ran.compute_cores,

@@ -58,9 +58,11 @@ FIRING_TABLES: Final = ("codes", "postings", "peaks", "samples")
 _CHECKPOINT_EVERY: Final = 10
 _LOG_ENTRY: Final = {"codes": 590, "postings": 590, "peaks": 590, "samples": 650, "features": 1_020}
 """Bytes of a file's entry in a Delta log, without the coder's name, which is in it three times."""
-_CHECKPOINT_ENTRY: Final = 95
+_CHECKPOINT_ENTRY: Final = 170
 _FILES_ROW: Final = 90
-"""Bytes of a row of the files table, in a file of many; above, of an entry in a checkpoint."""
+_FILES_ROW_MERGED: Final = 60
+"""Bytes of a row of the files table, in a file of some and of many; above, of an entry in a
+checkpoint."""
 _MERGED_AT: Final = 64
 """Files of a table without partitions at which its rows are written as one again."""
 _SMALL_FILE: Final = 3_300
@@ -185,5 +187,5 @@ def catalogue_size(counts: CommitCounts) -> TableSize:
     others = 2 * finish + (2 * finish if counts.is_new_run else 0)
     objects = of_files + of_snapshots + others
     # Every 64th commit writes all rows so far anew, and what it replaces stays until a vacuum.
-    again = rows / 2 * (of_files // _MERGED_AT) * _FILES_ROW
+    again = rows / 2 * (of_files // _MERGED_AT) * _FILES_ROW_MERGED
     return TableSize("catalogue", rows, objects * _SMALL_FILE + rows * _FILES_ROW + again, objects)

@@ -24,11 +24,24 @@ STATISTICS_A_CORE: Final = 1.0e7
 DENSE_RATE: Final = 420e6
 """Bytes of dense activations written in a second by one thread (docs/performance.md)."""
 
-COMMIT_SECONDS: Final = 0.12
-"""Of one shard's commit, when the lake is small (docs/scale.md says how it grows)."""
+_COMMIT: Final = 0.08
+_COMMIT_CODER: Final = 0.45e-3
+_COMMIT_FILE: Final = 2.0e-5
+"""Seconds of a commit, for each coder's shard in it, and for each file that `codes` has already
+(benchmarks/committer.py)."""
 
 LOAD_RATE: Final = 0.5e9
 """Bytes of weights loaded in a second; assumed."""
+
+
+def commit_seconds(n_shards: int, n_files: int) -> float:
+    """Return the seconds of committing shards one by one, with `n_files` of codes in all."""
+    return (n_shards + 2) * _COMMIT + n_files * _COMMIT_CODER + commit_growth(n_shards, n_files)
+
+
+def commit_growth(n_shards: int, n_files: int) -> float:
+    """Return what of that is due to the files of shards before: half of all on average."""
+    return n_shards * n_files / 2 * _COMMIT_FILE
 
 
 @dataclass(frozen=True)

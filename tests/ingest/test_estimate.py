@@ -1,6 +1,7 @@
 """The arithmetic of a plan, against counts made in other ways."""
 
 import json
+import re
 from itertools import product
 
 import numpy as np
@@ -197,8 +198,20 @@ def test_what_does_not_fit_is_named_with_what_to_do():
         "google/gemma-scope-2-27b-it/resid_post_all/*_width_16k_l0_small", model.name
     )
     asked = Asked(model, tuple(coders), (), 10, 16384, 2)
-    many = estimate(work_of_tokens(10**9, 1024, 256, asked), H100)
-    assert any("give the coders in" in line for line in many.misfits)
+    (line,) = estimate(work_of_tokens(10**9, 1024, 256, asked), H100).misfits
+    assert "the device's memory" in line
+    tokens = int(re.search(r"use --batch-tokens (\d+)", line)[1])
+    smaller = Asked(model, tuple(coders), (), 10, tokens, 2)
+    assert estimate(work_of_tokens(10**9, 1024, 256, smaller), H100).misfits == ()
+    coders *= 4
+    asked = Asked(model, tuple(coders), (), 10, 16384, 2)
+    (line,) = estimate(work_of_tokens(10**9, 1024, 256, asked), H100).misfits
+    passes, each, tokens = map(
+        int, re.search(r"in (\d+) ingests of (\d+) or .* --batch-tokens (\d+)", line).groups()
+    )
+    assert passes * each >= len(coders) - passes
+    part = Asked(model, tuple(coders[:each]), (), 10, tokens, 2)
+    assert estimate(work_of_tokens(10**9, 1024, 256, part), H100).misfits == ()
     small = Device("cuda", "gpu", 1e14, 1e13, "assumed", 8 * GB, 8 * GB, 2)
     few = estimate(work_of_tokens(10**9, 1024, 256, asked), small)
     assert any("--device-map auto" in line for line in few.misfits)
