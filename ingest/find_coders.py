@@ -75,15 +75,17 @@ def find_headers(
 ) -> list[CoderHeaders]:
     """Return the coders that `specs` name, as `find_coders` does, with only their headers read.
 
+    Nothing is fetched: those of the hub have to be here.
+
     Raises:
-        CoderFileError, CoderMismatchError, HubError: as in `find_coders`.
+        CoderFileError, CoderMismatchError: as in `find_coders`.
     """
     return _find(
         specs,
         bundled or {},
         is_weights,
         lambda path, repo: read_headers(path, repo, model_name),
-        model_name,
+        may_fetch=False,
     )
 
 
@@ -114,12 +116,14 @@ def _find(
     is_wanted: _IsWanted,
     read: Callable[[Path, str | None], _T],
     model_name: str | None = None,
+    *,
+    may_fetch: bool = True,
 ) -> list[_T]:
     if not specs:
         raise CoderFileError("no SAE was asked for; name at least one folder, pattern or hub id")
     found: dict[str, _T] = {}
     for spec in specs:
-        for path, repo in _folders(str(spec), bundled, is_wanted, model_name):
+        for path, repo in _folders(str(spec), bundled, is_wanted, model_name, may_fetch=may_fetch):
             coder = read(path, repo)
             earlier = found.setdefault(coder.name, coder)
             if earlier.path != coder.path:
@@ -131,7 +135,12 @@ def _find(
 
 
 def _folders(
-    spec: str, bundled: Mapping[str, Path], is_wanted: _IsWanted, model_name: str | None
+    spec: str,
+    bundled: Mapping[str, Path],
+    is_wanted: _IsWanted,
+    model_name: str | None,
+    *,
+    may_fetch: bool,
 ) -> list[tuple[Path, str | None]]:
     head, _, rest = spec.partition("/")
     path = str(bundled[head] / rest) if head in bundled else spec
@@ -143,6 +152,11 @@ def _folders(
     hub_id = _HUB_ID.match(spec)
     wanted = EXAMPLES if is_wanted(EXAMPLES) else PARAMS
     if hub_id and not matches and head not in bundled and not hub.is_local(spec):
+        if not may_fetch:
+            raise CoderFileError(
+                f"SAE {spec} was asked for; its headers are to be read, it is not here and nothing "
+                "is fetched for that; name a folder, or one that Gemma Scope 2 publishes"
+            )
         name = hub_id["repo"].rsplit("/", 1)[-1]
         paths = fetch_folders(
             hub_id["repo"], hub_id["inner"], hub_id["revision"], is_wanted, model_name

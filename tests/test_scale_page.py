@@ -1,11 +1,13 @@
 """docs/scale.md: its tables are what `scopelake.plan` says now, and its arithmetic adds up."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
 import scopelake
+from scopelake.cli import main
 from scopelake.ingest.cost_plan import lasting, scaled
 from scopelake.ingest.families import LAYERS
 from scopelake.store.running import PEAKS_DEPTH
@@ -72,6 +74,19 @@ def test_the_tables_are_what_the_code_says(size):
     assert dense_row(size, dense(size)) in page
 
 
+def test_the_command_that_is_shown_prints_the_row_of_its_size(capsys):
+    (block,) = re.findall(r"```sh\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    assert main(shlex.split(block.replace("\\\n", " "))[1:]) == 0
+    printed, plan = capsys.readouterr().out, planned("4b", EVERY_LAYER)
+    for shown in (
+        f"{plan.n_objects:,}",
+        lasting(plan.seconds.value),
+        "10.8 EFLOP",
+        "it fits",
+    ):
+        assert shown in printed
+
+
 def test_what_does_not_fit_is_said():
     page = PAGE.read_text()
     for size in SIZES:
@@ -80,8 +95,8 @@ def test_what_does_not_fit_is_said():
 
 
 def test_products_that_are_written_out_are_right():
-    """Every ``a x b = c`` on the page, to the digits that are shown."""
-    found = re.findall(r"((?:[\d,.]+ [×/] )+[\d,.]+) = ([\d,.]+[\d])", PAGE.read_text())
+    """Every sum, product and quotient on the page, to the digits that are shown."""
+    found = re.findall(r"((?:[\d,.]+ [×/+]\s)+[\d,.]+) =\s([\d,.]*\d)", PAGE.read_text())
     assert len(found) >= 8
     for left, right in found:
         value = eval(left.replace(",", "").replace("×", "*"))  # noqa: S307

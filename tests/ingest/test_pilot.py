@@ -9,7 +9,12 @@ import pytest
 
 import scopelake
 from scopelake import tiny
-from scopelake.errors import CoderMismatchError, CorpusNotFoundError, InvalidArgumentError
+from scopelake.errors import (
+    CoderFileError,
+    CoderMismatchError,
+    CorpusNotFoundError,
+    InvalidArgumentError,
+)
 from scopelake.ingest import coders, pilot
 from scopelake.ingest.pilot import measured_profile
 from scopelake.names import KIND_BOS
@@ -150,6 +155,8 @@ def test_what_an_ingest_would_refuse_is_refused(lake):
         lake.plan("nothing", saes=SAES, **ASKED)
     with pytest.raises(CoderMismatchError):
         lake.plan("code", model=tiny.MODEL_NAME, dense=["resid_post/6"])
+    with pytest.raises(CoderFileError, match="nothing is fetched for that"):
+        lake.plan("code", saes="somebody/coders/resid_post/layer_1_width_16k_l0_small", **ASKED)
     with pytest.raises(InvalidArgumentError, match="makes nothing"):
         lake.plan("code", model=tiny.MODEL_NAME)
     with pytest.raises(InvalidArgumentError, match="activation_bits"):
