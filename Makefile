@@ -4,8 +4,8 @@ BIN := .venv/bin
 STAMP := .venv/.ready
 export PYTHONSAFEPATH := 1
 
-.PHONY: demo test lint parity oldest soak bench bench-ingest bench-compact bench-dense bench-styles bench-memory bench-stream bench-scaling \
-	bench-examples bench-encode bench-gpu clean setup
+.PHONY: demo test lint parity oldest soak bench bench-ingest bench-compact bench-dense bench-styles bench-memory bench-stream \
+	bench-scaling bench-examples bench-encode bench-gpu bench-plan bench-committer clean setup
 .SECONDARY:
 
 setup: $(STAMP)
@@ -76,6 +76,12 @@ bench-scaling: $(STAMP)
 
 bench-examples: $(STAMP)
 	PYTHONPATH=benchmarks $(BIN)/python benchmarks/examples.py
+
+bench-plan: $(STAMP)
+	PYTHONPATH=benchmarks $(BIN)/python benchmarks/plan.py
+
+bench-committer: $(STAMP)
+	PYTHONPATH=benchmarks $(BIN)/python benchmarks/committer.py
 
 clean:
 	rm -rf .venv .venv-parity .venv-oldest build dist src/*.egg-info kernels/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-lake

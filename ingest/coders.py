@@ -33,8 +33,8 @@ LAYER_PARAMS: Final = re.compile(r"params_layer_(\d+)\.safetensors\Z")
 
 
 @dataclass(frozen=True, kw_only=True)
-class CoderFiles(CoderIdentity):
-    """A coder with its files, known by their safetensors headers; no weights yet."""
+class CoderHeaders(CoderIdentity):
+    """A coder with its files, known by their safetensors headers alone."""
 
     path: Path
     """The folder."""
@@ -44,7 +44,6 @@ class CoderFiles(CoderIdentity):
     """Features of each encoder; feature f belongs to encoder f // features_per_layer."""
     d_in: int
     d_out: int
-    digest: str
     n_bytes: int
 
     @property
@@ -53,8 +52,26 @@ class CoderFiles(CoderIdentity):
         return self.features_per_layer * len(self.sites)
 
 
+@dataclass(frozen=True, kw_only=True)
+class CoderFiles(CoderHeaders):
+    """A coder whose files were read whole once, for their digest; no weights are kept."""
+
+    digest: str
+
+
 def read_coder(path: Path, repo: str | None = None, model_name: str | None = None) -> CoderFiles:
-    """Read what the coder in folder `path` is.
+    """Read what the coder in folder `path` is, and the digest of its weights.
+
+    Args, errors and warnings are those of `read_headers`.
+    """
+    found = read_headers(path, repo, model_name)
+    return CoderFiles(**vars(found), digest=digest_files(found.params))
+
+
+def read_headers(
+    path: Path, repo: str | None = None, model_name: str | None = None
+) -> CoderHeaders:
+    """Read what the coder in folder `path` is, as far as names, config.json and headers tell.
 
     Args:
         path: its folder.
@@ -97,19 +114,18 @@ def read_coder(path: Path, repo: str | None = None, model_name: str | None = Non
             CoderWarning,
             stacklevel=2,
         )
-    return CoderFiles(
+    return CoderHeaders(
         **vars(identity),
         path=path,
         params=params,
         features_per_layer=header.width,
         d_in=header.d_in,
         d_out=header.d_out,
-        digest=digest_files(params),
         n_bytes=sum(file.stat().st_size for file in params),
     )
 
 
-def check_fits(coder: CoderFiles, model: ModelIdentity) -> None:
+def check_fits(coder: CoderHeaders, model: ModelIdentity) -> None:
     """Refuse a coder that was not made for this model or does not fit its sites.
 
     Raises:

@@ -10,7 +10,14 @@ from typing import Final, Protocol, TypeVar
 
 from scopelake.errors import CoderFileError
 from scopelake.ingest import hub
-from scopelake.ingest.coders import LAYER_PARAMS, PARAMS, CoderFiles, read_coder
+from scopelake.ingest.coders import (
+    LAYER_PARAMS,
+    PARAMS,
+    CoderFiles,
+    CoderHeaders,
+    read_coder,
+    read_headers,
+)
 from scopelake.ingest.examples import EXAMPLES, Examples, read_examples
 from scopelake.ingest.fetch_coders import fetch_folders
 from scopelake.names import SiteLayer, shortened
@@ -61,6 +68,27 @@ def find_examples(
     return _find(specs, bundled or {}, lambda name: name == EXAMPLES, read_examples)
 
 
+def find_headers(
+    specs: Sequence[str | Path],
+    model_name: str | None = None,
+    bundled: Mapping[str, Path] | None = None,
+) -> list[CoderHeaders]:
+    """Return the coders that `specs` name, as `find_coders` does, with only their headers read.
+
+    Nothing is fetched: those of the hub have to be here.
+
+    Raises:
+        CoderFileError, CoderMismatchError: as in `find_coders`.
+    """
+    return _find(
+        specs,
+        bundled or {},
+        is_weights,
+        lambda path, repo: read_headers(path, repo, model_name),
+        may_fetch=False,
+    )
+
+
 def is_weights(name: str) -> bool:
     """Whether a file of that name holds a coder's weights, or those of one of its layers."""
     return name == PARAMS or LAYER_PARAMS.match(name) is not None
@@ -88,12 +116,14 @@ def _find(
     is_wanted: _IsWanted,
     read: Callable[[Path, str | None], _T],
     model_name: str | None = None,
+    *,
+    may_fetch: bool = True,
 ) -> list[_T]:
     if not specs:
         raise CoderFileError("no SAE was asked for; name at least one folder, pattern or hub id")
     found: dict[str, _T] = {}
     for spec in specs:
-        for path, repo in _folders(str(spec), bundled, is_wanted, model_name):
+        for path, repo in _folders(str(spec), bundled, is_wanted, model_name, may_fetch=may_fetch):
             coder = read(path, repo)
             earlier = found.setdefault(coder.name, coder)
             if earlier.path != coder.path:
@@ -105,7 +135,12 @@ def _find(
 
 
 def _folders(
-    spec: str, bundled: Mapping[str, Path], is_wanted: _IsWanted, model_name: str | None
+    spec: str,
+    bundled: Mapping[str, Path],
+    is_wanted: _IsWanted,
+    model_name: str | None,
+    *,
+    may_fetch: bool,
 ) -> list[tuple[Path, str | None]]:
     head, _, rest = spec.partition("/")
     path = str(bundled[head] / rest) if head in bundled else spec
@@ -117,6 +152,11 @@ def _folders(
     hub_id = _HUB_ID.match(spec)
     wanted = EXAMPLES if is_wanted(EXAMPLES) else PARAMS
     if hub_id and not matches and head not in bundled and not hub.is_local(spec):
+        if not may_fetch:
+            raise CoderFileError(
+                f"SAE {spec} was asked for; its headers are to be read, it is not here and nothing "
+                "is fetched for that; name a folder, or one that Gemma Scope 2 publishes"
+            )
         name = hub_id["repo"].rsplit("/", 1)[-1]
         paths = fetch_folders(
             hub_id["repo"], hub_id["inner"], hub_id["revision"], is_wanted, model_name

@@ -159,7 +159,7 @@ def load_model(
             f"dtype {dtype!r} was asked for; Gemma 3's activations pass 65504, which float16 "
             "cannot hold; choose 'bfloat16' or 'float32'"
         )
-    config = _read_config(files)
+    config = read_config(files)
     module = _load_text_model(files, _DTYPES[name], device_map)
     if device_map is None:
         module.to(target)
@@ -279,7 +279,12 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _read_config(files: ModelFiles) -> dict[str, Any]:
+def read_config(files: ModelFiles) -> dict[str, Any]:
+    """Return a model's config.json.
+
+    Raises:
+        ModelError: it is missing, or not a Gemma 3's.
+    """
     path = files.path / "config.json"
     try:
         config: dict[str, Any] = json.loads(path.read_text())

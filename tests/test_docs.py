@@ -135,6 +135,7 @@ def test_every_verb_is_documented_and_has_help(capsys):
         "create",
         "add-corpus",
         "saes",
+        "plan",
         "ingest",
         "inspect",
         "import-examples",

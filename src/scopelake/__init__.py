@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any
 from scopelake.errors import ScopelakeError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
+    from scopelake.ingest.cost_plan import CostPlan
     from scopelake.lake import Lake
+    from scopelake.names import Site
     from scopelake.store.verify import Verification
 
-__all__ = ["Lake", "ScopelakeError", "__version__", "create", "open", "verify"]
+__all__ = ["Lake", "ScopelakeError", "__version__", "create", "open", "plan", "verify"]
 
 
 def create(path: str | Path) -> Lake:
@@ -47,6 +49,52 @@ def open(path: str | Path, snapshot: int | None = None) -> Lake:  # noqa: A001
     from scopelake.lake import Lake
 
     return Lake.open(path, snapshot)
+
+
+def plan(
+    tokens: float,
+    *,
+    model: str | Path,
+    saes: str | Path | Sequence[str | Path] = (),
+    dense: Sequence[tuple[Site, int] | str] = (),
+    context_length: int = 1024,
+    shard_contexts: int = 256,
+    device: str = "auto",
+    dtype: str = "auto",
+    activation_bits: int = 10,
+    batch_tokens: int = 16384,
+    tokens_per_second: float | None = None,
+    model_name: str | None = None,
+) -> CostPlan:
+    """Return what an ingest of so many tokens would cost; nothing runs, nothing is fetched.
+
+    Of a corpus that a lake has, `Lake.plan` says more, and can run a pilot.
+
+    Args:
+        tokens: of the corpus, in full contexts, BOS included.
+        model: folder of a Gemma 3, or the hub id of a published one, which is known by its name.
+        saes: folders or patterns, or hub ids and patterns of published coders, known by name.
+        dense: sites whose activations are stored: (site, layer) pairs, or ``resid_post/3``.
+        context_length: most tokens in a context.
+        shard_contexts: contexts in a shard.
+        device: ``auto``, ``cpu``, ``cuda``, or ``h100``, whose rates are assumed.
+        dtype: as in `Lake.ingest`.
+        activation_bits: as in `Lake.ingest`.
+        batch_tokens: as in `Lake.ingest`.
+        tokens_per_second: a throughput that is known, from which the time follows.
+        model_name: what the coders call the model, if a local folder has another name.
+
+    Raises:
+        ModelError, CoderFileError, CoderMismatchError, InvalidArgumentError.
+    """
+    from scopelake.planning import plan as plan_of_tokens
+
+    return plan_of_tokens(
+        tokens, model=model, saes=saes, dense=dense, context_length=context_length,
+        shard_contexts=shard_contexts, device=device, dtype=dtype,
+        activation_bits=activation_bits, batch_tokens=batch_tokens,
+        tokens_per_second=tokens_per_second, model_name=model_name,
+    )  # fmt: skip
 
 
 def verify(

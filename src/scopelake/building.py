@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scopelake.errors import InvalidArgumentError, ModelError
+from scopelake.errors import ModelError
 from scopelake.handle import LakeHandle
 from scopelake.named import (
     bundled_coders,
@@ -15,8 +15,9 @@ from scopelake.named import (
     load_tokenizer,
     model_called,
     model_files,
+    site_layers,
 )
-from scopelake.names import Site, SiteLayer, check_whole
+from scopelake.names import Site
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -100,7 +101,7 @@ class Building(LakeHandle):
         from scopelake.ingest.recipes import ModelRecipe
 
         self._check_writable()
-        sites = _sites(dense)
+        sites = site_layers(dense)
         config = IngestConfig(corpus, sites, activation_bits, batch_tokens, evaluate, keep, memory)
         row = find_corpus(self._store, self._store.snapshot(), corpus)
         named = model_called(model, model_name)
@@ -276,22 +277,3 @@ class Building(LakeHandle):
             )
             for coder in coders
         ]  # fmt: skip
-
-
-def _sites(dense: Sequence[tuple[Site, int] | str]) -> tuple[SiteLayer, ...]:
-    if isinstance(dense, str):
-        dense = [dense]
-    found = []
-    for one in dense:
-        if isinstance(one, str):
-            found.append(SiteLayer.parse(one))
-            continue
-        try:
-            site, layer = one
-        except (TypeError, ValueError) as error:
-            raise InvalidArgumentError(
-                f"dense site {one!r} was asked for; it is no pair of site and layer; give for "
-                "example ('resid_post', 3)"
-            ) from error
-        found.append(SiteLayer(site, check_whole("layer", layer)))
-    return tuple(found)

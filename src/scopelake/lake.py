@@ -13,6 +13,7 @@ from scopelake.asking import Asking
 from scopelake.building import Building
 from scopelake.errors import InvalidArgumentError
 from scopelake.names import check_whole
+from scopelake.planning import Planning
 from scopelake.store.lake_store import LakeStore
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from scopelake.store.verify import Verification
 
 
-class Lake(Adding, Building, Asking):
+class Lake(Adding, Building, Planning, Asking):
     """A lake at one snapshot; writing moves it to the snapshot it made."""
 
     @classmethod

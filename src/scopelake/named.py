@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scopelake import tiny
-from scopelake.names import check_text
+from scopelake.errors import InvalidArgumentError
+from scopelake.names import Site, SiteLayer, check_text, check_whole
 
 if TYPE_CHECKING:
     from scopelake.ingest.model import ModelFiles
@@ -72,3 +73,27 @@ def coder_specs(saes: str | Path | Sequence[str | Path]) -> list[str | Path]:
 def bundled_coders() -> dict[str, Path]:
     """Return the folder of the coders that ship here, by the name that they go by."""
     return {tiny.CODERS_REPO: tiny.coders_path()}
+
+
+def site_layers(dense: Sequence[tuple[Site, int] | str]) -> tuple[SiteLayer, ...]:
+    """Return the sites that pairs of site and layer, or texts such as ``resid_post/3``, name.
+
+    Raises:
+        InvalidArgumentError: one is neither.
+    """
+    if isinstance(dense, str):
+        dense = [dense]
+    found = []
+    for one in dense:
+        if isinstance(one, str):
+            found.append(SiteLayer.parse(one))
+            continue
+        try:
+            site, layer = one
+        except (TypeError, ValueError) as error:
+            raise InvalidArgumentError(
+                f"dense site {one!r} was asked for; it is no pair of site and layer; give for "
+                "example ('resid_post', 3)"
+            ) from error
+        found.append(SiteLayer(site, check_whole("layer", layer)))
+    return tuple(found)

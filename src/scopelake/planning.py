@@ -1,0 +1,222 @@
+"""The verb that says what an ingest would cost, before anything runs."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from scopelake.errors import InvalidArgumentError, ModelError
+from scopelake.handle import LakeHandle
+from scopelake.named import bundled_coders, coder_specs, model_files, site_layers
+from scopelake.names import Site, check_whole
+from scopelake.store.folder_root import FolderRoot
+
+if TYPE_CHECKING:
+    from scopelake.ingest.cost_plan import CostPlan
+    from scopelake.ingest.devices import Device
+    from scopelake.ingest.report import Progress
+    from scopelake.ingest.shapes import CoderShape, ModelShape
+    from scopelake.ingest.work_left import Asked
+
+
+class Planning(LakeHandle):
+    """Plans of what an ingest of a lake's corpus would do."""
+
+    def plan(
+        self,
+        corpus: str,
+        *,
+        model: str | Path,
+        saes: str | Path | Sequence[str | Path] = (),
+        dense: Sequence[tuple[Site, int] | str] = (),
+        device: str = "auto",
+        dtype: str = "auto",
+        activation_bits: int = 10,
+        batch_tokens: int = 16384,
+        tokens_per_second: float | None = None,
+        pilot: bool = False,
+        model_name: str | None = None,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> CostPlan:
+        """Return what `ingest` with the same arguments would cost; the lake stays as it is.
+
+        Without a pilot config.json and the headers of the coders are read, and no weights;
+        published models and coders that are named by hub id are known without being fetched.
+
+        Args:
+            corpus: name of a corpus in the lake; what the lake has of it already costs nothing.
+            model: as in `ingest`.
+            saes: as in `ingest`.
+            dense: as in `ingest`.
+            device: as in `ingest`, or ``h100``, with assumed rates.
+            dtype: as in `ingest`.
+            activation_bits: as in `ingest`.
+            batch_tokens: as in `ingest`.
+            tokens_per_second: a throughput that is known, from which the time follows.
+            pilot: run the first shard that is left in a lake of its own, which is removed, and put
+                what was measured in the place of guesses.
+            model_name: as in `ingest`.
+            progress: called after every batch of the pilot.
+
+        Raises:
+            CorpusNotFoundError, ModelError, CoderFileError, CoderMismatchError,
+            InvalidArgumentError.
+        """
+        from scopelake.ingest.devices import PROFILES
+        from scopelake.ingest.estimate import estimate
+        from scopelake.ingest.work_left import work_in_lake
+
+        asked = _asked(model, saes, dense, device, dtype, activation_bits, batch_tokens, model_name)
+        root = self._store.root
+        free = shutil.disk_usage(root.path).free if isinstance(root, FolderRoot) else None
+        work = work_in_lake(self._store, self._snapshot, corpus, asked, free)
+        machine = _machine(device, dtype)
+        _check_rate(tokens_per_second)
+        plain = estimate(work, machine, tokens_per_second, notes=_notes(asked))
+        if not pilot or plain.already_complete:
+            return plain
+        if machine is PROFILES.get(device):
+            raise InvalidArgumentError(
+                f"a pilot on device {device!r} was asked for; its rates are assumed and it is not "
+                "here; leave the pilot out, or choose 'auto'"
+            )
+        from scopelake.ingest.find_coders import find_coders
+        from scopelake.ingest.pilot import PilotConfig, run_pilot
+
+        files = model_files(model, model_name)
+        names = coder_specs(saes)
+        coders = find_coders(names, files.name, bundled_coders()) if names else []
+        config = PilotConfig(self._store, self._snapshot, work, files, tuple(coders), device, dtype)
+        return run_pilot(config, machine, plain, tokens_per_second, progress)
+
+
+def plan(
+    tokens: float,
+    *,
+    model: str | Path,
+    saes: str | Path | Sequence[str | Path] = (),
+    dense: Sequence[tuple[Site, int] | str] = (),
+    context_length: int = 1024,
+    shard_contexts: int = 256,
+    device: str = "auto",
+    dtype: str = "auto",
+    activation_bits: int = 10,
+    batch_tokens: int = 16384,
+    tokens_per_second: float | None = None,
+    model_name: str | None = None,
+) -> CostPlan:
+    """Return what an ingest of so many tokens would cost; see `scopelake.plan`."""
+    from scopelake.ingest.estimate import estimate
+    from scopelake.ingest.work_left import work_of_tokens
+
+    if not 1 <= tokens < float("inf"):
+        raise InvalidArgumentError(
+            f"a plan for tokens={tokens} was asked for; there is at least one; give 1 or more"
+        )
+    asked = _asked(model, saes, dense, device, dtype, activation_bits, batch_tokens, model_name)
+    work = work_of_tokens(
+        round(tokens),
+        check_whole("context_length", context_length),
+        check_whole("shard_contexts", shard_contexts),
+        asked,
+    )
+    _check_rate(tokens_per_second)
+    return estimate(work, _machine(device, dtype), tokens_per_second, notes=_notes(asked))
+
+
+def _asked(
+    model: str | Path,
+    saes: str | Path | Sequence[str | Path],
+    dense: Sequence[tuple[Site, int] | str],
+    device: str,
+    dtype: str,
+    activation_bits: int,
+    batch_tokens: int,
+    model_name: str | None,
+) -> Asked:
+    from scopelake.ingest.plan import IngestConfig
+    from scopelake.ingest.work_left import Asked
+
+    sites = site_layers(dense)
+    IngestConfig("", sites, activation_bits, batch_tokens)  # refuses what an ingest would
+    specs = coder_specs(saes)
+    if not specs and not sites:
+        raise InvalidArgumentError(
+            "a plan without SAEs and dense sites was asked for; that makes nothing; name some"
+        )
+    shape = _model(model, model_name)
+    coders = tuple(dict.fromkeys(c for spec in specs for c in _coders(spec, shape.name)))
+    is_float32 = _dtype(device, dtype) == "float32"
+    return Asked(shape, coders, sites, activation_bits, batch_tokens, 4 if is_float32 else 2)
+
+
+def _model(model: str | Path, name: str | None) -> ModelShape:
+    from dataclasses import replace
+
+    from scopelake.ingest.grid import published_model
+    from scopelake.ingest.shapes import model_shape
+
+    if not Path(model).is_dir() and (known := published_model(str(model))) is not None:
+        return replace(known, name=name or known.name)
+    return model_shape(model_files(model, name, tokenizer_only=True))
+
+
+def _coders(spec: str | Path, model_name: str) -> list[CoderShape]:
+    from scopelake.ingest.find_coders import find_headers
+    from scopelake.ingest.grid import published_coders
+    from scopelake.ingest.shapes import coder_shape
+
+    if not Path(spec).is_dir() and (known := published_coders(str(spec), model_name)) is not None:
+        return known
+    return [coder_shape(c) for c in find_headers([spec], model_name, bundled_coders())]
+
+
+def _dtype(device: str, dtype: str) -> str:
+    """Return the precision that the model will have, as `load_model` chooses it."""
+    from scopelake.ingest.devices import PROFILES
+    from scopelake.ingest.model import choose_device
+
+    if dtype not in ("auto", "float32", "bfloat16"):
+        raise ModelError(
+            f"dtype {dtype!r} was asked for; Gemma 3's activations pass 65504, which float16 "
+            "cannot hold; choose 'bfloat16' or 'float32'"
+        )
+    if dtype != "auto":
+        return dtype
+    is_gpu = device in PROFILES or choose_device(device).type != "cpu"
+    return "bfloat16" if is_gpu else "float32"
+
+
+def _machine(device: str, dtype: str) -> Device:
+    import torch
+
+    from scopelake.ingest.devices import PROFILES, this_device
+    from scopelake.ingest.model import choose_device
+
+    if device in PROFILES:
+        return PROFILES[device]
+    is_float32 = _dtype(device, dtype) == "float32"
+    return this_device(choose_device(device), torch.float32 if is_float32 else torch.bfloat16)
+
+
+def _check_rate(tokens_per_second: float | None) -> None:
+    if tokens_per_second is not None and not 0 < tokens_per_second < float("inf"):
+        raise InvalidArgumentError(
+            f"a plan with tokens_per_second={tokens_per_second} was asked for; a rate is above 0; "
+            "give such a one"
+        )
+
+
+def _notes(asked: Asked) -> list[str]:
+    notes = []
+    guessed = [c.name for c in asked.coders if c.l0_basis == "guessed"]
+    if guessed:
+        notes.append(f"{len(guessed)} coders state no L0; it is guessed from their labels")
+    if any(c.l0_basis == "grid" for c in asked.coders):
+        notes.append(
+            "coders are those of the published grid, of which some were never uploaded: scopelake "
+            "saes lists what is there"
+        )
+    return notes

@@ -1,0 +1,90 @@
+"""`scopelake plan` in a shell: a table or JSON; what is wrong is one line and changes nothing."""
+
+import json
+
+import pytest
+
+import scopelake
+from scopelake import tiny
+from scopelake.cli import main
+
+MODEL = tiny.MODEL_NAME
+SAE = f"{tiny.CODERS_REPO}/resid_post_all/layer_1_width_1024_l0_small"
+PUBLISHED = "google/gemma-scope-2-1b-it/resid_post_all/*_width_16k_l0_small"
+
+
+@pytest.fixture(scope="module")
+def lake(tmp_path_factory):
+    root = tmp_path_factory.mktemp("plan-verb")
+    (root / "text.txt").write_text("import os\n\ndef main(argv):\n    return os.environ\n" * 40)
+    path = str(root / "lake")
+    assert main(["create", path]) == 0
+    assert main(["add-corpus", path, "code", str(root / "text.txt"), "--tokenizer", MODEL,
+                 "--context-length", "64", "--shard-contexts", "3"]) == 0  # fmt: skip
+    return path
+
+
+def plan(capsys, *arguments):
+    capsys.readouterr()
+    assert main(["plan", *arguments]) == 0
+    return capsys.readouterr().out
+
+
+def test_a_plan_is_a_table_or_json(capsys, lake):
+    asked = (lake, "code", "--model", MODEL, "--sae", SAE, "--device", "cpu")
+    text = plan(capsys, *asked)
+    for word in ("tokens", "FLOP", "guessed", "stated", "postings", "memory, host", "all of it"):
+        assert word in text
+    found = json.loads(plan(capsys, *asked, "--json", "--tokens-per-second", "100"))
+    assert found["tokens"] == scopelake.open(lake).info().corpora[0].tokens
+    assert found["seconds"] == {"value": found["tokens"] / 100, "unit": "s", "basis": "stated"}
+    assert found["compared"] == []
+
+
+def test_a_pilot_in_a_shell_compares(capsys, lake):
+    before = scopelake.open(lake).snapshot
+    found = json.loads(plan(capsys, lake, "code", "--model", MODEL, "--sae", SAE, "--pilot",
+                            "--device", "cpu", "--json"))  # fmt: skip
+    assert {"throughput", "firings a token", "codes"} <= {c["what"] for c in found["compared"]}
+    assert found["firings"]["basis"] == "measured"
+    assert scopelake.open(lake).snapshot == before
+
+
+def test_what_a_billion_tokens_would_cost(capsys):
+    found = json.loads(plan(capsys, "--tokens", "1e9", "--model", "google/gemma-3-1b-it", "--sae",
+                            PUBLISHED, "--device", "h100", "--json"))  # fmt: skip
+    assert found["tokens"] == 10**9
+    assert len(found["coders"]) == 26
+    assert found["encode_flops"]["value"] == 10**9 * 26 * 2 * 1152 * 16384
+    assert found["tables"][0]["objects"] == 26 * -(-(10**9) // (1024 * 256))
+    assert found == json.loads(json.dumps(
+        scopelake.plan(1e9, model="google/gemma-3-1b-it", saes=PUBLISHED, device="h100").to_dict()
+    ))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{lake}"], "give LAKE and CORPUS, or --tokens N alone"),
+        (["{lake}", "code", "--tokens", "9"], "give LAKE and CORPUS, or --tokens N alone"),
+        (["{lake}", "code", "--context-length", "9"], "the corpus has its own"),
+        (["--tokens", "1e6", "--pilot"], "it runs a shard of one"),
+        (["--tokens", "0"], "there is at least one"),
+        (["--tokens", "nan"], "there is at least one"),
+        (["--tokens", "9", "--context-length", "-1"], "a plan with --context-length=-1"),
+        (["--tokens", "9", "--tokens-per-second", "-1"], "a rate is above 0"),
+        (["--tokens", "9", "--dtype", "float16"], "choose 'bfloat16' or 'float32'"),
+        (["--tokens", "9", "--dense", "resid_post/77"], "has layers 0 to 5"),
+        (["{lake}", "none"], "the lake has code"),
+    ],
+)
+def test_what_is_wrong_is_one_line(capsys, lake, arguments, message):
+    given = [a.format(lake=lake) for a in arguments]
+    before = scopelake.open(lake).snapshot
+    capsys.readouterr()
+    assert main(["plan", *given, "--model", MODEL, "--sae", SAE]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert message in captured.err
+    assert captured.err.count("\n") == 1
+    assert scopelake.open(lake).snapshot == before
