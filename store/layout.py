@@ -11,10 +11,10 @@ from uuid import uuid4
 from scopelake.names import slug
 
 FORMAT: Final = "scopelake"
-FORMAT_VERSION: Final = 2
+FORMAT_VERSION: Final = 3
 """What is written; see docs/format.md for what changed."""
 
-READABLE_VERSIONS: Final = (1, 2)
+READABLE_VERSIONS: Final = (1, 2, 3)
 
 TABLES: Final = (
     "contexts",

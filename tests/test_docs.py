@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from scopelake.cli import _parser, main
-from scopelake.ingest.sources import CHAT_ROLES, JSON_SUFFIXES, TEXT_SUFFIXES
+from scopelake.ingest.corpus_files import JSON_SUFFIXES, TEXT_SUFFIXES
+from scopelake.ingest.documents import CHAT_ROLES
 from scopelake.query.contexts import WHERE_COLUMNS
 
 ROOT = Path(__file__).resolve().parent.parent
