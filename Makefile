@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.ready
 export PYTHONSAFEPATH := 1
 
-.PHONY: demo test lint parity oldest soak bench bench-ingest bench-compact bench-dense bench-styles bench-memory bench-stream \
+.PHONY: demo test lint parity oldest soak bench bench-ingest bench-compact bench-dense bench-styles bench-memory bench-stream bench-corpus \
 	bench-examples bench-encode bench-gpu clean setup
 .SECONDARY:
 
@@ -70,6 +70,9 @@ bench-gpu: $(STAMP)
 
 bench-stream: $(STAMP)
 	PYTHONPATH=benchmarks $(BIN)/python benchmarks/stream.py
+
+bench-corpus: $(STAMP)
+	PYTHONPATH=benchmarks $(BIN)/python benchmarks/corpus.py
 
 bench-examples: $(STAMP)
 	PYTHONPATH=benchmarks $(BIN)/python benchmarks/examples.py

@@ -14,7 +14,7 @@ from scopelake.errors import CorpusSourceError
 from scopelake.ingest.documents import Document, Source, check_unique
 from scopelake.ingest.replies import Replier
 from scopelake.ingest.tokens import TokenizedText, Tokenizer
-from scopelake.ingest.windows import Context, Cutting, Packer, split, to_table
+from scopelake.ingest.windows import Context, Cutting, Packer, n_tokens_of, split, to_table
 from scopelake.names import KIND_BOS
 from scopelake.store.receipts import Receipt
 from scopelake.store.root import Root
@@ -113,7 +113,7 @@ class ContextFiles:
         n_tokens = 0
         for context in contexts:
             part.append(context)
-            n_tokens += sum(piece.n_tokens for piece in context)
+            n_tokens += n_tokens_of(context)
             if len(part) == _FILE_CONTEXTS or n_tokens >= _FILE_TOKENS:
                 yield part
                 part, n_tokens = [], 0
@@ -137,7 +137,7 @@ class ContextFiles:
             yield from self._counted(list(packer.rest()))
 
     def _counted(self, contexts: list[Context]) -> list[Context]:
-        self.n_tokens += sum(piece.n_tokens for context in contexts for piece in context)
+        self.n_tokens += sum(map(n_tokens_of, contexts))
         if self.progress is not None:
             self.progress(self.n_documents, self.n_tokens)
         return contexts
@@ -162,9 +162,9 @@ class ContextFiles:
         is_kept = []
         for document, one in zip(batch, tokens, strict=True):
             digest = content_digest(one.text)
-            metadata = json.dumps(document.metadata, sort_keys=True, default=str)
-            self._digest.update(f"{len(document.id)} {document.id} {metadata}".encode())
-            self._digest.update(digest)
+            metadata = document.metadata
+            said = json.dumps(metadata, sort_keys=True, default=str) if metadata else ""
+            self._digest.update(f"{len(document.id)} {document.id} {said}".encode() + digest)
             is_new = digest not in self.kept.digests
             self.kept.digests.add(digest)
             self.n_duplicates += not is_new

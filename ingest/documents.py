@@ -51,11 +51,14 @@ def checked(document: Document) -> Document:
     Raises:
         CorpusSourceError: one is not.
     """
+    metadata = document.metadata
+    if is_text(f"{document.id}{document.text or ''}") and not (metadata or document.messages):
+        return document  # most are no more than that
     for what, value in (
         ("text", document.text),
         ("messages", document.messages),
         ("id", document.id),
-        ("metadata", document.metadata),
+        ("metadata", metadata),
     ):
         if not _all_text(value):
             raise CorpusSourceError(

@@ -59,10 +59,10 @@ def to_document(record: Any, where: str, default_id: str, reading: Reading) -> D
     Raises:
         CorpusSourceError: it has no text or chat, or another of its keys is not as it must be.
     """
-    key = reading.key(record) if isinstance(record, Mapping) else reading.column or TEXT_COLUMN
+    key = reading.key(record) if isinstance(record, dict) else reading.column or TEXT_COLUMN
     value = _value(record, key, where, reading)
     metadata = record.get("metadata") or {}
-    if not isinstance(metadata, Mapping):
+    if not isinstance(metadata, dict):
         raise CorpusSourceError(f"{where} has a 'metadata' that is no object; make it an object")
     extra = {k: v for k, v in record.items() if k not in ("id", key, "metadata")}
     named = record.get("id")
@@ -76,20 +76,21 @@ def to_document(record: Any, where: str, default_id: str, reading: Reading) -> D
 
 
 def _value(record: Any, key: str, where: str, reading: Reading) -> Any:  # noqa: ANN401
-    if isinstance(record, Mapping) and key in record and record[key] is None:
+    value = record.get(key) if isinstance(record, dict) else None
+    if value is not None:
+        return value
+    if isinstance(record, dict) and key in record:
         raise CorpusSourceError(
             f"{where} was asked for its {key!r}; it is null; give every record a {key!r}, or drop "
             "this one"
         )
-    if not isinstance(record, Mapping) or record.get(key) is None:
-        names = list(map(str, record)) if isinstance(record, Mapping) else [type(record).__name__]
-        is_chat = not reading.chat and any(name in CHAT_COLUMNS for name in names)
-        hint = "; pass chat=True for chats" if is_chat else ", or name another with text_column="
-        raise CorpusSourceError(
-            f"{where} was asked for its {key!r}; it has {', '.join(names) or 'nothing'}; give "
-            f"every record a {key!r}{hint}"
-        )
-    return record[key]
+    names = list(map(str, record)) if isinstance(record, dict) else [type(record).__name__]
+    is_chat = not reading.chat and any(name in CHAT_COLUMNS for name in names)
+    hint = "; pass chat=True for chats" if is_chat else ", or name another with text_column"
+    raise CorpusSourceError(
+        f"{where} was asked for its {key!r}; it has {', '.join(names) or 'nothing'}; give "
+        f"every record a {key!r}{hint}"
+    )
 
 
 def messages(value: Any, where: str) -> tuple[Message, ...]:  # noqa: ANN401
@@ -104,7 +105,7 @@ def messages(value: Any, where: str) -> tuple[Message, ...]:  # noqa: ANN401
 
 
 def _message(message: Any, where: str) -> Message:  # noqa: ANN401
-    values = message if isinstance(message, Mapping) else {}
+    values = message if isinstance(message, dict) else {}
     # Rows of a table have every key: those of the other shape are null.
     shared = values.get("from") is not None and values.get("role") is None
     who, content = (values.get(k) for k in (("from", "value") if shared else ("role", "content")))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, Final
 
@@ -46,17 +47,29 @@ class TokenLengths:
                 lengths[index] = -1
         return lengths
 
-    def starts(self, ids: npt.NDArray[np.int32], n_characters: int) -> npt.NDArray[np.int64] | None:
-        """Return where each token begins; None where the lengths do not tell.
+    def starts(
+        self, ids: Sequence[npt.NDArray[np.int32]], n_characters: Sequence[int]
+    ) -> list[npt.NDArray[np.int64] | None]:
+        """Return where each token of some texts begins; None for a text of which it is not told.
 
         Args:
-            ids: tokens of a text.
-            n_characters: of the text; what the lengths do not add up to, they do not tell.
+            ids: tokens of each text.
+            n_characters: of each text; where the lengths do not add up to it, they do not tell.
         """
-        if not self.are_known:
-            return None
-        lengths = self._lengths[ids]
-        if len(ids) == 0 or lengths.min() < 0 or int(lengths.sum()) != n_characters:
-            return None
+        if not self.are_known or not ids:
+            return [None] * len(ids)
+        lengths = self._lengths[np.concatenate(ids)]
         ends = np.cumsum(lengths)
-        return ends - lengths
+        unknown = np.flatnonzero(lengths < 0)
+        any_ = len(unknown) > 0
+        begins = ends - lengths
+        found: list[npt.NDArray[np.int64] | None] = []
+        at, before = 0, 0
+        for one, n in zip(ids, n_characters, strict=True):
+            stop = at + len(one)
+            last = int(ends[stop - 1]) if stop else 0
+            n_unknown = np.searchsorted(unknown, stop) - np.searchsorted(unknown, at) if any_ else 0
+            is_known = last - before == n and n_unknown == 0
+            found.append(begins[at:stop] - before if is_known else None)
+            at, before = stop, last
+        return found

@@ -103,28 +103,31 @@ class Tokenizer:
 
     def encode_texts(self, texts: list[str]) -> list[TokenizedText]:
         """Tokenize plain texts, without BOS."""
-        # Offsets cost as much as the tokens; most often they follow from the tokens' lengths.
+        # Offsets cost nearly as much as the tokens; most often these tell by their lengths.
         fast = self._lengths.are_known
         encode = self._core.encode_batch_fast if fast else self._core.encode_batch
         encodings = encode(texts, add_special_tokens=False)
+        ids = [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
+        starts = self._lengths.starts(ids, [len(text) for text in texts])
+        longest = max(map(len, ids), default=0)
+        roles, kinds = np.zeros(longest, dtype=np.int8), np.full(longest, CONTENT, dtype=np.int8)
+        turns = np.full(longest, -1, dtype=np.int32)
         return [
-            self._plain(text, encoding) for text, encoding in zip(texts, encodings, strict=True)
+            TokenizedText(
+                text,
+                one,
+                _starts(self._offsets(text, encoding, fast=fast)) if start is None else start,
+                roles[: len(one)],
+                turns[: len(one)],
+                kinds[: len(one)],
+            )
+            for text, one, start, encoding in zip(texts, ids, starts, encodings, strict=True)
         ]
 
-    def _plain(self, text: str, encoding: Any) -> TokenizedText:  # noqa: ANN401
-        ids = np.array(encoding.ids, dtype=np.int32)
-        starts = self._lengths.starts(ids, len(text))
-        if starts is None:
-            starts = _starts(self._core.encode(text, add_special_tokens=False).offsets)
-        n = len(ids)
-        return TokenizedText(
-            text,
-            ids,
-            starts,
-            np.zeros(n, dtype=np.int8),
-            np.full(n, -1, dtype=np.int32),
-            np.full(n, CONTENT, dtype=np.int8),
-        )
+    def _offsets(self, text: str, encoding: Any, *, fast: bool) -> list[tuple[int, int]]:  # noqa: ANN401
+        encoding = self._core.encode(text, add_special_tokens=False) if fast else encoding
+        found: list[tuple[int, int]] = encoding.offsets
+        return found
 
     def encode_chat(self, document: Document) -> TokenizedText:
         """Render and tokenize a chat, with the template's own BOS and no other.

@@ -83,23 +83,25 @@ class Piece:
     part: int
     """Number of the piece in its document."""
     adds_bos: bool
+    n_tokens: int
+    """With a BOS that is added."""
+    char_start: int
+    char_end: int
+    """Where its text is in the document's."""
 
-    @property
-    def n_tokens(self) -> int:
-        """Tokens, with a BOS that is added."""
-        return self.stop - self.start + self.adds_bos
-
-    @property
-    def char_start(self) -> int:
-        """Where its text begins in the document's."""
-        return int(self.tokens.starts[self.start]) if self.start else 0
-
-    @property
-    def char_end(self) -> int:
-        """Where its text ends in the document's."""
-        if self.stop < len(self.tokens.token_ids):
-            return int(self.tokens.starts[self.stop])
-        return len(self.tokens.text)
+    @classmethod
+    def of(
+        cls, document: Document, index: int, metadata: str, tokens: TokenizedText, start: int,
+        stop: int, part: int, *, adds_bos: bool,
+    ) -> Piece:  # fmt: skip
+        """Return a piece of a document."""
+        starts = tokens.starts
+        return cls(
+            document.id, index, metadata, tokens, start, stop, part, adds_bos,
+            stop - start + adds_bos,
+            int(starts[start]) if start else 0,
+            int(starts[stop]) if stop < len(starts) else len(tokens.text),
+        )  # fmt: skip
 
 
 Context = Sequence[Piece]
@@ -109,7 +111,7 @@ Context = Sequence[Piece]
 def whole(document: Document, tokens: TokenizedText, index: int = 0) -> Context:
     """Return all tokens of a document as its one context, as they are: no BOS is added."""
     n_tokens = len(tokens.token_ids)
-    return [Piece(document.id, index, _json(document), tokens, 0, n_tokens, 0, adds_bos=False)]
+    return [Piece.of(document, index, _json(document), tokens, 0, n_tokens, 0, adds_bos=False)]
 
 
 def split(
@@ -130,7 +132,8 @@ def split(
         adds_bos = wanted and not (has_bos and start == 0)
         stop = min(start + cutting.context_length - adds_bos, n_tokens)
         part = len(contexts)
-        contexts.append([Piece(document.id, index, metadata, tokens, start, stop, part, adds_bos)])
+        piece = Piece.of(document, index, metadata, tokens, start, stop, part, adds_bos=adds_bos)
+        contexts.append([piece])
         start = stop if cutting.stride is None else start + cutting.stride
     return contexts
 
@@ -158,7 +161,9 @@ class Packer:
                 yield from self.rest()
                 continue
             stop = min(start + room, n_tokens)
-            piece = Piece(document.id, index, metadata, tokens, start, stop, part, adds_bos)
+            piece = Piece.of(
+                document, index, metadata, tokens, start, stop, part, adds_bos=adds_bos
+            )
             self._open.append(piece)
             self._n_tokens += piece.n_tokens
             start, part = stop, part + 1
@@ -187,7 +192,7 @@ def to_table(
         packed: whether the row of a context lists its documents, rather than being of one.
     """
     n = len(contexts)
-    n_tokens = np.array([sum(p.n_tokens for p in c) for c in contexts], dtype=np.int32)
+    n_tokens = np.array([n_tokens_of(context) for context in contexts], dtype=np.int32)
     columns: dict[str, Any] = {
         "corpus": pa.repeat(pa.scalar(corpus), n),
         "context": np.arange(first_context, first_context + n, dtype=np.int64),
@@ -207,6 +212,11 @@ def to_table(
         ],
         schema=schema,
     )
+
+
+def n_tokens_of(context: Context) -> int:
+    """Return the tokens of a context."""
+    return context[0].n_tokens if len(context) == 1 else sum(p.n_tokens for p in context)
 
 
 def _text(context: Context) -> str:
@@ -234,31 +244,51 @@ def _listed(context: Context) -> list[dict[str, Any]]:
 def _token_columns(
     contexts: Sequence[Context], n_tokens: npt.NDArray[np.int32], bos_id: int
 ) -> dict[str, pa.Array]:
-    """Return the list columns, filled piece by piece: nothing is made of Python's numbers."""
+    """Return the list columns; nothing is made of Python's numbers token by token."""
+    pieces = [piece for context in contexts for piece in context]
+    counts = np.array([piece.n_tokens for piece in pieces])
+    bos_at = (np.cumsum(counts) - counts)[[piece.adds_bos for piece in pieces]]
+    is_own = np.ones(int(counts.sum()), dtype=bool)
+    is_own[bos_at] = False
+    # From offsets in the document's text to those in the context's.
+    text_at = np.array(_text_starts(contexts))
+    shifts = np.repeat(text_at - [piece.char_start for piece in pieces],
+                       [piece.stop - piece.start for piece in pieces])  # fmt: skip
+    own: dict[str, list[npt.NDArray[Any]]] = {
+        "token_ids": [p.tokens.token_ids[p.start : p.stop] for p in pieces],
+        "token_starts": [p.tokens.starts[p.start : p.stop] for p in pieces],
+        "roles": [p.tokens.roles[p.start : p.stop] for p in pieces],
+        "turns": [p.tokens.turns[p.start : p.stop] for p in pieces],
+        "kinds": [p.tokens.kinds[p.start : p.stop] for p in pieces],
+    }
+    added: dict[str, Any] = {
+        "token_ids": bos_id,
+        "token_starts": text_at[[piece.adds_bos for piece in pieces]],
+        "roles": ROLES.index("none"),
+        "turns": -1,
+        "kinds": BOS,
+    }
     offsets = np.zeros(len(n_tokens) + 1, dtype=np.int32)
     np.cumsum(n_tokens, out=offsets[1:])
-    values = {name: np.empty(offsets[-1], dtype) for name, dtype in _TOKEN_COLUMNS.items()}
-    added = {"token_ids": bos_id, "roles": ROLES.index("none"), "turns": -1, "kinds": BOS}
-    at = 0
+    lists, columns = pa.array(offsets), {}
+    for name, dtype in _TOKEN_COLUMNS.items():
+        values = np.empty(len(is_own), dtype)
+        found = np.concatenate(own.pop(name))
+        values[is_own] = found + shifts if name == "token_starts" else found
+        values[bos_at] = added[name]
+        columns[name] = pa.ListArray.from_arrays(lists, pa.array(values))
+    return columns
+
+
+def _text_starts(contexts: Sequence[Context]) -> list[int]:
+    """Return, of every piece, where its text begins in its context's."""
+    starts = []
     for context in contexts:
-        text_at = 0
+        at = 0
         for piece in context:
-            tokens, chars = piece.tokens, slice(piece.start, piece.stop)
-            if piece.adds_bos:
-                for name, value in added.items():
-                    values[name][at] = value
-                values["token_starts"][at] = text_at
-                at += 1
-            here = slice(at, at + piece.stop - piece.start)
-            values["token_ids"][here] = tokens.token_ids[chars]
-            np.add(tokens.starts[chars], text_at - piece.char_start,
-                   out=values["token_starts"][here], casting="unsafe")  # fmt: skip
-            values["roles"][here] = tokens.roles[chars]
-            values["turns"][here] = tokens.turns[chars]
-            values["kinds"][here] = tokens.kinds[chars]
-            at, text_at = here.stop, text_at + piece.char_end - piece.char_start
-    lists = pa.array(offsets)
-    return {name: pa.ListArray.from_arrays(lists, pa.array(v)) for name, v in values.items()}
+            starts.append(at)
+            at += piece.char_end - piece.char_start
+    return starts
 
 
 def _json(document: Document) -> str:
