@@ -1,4 +1,4 @@
-"""Attention without masks of queries by keys: the results of plain transformers, in little memory."""
+"""Attention without masks of queries by keys: as plain transformers, in little memory."""
 
 import subprocess
 import sys
