@@ -21,10 +21,12 @@ os.environ["RAYON_NUM_THREADS"] = "1"
 import numpy as np
 from record import Measure, peak_mib, write_results
 
-import scopelake
 from scopelake import tiny
-from scopelake.ingest.corpus import CorpusSummary
+from scopelake.ingest.corpus import CorpusConfig, add_corpus
+from scopelake.ingest.sources import CorpusSource
+from scopelake.ingest.windows import Cutting
 from scopelake.named import load_tokenizer
+from scopelake.store.lake_store import LakeStore
 
 REPEATS, RECORD_CHARACTERS, CONTEXT = 5, 400, 1024
 
@@ -53,32 +55,29 @@ def write_records(path: Path, texts: list[str]) -> Path:
     return path
 
 
-def prepare(source: Path, **options: Any) -> CorpusSummary:  # noqa: ANN401
-    with tempfile.TemporaryDirectory() as place:
-        lake = scopelake.create(Path(place) / "lake")
-        return lake.add_corpus(
-            "text", source, tokenizer=tiny.MODEL_NAME, context_length=CONTEXT, **options
-        )
-
-
-def measure(name: str, texts: list[str], folder: Path, **options: Any) -> list[Measure]:  # noqa: ANN401
-    source = write_records(folder / f"{name}.jsonl", texts)
-    core = load_tokenizer(tiny.MODEL_NAME)._core
-    made = prepare(source, **options)
+def measure(name: str, texts: list[str], folder: Path, **cutting: Any) -> list[Measure]:  # noqa: ANN401
+    source = CorpusSource.find(write_records(folder / f"{name}.jsonl", texts))
+    tokenizer = load_tokenizer(tiny.MODEL_NAME)
+    config = CorpusConfig("text", Cutting(CONTEXT, **cutting))
+    lakes = [LakeStore.create(folder / f"{name}-{i}") for i in range(REPEATS + 1)]
+    # Lakes and the tokenizer are there before: what is measured is what grows with the corpus.
+    made = add_corpus(lakes.pop(), config, source, tokenizer)
+    core = tokenizer._core
     acts = {
-        "preparation": partial(prepare, source, **options),
+        "preparation": lambda: add_corpus(lakes.pop(), config, source, tokenizer),
         "bare tokenizer": partial(core.encode_batch_fast, texts, add_special_tokens=False),
         "bare tokenizer, offsets": partial(core.encode_batch, texts, add_special_tokens=False),
     }
-    taken = {what: tuple(seconds(act) for _ in range(REPEATS)) for what, act in acts.items()}
+    # In turn, so that what else the machine does falls on all alike.
+    rounds = [[seconds(act) for act in acts.values()] for _ in range(REPEATS)]
+    ours, bare, offsets = np.array(rounds).T
     n = made.n_tokens
-    ours, bare, offsets = (np.array(taken[what]) for what in acts)
     return [
         Measure(f"{name}: tokens", (float(n),), "tokens"),
         Measure(f"{name}: contexts", (float(made.n_contexts),), "contexts"),
         *(
-            Measure(f"{name}: {what}", tuple(n / s for s in took), "tokens/s")
-            for what, took in taken.items()
+            Measure(f"{name}: {what}", tuple(n / took), "tokens/s")
+            for what, took in zip(acts, (ours, bare, offsets), strict=True)
         ),
         Measure(f"{name}: time / bare tokenizer", tuple(ours / bare), "ratio"),
         Measure(f"{name}: time / bare tokenizer, offsets", tuple(ours / offsets), "ratio"),
