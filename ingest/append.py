@@ -14,7 +14,12 @@ from uuid import uuid4
 
 import pyarrow as pa
 
-from scopelake.errors import CorpusError, InvalidArgumentError, LakeBusyError
+from scopelake.errors import (
+    CorpusError,
+    CorpusNotFoundError,
+    InvalidArgumentError,
+    LakeBusyError,
+)
 from scopelake.ingest.context_files import ContextFiles
 from scopelake.ingest.corpus import (
     CorpusSummary,
@@ -137,7 +142,7 @@ def append_corpus(
                 replace={"corpora": ("corpus",)},
                 revise=_Revise(store, row),
             )
-        except LakeBusyError:
+        except (LakeBusyError, CorpusNotFoundError):
             discard(store.root, receipts)
             raise
     return summary(config.name, files, snapshot)

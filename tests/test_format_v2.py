@@ -66,6 +66,17 @@ def test_it_is_written_on(lake, firings, tmp_path):
     assert lake.verify(all_snapshots=True).is_whole
 
 
+def test_its_contexts_are_merged_with_later_ones(lake, tmp_path):
+    (tmp_path / "more.txt").write_text("More rain.\n")
+    lake.append_corpus("lake", tmp_path / "more.txt")
+    query = "SELECT * FROM contexts ORDER BY corpus, context"
+    before = lake.sql(query).to_pylist()
+    lake.compact()
+    assert lake.sql("SELECT * FROM files WHERE kind = 'contexts' AND corpus = 'lake'").num_rows == 1
+    assert lake.sql(query).to_pylist() == before
+    assert lake.verify().is_whole
+
+
 def test_a_corpus_before_duplicates_were_counted_has_them_counted(lake, tmp_path):
     (tmp_path / "a.jsonl").write_text(
         json.dumps({"id": "x", "text": lake.sql(

@@ -135,6 +135,19 @@ def test_what_is_appended_is_as_if_added_at_once(texts, tmp_path, at_once):
     assert all(batch.float().abs().sum(dim=1).min() > 0 for batch in batches)
 
 
+def test_evaluations_are_of_the_whole_corpus(texts, tmp_path):
+    lake = scopelake.create(tmp_path / "lake")
+    add(lake, texts / "a.txt")
+    sae, counts = tiny.coders_path() / SAE, []
+    for name in ("b", "c"):
+        lake.ingest("text", model=tiny.MODEL_NAME, saes=[sae], evaluate=True, device="cpu")
+        counts += lake.sql("SELECT n_contexts AS n FROM evaluations")["n"].to_pylist()
+        lake.append_corpus("text", texts / f"{name}.txt")
+        assert lake.sql("SELECT * FROM evaluations").num_rows == 0
+    of_all = lake.sql("SELECT count(*) FILTER (document <> 'c.txt') AS n FROM contexts")
+    assert counts[1] == of_all["n"][0].as_py() > counts[0]
+
+
 def test_documents_are_appended_before_anything_is_ingested(texts, tmp_path, at_once):
     lake = scopelake.create(tmp_path / "lake")
     add(lake, texts / "a.txt", texts / "b.txt")
