@@ -11,7 +11,10 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-_BYTE: Final = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+_BYTE: Final = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+_FIRST_OF_REST, _LAST_OF_REST = 0x80, 0xBF
+"""UTF-8's bytes of a character behind its first."""
+
 _SPACES: Final = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
 """Gemma's normalizer, which keeps the number of characters."""
 
@@ -19,8 +22,9 @@ _SPACES: Final = {"type": "Replace", "pattern": {"String": " "}, "content": "▁
 class TokenLengths:
     """Lengths, in characters, of a tokenizer's tokens.
 
-    They are known of tokenizers that put nothing into a text and take nothing out of it. A token
-    that is a byte of a character, or a control token, has none.
+    They are known of tokenizers that put nothing into a text and take nothing out of it. A control
+    token has none. Of a character that is spelt in bytes each token begins where it does: the first
+    one has its length, the others none.
 
     Args:
         core: the tokenizer, of the package ``tokenizers``.
@@ -37,11 +41,16 @@ class TokenLengths:
 
     @cached_property
     def _lengths(self) -> npt.NDArray[np.int64]:
+        """Of each token; -1 where there is none, 0 of a byte that is not a character's first."""
         vocabulary = self._core.get_vocab(with_added_tokens=True)
         lengths = np.full(max(vocabulary.values()) + 1, -1, dtype=np.int64)
         for token, index in vocabulary.items():
-            if not _BYTE.fullmatch(token):
+            byte = _BYTE.fullmatch(token)
+            if byte is None:
                 lengths[index] = len(token)
+            else:
+                value = int(byte[1], 16)
+                lengths[index] = not _FIRST_OF_REST <= value <= _LAST_OF_REST
         for index, added in self._core.get_added_tokens_decoder().items():
             if added.special or added.lstrip or added.rstrip:
                 lengths[index] = -1
@@ -62,7 +71,7 @@ class TokenLengths:
         ends = np.cumsum(lengths)
         unknown = np.flatnonzero(lengths < 0)
         any_ = len(unknown) > 0
-        begins = ends - lengths
+        begins = ends - lengths - (lengths == 0)
         found: list[npt.NDArray[np.int64] | None] = []
         at, before = 0, 0
         for one, n in zip(ids, n_characters, strict=True):
