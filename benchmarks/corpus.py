@@ -19,7 +19,7 @@ from typing import Any
 os.environ["RAYON_NUM_THREADS"] = "1"
 
 import numpy as np
-from record import Measure, peak_mib, write_results
+from record import Measure, write_results
 
 from scopelake import tiny
 from scopelake.ingest.corpus import CorpusConfig, add_corpus
@@ -94,7 +94,6 @@ def main() -> None:
         measures = measure("files", texts, Path(place))
         measures += measure("records", short, Path(place))
         measures += measure("packed records", short, Path(place), packing=True)
-    measures.append(Measure("peak memory", (peak_mib(),), "MiB"))
     write_results(
         "corpus", measures,
         f"one core; {len(texts)} files of {len(whole):,} characters, and records of "
