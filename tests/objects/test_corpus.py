@@ -79,3 +79,28 @@ def test_the_command_line_keeps_both_slashes(texts, tmp_path, capsys):
     rows = scopelake.open(lake).sql("SELECT source, n_documents AS n FROM corpora").to_pylist()
     assert rows[0]["n"] == 3
     assert json.dumps(rows[0]["source"]).count("s3://") == 2
+
+
+@pytest.mark.slow
+def test_a_corpus_of_a_lake_in_a_bucket_takes_appends(server, url, tmp_path):
+    for name, text in (("a", "def depth(lake):\n    return 1\n" * 9), ("b", "More rain.\n" * 30)):
+        (tmp_path / f"{name}.txt").write_text(text)
+    sae = tiny.coders_path() / "resid_post_all/layer_0_width_1024_l0_small"
+    told = []
+    for place in (f"{url}/lake", tmp_path / "lake"):
+        lake = scopelake.create(place)
+        lake.add_corpus("text", tmp_path / "a.txt", tokenizer=tiny.MODEL_NAME, context_length=32,
+                        shard_contexts=2)  # fmt: skip
+        for _ in range(2):
+            lake.ingest("text", model=tiny.MODEL_NAME, saes=[sae], dense=[("resid_post", 0)],
+                        device="cpu")  # fmt: skip
+            if lake.sql("SELECT * FROM corpora WHERE n_documents = 1").num_rows:
+                before = lake.snapshot
+                lake.append_corpus("text", tmp_path / "b.txt")
+        rows = [
+            lake.sql(f"SELECT * FROM {t} ORDER BY ALL").to_pylist() for t in ("codes", "features")
+        ]
+        old = scopelake.open(place, before).activations(0)
+        told.append((rows, lake.activations(0)[:].tobytes(), old.shape, old[:].tobytes()))
+        assert lake.verify().is_whole
+    assert told[0] == told[1]
