@@ -5,7 +5,7 @@ STAMP := .venv/.ready
 export PYTHONSAFEPATH := 1
 
 .PHONY: demo test lint parity oldest soak bench bench-ingest bench-compact bench-dense bench-styles bench-memory bench-stream \
-	bench-scaling bench-examples bench-encode bench-gpu bench-plan bench-committer clean setup
+	bench-corpus bench-scaling bench-examples bench-encode bench-gpu bench-plan bench-committer clean setup
 .SECONDARY:
 
 setup: $(STAMP)
@@ -73,6 +73,9 @@ bench-stream: $(STAMP)
 
 bench-scaling: $(STAMP)
 	PYTHONPATH=benchmarks $(BIN)/python benchmarks/scaling.py
+
+bench-corpus: $(STAMP)
+	PYTHONPATH=benchmarks $(BIN)/python benchmarks/corpus.py
 
 bench-examples: $(STAMP)
 	PYTHONPATH=benchmarks $(BIN)/python benchmarks/examples.py

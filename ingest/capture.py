@@ -110,12 +110,16 @@ def pad(
 
 def run_text(model: LoadedModel, batch: Batch) -> torch.Tensor:
     """Run the text decoder; return its last hidden states [n_contexts, longest, d_model]."""
-    positions = (batch.mask.long().cumsum(dim=1) - 1).clamp(min=0)
+    # What is padded behind its tokens needs no mask: none of them sees what comes after it.
+    is_behind = bool((batch.mask[:, 1:] <= batch.mask[:, :-1]).all())
+    if is_behind:
+        positions = torch.arange(batch.ids.shape[1], device=batch.ids.device).expand_as(batch.ids)
+        mask: Any = {"full_attention": None, "sliding_attention": None}
+    else:
+        positions = (batch.mask.long().cumsum(dim=1) - 1).clamp(min=0)
+        mask = batch.mask.long()
     output = text_model(model.module)(
-        input_ids=batch.ids,
-        attention_mask=None if bool(batch.mask.all()) else batch.mask.long(),
-        position_ids=positions,
-        use_cache=False,
+        input_ids=batch.ids, attention_mask=mask, position_ids=positions, use_cache=False
     )
     hidden: torch.Tensor = output.last_hidden_state
     return hidden

@@ -2,56 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from itertools import islice
 from uuid import uuid4
 
 import pyarrow as pa
 
-from scopelake.errors import CorpusExistsError, CorpusSourceError, InvalidArgumentError
+from scopelake.errors import CorpusExistsError, InvalidArgumentError
+from scopelake.ingest.context_files import ContextFiles, Kept
 from scopelake.ingest.digest import digest_text
+from scopelake.ingest.documents import Source
 from scopelake.ingest.replies import Replier
-from scopelake.ingest.sources import Document, Source, check_unique
-from scopelake.ingest.tokens import TokenizedText, Tokenizer
-from scopelake.ingest.windows import Window, split, to_table
+from scopelake.ingest.tokens import Tokenizer
+from scopelake.ingest.windows import Cutting
 from scopelake.names import check_name, check_whole
 from scopelake.store.commit import Writer
 from scopelake.store.lake_store import LakeStore
 from scopelake.store.planned import Commit
-from scopelake.store.receipts import Receipt
 from scopelake.store.schema import SCHEMAS
 from scopelake.store.snapshot import Snapshot
-from scopelake.store.writer import discard, write_contexts
+from scopelake.store.writer import discard
 
-_BATCH = 64
-_CONTEXTS_PER_FILE = 4096
+DUPLICATES = ("keep", "drop")
 
 
 @dataclass(frozen=True)
 class CorpusConfig:
-    """How a corpus is cut."""
+    """What a corpus is called, and how it is made."""
 
     name: str
-    context_length: int = 1024
-    """Most tokens in a context, BOS included."""
+    cutting: Cutting = field(default_factory=Cutting)
     shard_contexts: int = 256
     """Contexts in a shard, the unit of retry and commit."""
+    duplicates: str = "keep"
+    """Whether a document whose content is, to the byte, that of an earlier one is kept, or left
+    out (``drop``); they are counted either way."""
 
     def __post_init__(self) -> None:
         check_name("corpus", self.name)
-        check_whole("context_length", self.context_length)
         check_whole("shard_contexts", self.shard_contexts)
-        if self.context_length < 2:
-            raise InvalidArgumentError(
-                f"context_length={self.context_length} was asked for; a context holds BOS and at "
-                "least one token; give 2 or more"
-            )
         if self.shard_contexts < 1:
             raise InvalidArgumentError(
                 f"shard_contexts={self.shard_contexts} was asked for; give 1 or more"
             )
+        check_duplicates(self.duplicates)
 
 
 @dataclass(frozen=True)
@@ -61,11 +56,26 @@ class CorpusSummary:
     corpus: str
     n_documents: int
     n_split: int
-    """Documents longer than one context, cut into several."""
+    """Documents that are in several contexts."""
+    n_duplicates: int
+    """Documents with the content of an earlier one: kept, or left out of the others."""
     n_contexts: int
     n_tokens: int
     """BOS included."""
     snapshot: int
+
+
+def check_duplicates(duplicates: str) -> None:
+    """Refuse what is not to be done with duplicates.
+
+    Raises:
+        InvalidArgumentError: it is neither ``keep`` nor ``drop``.
+    """
+    if duplicates not in DUPLICATES:
+        raise InvalidArgumentError(
+            f"duplicates={duplicates!r} was asked for; they are counted, and kept or dropped; give "
+            f"{' or '.join(DUPLICATES)}"
+        )
 
 
 def add_corpus(
@@ -89,28 +99,67 @@ def add_corpus(
     Raises:
         CorpusExistsError: the lake has a corpus of that name.
         CorpusSourceError: a source file is missing, empty, not UTF-8 or malformed.
-        InvalidArgumentError: a chat and its reply are longer than the model's context.
+        InvalidArgumentError: a chat and its reply are longer than the model's context, or chats
+            were to have no BOS.
         LakeBusyError: other writers came first again and again.
     """
+    name = config.name
+    check_bos(config.cutting, source, tokenizer)
+
+    def check_new(commit: Commit, snapshot: Snapshot) -> Commit:
+        _check_new(store, snapshot, name)
+        return commit
+
     with Writer(store) as writer:
-        _check_new(store, store.snapshot(), config.name)
-        making = _Making(store, config, source, tokenizer, replier, progress)
-        receipts = making.write()
+        _check_new(store, store.snapshot(), name)
+        files = ContextFiles(
+            store.root, name, config.cutting, tokenizer, replier, progress, Kept(),
+            drop=config.duplicates == "drop",
+        )  # fmt: skip
+        receipts = files.write(source)
+        row = _row(config, source, tokenizer, replier, files)
         try:
             snapshot = writer.commit(
                 receipts,
-                transaction=f"corpus:{config.name}:{uuid4().hex}",
-                reason=f"add corpus {config.name}",
-                rows={"corpora": pa.Table.from_pylist([making.row()], schema=SCHEMAS["corpora"])},
-                revise=making.check_new,
+                transaction=f"corpus:{name}:{uuid4().hex}",
+                reason=f"add corpus {name}",
+                rows={"corpora": pa.Table.from_pylist([row], schema=SCHEMAS["corpora"])},
+                revise=check_new,
             )
         except CorpusExistsError:
             discard(store.root, receipts)
             raise
+    return summary(name, files, snapshot)
+
+
+def check_bos(cutting: Cutting, source: Source, tokenizer: Tokenizer) -> None:
+    """Refuse chats without BOS, which their template writes.
+
+    Raises:
+        InvalidArgumentError: then.
+    """
+    if source.chat and cutting.bos == "none":
+        raise InvalidArgumentError(
+            f"bos='none' was asked for chats; the template of {tokenizer.name} begins each chat "
+            "with BOS, which is part of it; give each or document"
+        )
+
+
+def summary(name: str, files: ContextFiles, snapshot: Snapshot) -> CorpusSummary:
+    """Return what was made."""
     return CorpusSummary(
-        config.name, making.n_documents, making.n_split, making.n_contexts, making.n_tokens,
-        snapshot.id,
+        name, files.n_documents, files.n_split, files.n_duplicates, files.n_contexts,
+        files.n_tokens, snapshot.id,
     )  # fmt: skip
+
+
+def describe(source: Source, replier: Replier | None, digest: str) -> tuple[str, str]:
+    """Return what a corpus is made of, in words, and its digest."""
+    if replier is None:
+        return source.describe(), digest
+    replies = replier.describe()
+    digest = digest_text(f"{digest}; {replies} {replier.model.digest}")
+    return f"{source.describe()}; {replies}", digest
 
 
 def _check_new(store: LakeStore, snapshot: Snapshot, name: str) -> None:
@@ -121,103 +170,36 @@ def _check_new(store: LakeStore, snapshot: Snapshot, name: str) -> None:
         )
 
 
-@dataclass
-class _Making:
-    """One corpus while it is made, and what it holds so far."""
-
-    store: LakeStore
-    config: CorpusConfig
-    source: Source
-    tokenizer: Tokenizer
-    replier: Replier | None
-    progress: Callable[[int, int], None] | None
-    n_documents: int = 0
-    n_split: int = 0
-    n_contexts: int = 0
-    n_tokens: int = 0
-    ids: set[str] = field(default_factory=set)
-
-    def check_new(self, commit: Commit, snapshot: Snapshot) -> Commit:
-        """Refuse the name if another writer has taken it meanwhile."""
-        _check_new(self.store, snapshot, self.config.name)
-        return commit
-
-    def write(self) -> list[Receipt]:
-        """Write every file of the corpus, or none: what a refusal interrupts is removed again."""
-        receipts: list[Receipt] = []
-        name, root = self.config.name, self.store.root
-        try:
-            windows = self._windows()
-            while part := list(islice(windows, _CONTEXTS_PER_FILE)):
-                table = to_table(part, name, self.n_contexts)
-                self.n_contexts += len(part)
-                receipts += write_contexts(root, table, corpus=name, run=f"corpus:{name}")
-            if self.n_contexts == 0:
-                raise CorpusSourceError(
-                    f"corpus {name!r} was to be added; its files hold no text; name others"
-                )
-        except BaseException:
-            discard(root, receipts)
-            raise
-        return receipts
-
-    def row(self) -> dict[str, object]:
-        """Return its row of the corpora table."""
-        source, digest = self.source.describe(), self.source.digest()
-        if self.replier is not None:
-            replies = self.replier.describe()
-            source += f"; {replies}"
-            digest = digest_text(f"{digest}; {replies} {self.replier.model.digest}")
-        return {
-            "corpus": self.config.name,
-            "source": source,
-            "chat": self.source.chat,
-            "tokenizer": self.tokenizer.name,
-            "tokenizer_digest": self.tokenizer.digest,
-            "chat_template_digest": digest_text(self.tokenizer.chat_template),
-            "context_length": self.config.context_length,
-            "shard_contexts": self.config.shard_contexts,
-            "n_documents": self.n_documents,
-            "n_split": self.n_split,
-            "n_contexts": self.n_contexts,
-            "n_tokens": self.n_tokens,
-            "n_bos": self.n_contexts,
-            "source_digest": digest,
-            "created_at": datetime.now(UTC),
-        }
-
-    def _windows(self) -> Iterator[Window]:
-        length, bos_id = self.config.context_length, self.tokenizer.bos_id
-        for document, tokens in self._tokenize(self.source.documents()):
-            windows = list(split(document, tokens, context_length=length, bos_id=bos_id))
-            for window in windows:
-                window.row["document_index"] = self.n_documents
-            self.n_documents += 1
-            self.n_split += len(windows) > 1
-            self.n_tokens += sum(w.n_tokens for w in windows)
-            if self.progress is not None:
-                self.progress(self.n_documents, self.n_tokens)
-            yield from windows
-
-    def _tokenize(self, documents: Iterator[Document]) -> Iterator[tuple[Document, TokenizedText]]:
-        encode = self.tokenizer
-        while batch := list(islice(documents, _BATCH)):
-            for document in batch:
-                check_unique(self.ids, document)
-            texts = iter(encode.encode_texts([d.text for d in batch if d.text is not None]))
-            tokens = [next(texts) if d.text is not None else encode.encode_chat(d) for d in batch]
-            if self.replier is not None:
-                _add_replies(batch, tokens, self.replier)
-            yield from zip(batch, tokens, strict=True)
-
-
-def _add_replies(batch: list[Document], tokens: list[TokenizedText], replier: Replier) -> None:
-    """Replace the tokens of chats that end with the user by those with a reply."""
-    asked = [i for i, d in enumerate(batch) if d.messages and d.messages[-1]["role"] == "user"]
-    for index in asked:
-        replier.check_length(tokens[index], batch[index].origin)
-    turns = [len(batch[i].messages or ()) for i in asked]
-    for index, extended in zip(
-        asked, replier.extend([tokens[i] for i in asked], turns), strict=True
-    ):
-        tokens[index] = extended
+def _row(
+    config: CorpusConfig,
+    source: Source,
+    tokenizer: Tokenizer,
+    replier: Replier | None,
+    files: ContextFiles,
+) -> dict[str, object]:
+    """Return a corpus's row of the corpora table."""
+    described, digest = describe(source, replier, files.digest)
+    cutting = config.cutting
+    return {
+        "corpus": config.name,
+        "source": described,
+        "chat": source.chat,
+        "tokenizer": tokenizer.name,
+        "tokenizer_digest": tokenizer.digest,
+        "chat_template_digest": digest_text(tokenizer.chat_template),
+        "context_length": cutting.context_length,
+        "shard_contexts": config.shard_contexts,
+        "n_documents": files.n_documents,
+        "n_split": files.n_split,
+        "n_contexts": files.n_contexts,
+        "n_tokens": files.n_tokens,
+        "n_bos": files.n_bos,
+        "source_digest": digest,
+        "created_at": datetime.now(UTC),
+        "bos": cutting.bos,
+        "stride": cutting.stride,
+        "packing": cutting.packing,
+        "duplicates": config.duplicates,
+        "n_duplicates": files.n_duplicates,
+        "context_ends": [files.n_contexts],
+    }

@@ -13,6 +13,7 @@ from scopelake.ingest.coders import CoderFiles
 from scopelake.ingest.evaluate import EvaluationContext, evaluate, model_loss
 from scopelake.ingest.model import LoadedModel
 from scopelake.names import KIND_BOS
+from scopelake.store.context_numbers import ContextNumbers
 from scopelake.store.lake_store import LakeStore
 from scopelake.store.schema import SCHEMAS
 from scopelake.store.snapshot import Snapshot
@@ -63,10 +64,11 @@ def evaluation_table(
 def _sample(
     store: LakeStore, snapshot: Snapshot, corpus: dict[str, Any]
 ) -> list[EvaluationContext]:
-    n_contexts = int(corpus["n_contexts"])
+    numbers = ContextNumbers.of(corpus).all()
+    n_contexts = len(numbers)
     mean_tokens = max(1.0, int(corpus["n_tokens"]) / n_contexts)
     n_wanted = min(n_contexts, max(1, round(SAMPLE_TOKENS / mean_tokens)))
-    chosen = np.linspace(0, n_contexts - 1, n_wanted).round().astype(int).tolist()
+    chosen = numbers[np.linspace(0, n_contexts - 1, n_wanted).round().astype(int)].tolist()
     table = store.read(
         "contexts",
         snapshot,

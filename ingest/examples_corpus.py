@@ -14,11 +14,11 @@ import xxhash
 
 from scopelake.errors import CoderFileError, CorpusExistsError
 from scopelake.ingest.digest import digest_text
+from scopelake.ingest.documents import Document
 from scopelake.ingest.examples import EXAMPLES, Examples, FiringBlock, token_rows
-from scopelake.ingest.sources import Document
 from scopelake.ingest.token_ids import TokenIdReader
 from scopelake.ingest.tokens import Tokenizer
-from scopelake.ingest.windows import Window, to_table, whole
+from scopelake.ingest.windows import Context, to_table, whole
 from scopelake.names import KIND_BOS, check_name
 from scopelake.store.firings import Firings
 from scopelake.store.lake_store import LakeStore
@@ -170,8 +170,8 @@ def write_corpus(
     """Write the corpus's contexts, adding to `receipts`; return its row of the corpora table."""
     n_contexts, is_chat = 0, False
     for windows in _windows(examples, grid, tokenizer, name):
-        is_chat |= any(int(w.row["turns"].max()) >= 0 for w in windows)
-        table = to_table(windows, name, n_contexts)
+        is_chat |= any(int(w[0].tokens.turns.max()) >= 0 for w in windows)
+        table = to_table(windows, name, n_contexts, bos_id=tokenizer.bos_id)
         receipts += write_contexts(root, table, corpus=name, run=f"corpus:{name}")
         n_contexts += len(windows)
         progress(name, n_contexts, examples.n_contexts)
@@ -181,7 +181,7 @@ def write_corpus(
 
 def _windows(
     examples: Examples, grid: Grid, tokenizer: Tokenizer, name: str
-) -> Iterator[list[Window]]:
+) -> Iterator[list[Context]]:
     reader = TokenIdReader(tokenizer)
     context = 0
     for rows in token_rows(examples):
@@ -190,9 +190,7 @@ def _windows(
             start, n_tokens = int(grid.first[context]), int(grid.n_tokens[context])
             tokens = reader.read(ids[start : start + n_tokens])
             document = Document(f"{name}/{context}", f"row {context}", text=tokens.text)
-            window = whole(document, tokens)
-            window.row["document_index"] = context
-            windows.append(window)
+            windows.append(whole(document, tokens, context))
             context += 1
         yield windows
 

@@ -16,6 +16,7 @@ from scopelake.ingest.plan import IngestConfig
 from scopelake.ingest.replies import Replier, ReplyConfig
 from scopelake.ingest.sources import PromptSource
 from scopelake.ingest.tokens import Tokenizer
+from scopelake.ingest.windows import Cutting
 from scopelake.store.lake_store import LakeStore
 
 _NAME: Final = "inspection"
@@ -55,7 +56,7 @@ def inspect_prompt(
     _check_length(source, model, tokenizer, 0 if replies is None else replies.max_tokens)
     name = _free_name(store)
     replier = None if replies is None else Replier(model, tokenizer, replies)
-    config = CorpusConfig(name, context_length=model.max_positions)
+    config = CorpusConfig(name, Cutting(model.max_positions))
     add_corpus(store, config, source, tokenizer, replier=replier)
     done = ingest(store, IngestConfig(name), Here(LiveActivations(model)), coders)
     if done.failed:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 
 from scopelake.errors import InvalidArgumentError, MissingDependencyError, ModelError
+from scopelake.ingest.attention import register
 from scopelake.ingest.digest import digest_files
 from scopelake.ingest.hub import fetch_snapshot, is_local, repo_of_cached
 
@@ -234,6 +235,7 @@ def _load_text_model(files: ModelFiles, dtype: torch.dtype, device_map: DeviceMa
     """Load the text decoder of either class; a vision tower's weights are never read."""
     from transformers import AutoConfig, Gemma3ForCausalLM  # heavy: only when a model is loaded
 
+    attention = register()
     try:
         with _quiet():
             # Not given, transformers asks on the terminal whether to run code from the files.
@@ -249,6 +251,7 @@ def _load_text_model(files: ModelFiles, dtype: torch.dtype, device_map: DeviceMa
                 trust_remote_code=False,
                 output_loading_info=True,
                 device_map=device_map,
+                attn_implementation=attention,
             )
     except (OSError, ValueError) as error:
         raise ModelError(

@@ -21,6 +21,7 @@ from scopelake.store.catalog import (
     committed_shards,
     published_examples,
 )
+from scopelake.store.context_numbers import ContextNumbers
 from scopelake.store.keeping import KEEP_ALL, parse_keep, runs_of
 from scopelake.store.lake_store import LakeStore
 from scopelake.store.precision import relative_error
@@ -74,7 +75,8 @@ class IngestPlan:
     run: str
     """Digest of everything that determines the result: asking again resumes the same run."""
     corpus: dict[str, Any]
-    """Its row of the corpora table."""
+    """Its row of the corpora table, with one more than its highest context as ``n_contexts``: the
+    size of its dense arrays."""
     coders: tuple[CoderFiles, ...]
     shards: tuple[Shard, ...]
     """Those with work left."""
@@ -141,19 +143,19 @@ def make_plan(
         site_width(model, site)
     check_catalogue(store, snapshot, config.corpus, model, coders)
     check_precision(store, snapshot, config, model, coders)
-    n_shards = -(-int(corpus["n_contexts"]) // int(corpus["shard_contexts"]))
+    numbers = ContextNumbers.of(corpus)
+    n_shards = numbers.n_shards
     done = _done(store, snapshot, config.corpus, model.name)
     shards = []
     for index in range(n_shards):
-        start = index * int(corpus["shard_contexts"])
-        stop = min(start + int(corpus["shard_contexts"]), int(corpus["n_contexts"]))
+        start, stop = numbers.shard(index)
         left = _left(Shard(index, start, stop, tuple(coders), config.dense), done)
         if left is not None:
             shards.append(left)
     share = len(shards) / n_shards
     return IngestPlan(
         _run_id(config, corpus, model, coders),
-        corpus,
+        {**corpus, "n_contexts": numbers.end},
         tuple(coders),
         tuple(shards),
         n_shards,

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pyarrow as pa
 import torch
 
+from scopelake.errors import LakeBusyError
 from scopelake.ingest.coders import CoderFiles
 from scopelake.ingest.decoder_rows import decoder_columns
-from scopelake.ingest.plan import IngestPlan
+from scopelake.ingest.plan import IngestPlan, find_corpus
 from scopelake.store.catalog import committed_shards
 from scopelake.store.keeping import parse_keep
 from scopelake.store.lake_store import LakeStore
@@ -49,8 +50,17 @@ def write_statistics(
         readout: as in `decoder_columns`.
         most_rows: firings to hold at once.
         keep: which firings are stored; if not all, statistics are of the tallies.
+
+    Raises:
+        LakeBusyError: documents were appended to the corpus since the plan was made.
     """
     corpus = plan.corpus
+    now = find_corpus(store, store.snapshot(), corpus["corpus"])
+    if now["n_tokens"] != corpus["n_tokens"]:
+        raise LakeBusyError(
+            f"statistics of {coder.name} on {corpus['corpus']!r} were to be written; documents "
+            "were appended to it meanwhile; ingest again, which does what is new"
+        )
     table = "postings" if parse_keep(keep).is_all else "tallies"
     files = store.data_files(table, store.snapshot(), sae=coder.name, corpus=corpus["corpus"])
     n_tokens = int(corpus["n_tokens"]) - int(corpus["n_bos"])

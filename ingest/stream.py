@@ -21,6 +21,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from scopelake.errors import InvalidArgumentError
 from scopelake.names import KIND_BOS, check_whole
+from scopelake.store.context_numbers import NUMBER_COLUMNS, ContextNumbers
 from scopelake.store.dense import StoredSite
 from scopelake.store.dense_reader import DenseReader, find_whole, open_reader
 from scopelake.store.lake_store import LakeStore
@@ -66,7 +67,7 @@ class Tokens:
     """Which cells of an array hold tokens to train on."""
 
     counts: npt.NDArray[np.int64]
-    """[n_contexts]: how many."""
+    """[n_contexts]: how many; none at numbers that no context has."""
     skipped: Mapping[int, npt.NDArray[np.int64]]
     """By context, the positions of BOS, where they are not the first alone."""
     begins_with_bos: npt.NDArray[np.bool_]
@@ -75,9 +76,9 @@ class Tokens:
     @classmethod
     def read(cls, store: LakeStore, snapshot: Snapshot, corpus: str) -> Tokens:
         """Read the kinds of a corpus's tokens."""
-        (row,) = store.read("corpora", snapshot, ["n_contexts", "context_length"],
+        (row,) = store.read("corpora", snapshot, [*NUMBER_COLUMNS, "context_length"],
                             [("corpus", "=", corpus)]).to_pylist()  # fmt: skip
-        n_contexts = int(row["n_contexts"])
+        n_contexts = ContextNumbers.of(row).end
         counts, is_first = np.zeros(n_contexts, np.int64), np.zeros(n_contexts, bool)
         skipped: dict[int, npt.NDArray[np.int64]] = {}
         step = max(1, _KINDS_AT_ONCE // int(row["context_length"]))
@@ -86,15 +87,15 @@ class Tokens:
                 "contexts", snapshot, ["context", "kinds"],
                 [("corpus", "=", corpus), ("context", ">=", start), ("context", "<", start + step)],
             ).sort_by("context")  # fmt: skip
-            for chunk in table["kinds"].chunks:
-                for kinds in chunk:
-                    is_bos = np.asarray(kinds.values) == KIND_BOS
-                    n_bos = int(np.count_nonzero(is_bos))
-                    counts[start] = len(is_bos) - n_bos
-                    is_first[start] = n_bos == 1 and bool(is_bos[0])
-                    if n_bos and not is_first[start]:
-                        skipped[start] = np.flatnonzero(is_bos)
-                    start += 1  # noqa: PLW2901 - the context
+            # Numbers that no context has, before what was appended, stay without tokens.
+            kinds_of = (kinds for chunk in table["kinds"].chunks for kinds in chunk)
+            for context, kinds in zip(table["context"].to_pylist(), kinds_of, strict=True):
+                is_bos = np.asarray(kinds.values) == KIND_BOS
+                n_bos = int(np.count_nonzero(is_bos))
+                counts[context] = len(is_bos) - n_bos
+                is_first[context] = n_bos == 1 and bool(is_bos[0])
+                if n_bos and not is_first[context]:
+                    skipped[context] = np.flatnonzero(is_bos)
         return cls(counts, skipped, is_first)
 
     def take(

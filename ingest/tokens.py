@@ -20,8 +20,9 @@ import numpy.typing as npt
 
 from scopelake.errors import CorpusSourceError, ModelError
 from scopelake.ingest.digest import digest_text
-from scopelake.ingest.sources import Document, Message
+from scopelake.ingest.documents import Document, Message
 from scopelake.ingest.spell import Speller
+from scopelake.ingest.token_lengths import TokenLengths
 from scopelake.names import KINDS, ROLES
 
 CONTENT, TEMPLATE, BOS, GENERATED = (
@@ -75,6 +76,7 @@ class Tokenizer:
         self._core.no_padding()
         self._core.no_truncation()
         self._speller = Speller(self._core)
+        self._lengths = TokenLengths(self._core)
         self._special = _special_ids(backend)
         names = sorted(self._special, key=len, reverse=True)
         self._special_pattern = re.compile("|".join(map(re.escape, names)))
@@ -110,21 +112,31 @@ class Tokenizer:
 
     def encode_texts(self, texts: list[str]) -> list[TokenizedText]:
         """Tokenize plain texts, without BOS."""
-        result = []
-        encodings = self._core.encode_batch(texts, add_special_tokens=False)
-        for text, encoding in zip(texts, encodings, strict=True):
-            n = len(encoding.ids)
-            result.append(
-                TokenizedText(
-                    text,
-                    np.array(encoding.ids, dtype=np.int32),
-                    _starts(encoding.offsets),
-                    np.zeros(n, dtype=np.int8),
-                    np.full(n, -1, dtype=np.int32),
-                    np.full(n, CONTENT, dtype=np.int8),
-                )
+        # Offsets cost nearly as much as the tokens; most often these tell by their lengths.
+        fast = self._lengths.are_known
+        encode = self._core.encode_batch_fast if fast else self._core.encode_batch
+        encodings = encode(texts, add_special_tokens=False)
+        ids = [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
+        starts = self._lengths.starts(ids, [len(text) for text in texts])
+        longest = max(map(len, ids), default=0)
+        roles, kinds = np.zeros(longest, dtype=np.int8), np.full(longest, CONTENT, dtype=np.int8)
+        turns = np.full(longest, -1, dtype=np.int32)
+        return [
+            TokenizedText(
+                text,
+                one,
+                _starts(self._offsets(text, encoding, fast=fast)) if start is None else start,
+                roles[: len(one)],
+                turns[: len(one)],
+                kinds[: len(one)],
             )
-        return result
+            for text, one, start, encoding in zip(texts, ids, starts, encodings, strict=True)
+        ]
+
+    def _offsets(self, text: str, encoding: Any, *, fast: bool) -> list[tuple[int, int]]:  # noqa: ANN401
+        encoding = self._core.encode(text, add_special_tokens=False) if fast else encoding
+        found: list[tuple[int, int]] = encoding.offsets
+        return found
 
     def encode_chat(self, document: Document) -> TokenizedText:
         """Render and tokenize a chat, with the template's own BOS and no other.

@@ -253,7 +253,7 @@ def _add_windows(
         stop = min(row["position"] + window + 1, len(text.pieces))
         row |= {
             "rank": rank,
-            "document": text.document,
+            "document": text.document(row["position"]),
             "start": start,
             "stop": stop,
             "tokens": text.pieces[start:stop],

@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
 from functools import cached_property
 
 from scopelake.errors import CorpusNotFoundError, NotIngestedError, QueryError
 from scopelake.query.resolve import SaeInfo
 from scopelake.store.catalog import committed_shards
+from scopelake.store.context_numbers import NUMBER_COLUMNS, ContextNumbers
 from scopelake.store.lake_store import LakeStore
 from scopelake.store.snapshot import Snapshot
-
-
-@dataclass(frozen=True)
-class _Size:
-    """Of a corpus."""
-
-    n_contexts: int
-    shard_contexts: int
-
-    @property
-    def n_shards(self) -> int:
-        return -(-self.n_contexts // self.shard_contexts)
 
 
 class Coverage:
@@ -135,10 +123,10 @@ class Coverage:
         return self._exact[corpus]
 
     @cached_property
-    def _sizes(self) -> dict[str, _Size]:
-        columns = ["corpus", "n_contexts", "shard_contexts"]
+    def _sizes(self) -> dict[str, ContextNumbers]:
+        columns = ["corpus", *NUMBER_COLUMNS]
         rows = self._store.read("corpora", self._snapshot, columns).to_pylist()
-        return {r["corpus"]: _Size(r["n_contexts"], r["shard_contexts"]) for r in rows}
+        return {r["corpus"]: ContextNumbers.of(r) for r in rows}
 
     @cached_property
     def _files(self) -> dict[tuple[str, str], int]:

@@ -21,6 +21,7 @@ from scopelake.query.coverage import Coverage
 from scopelake.query.resolve import SaeInfo, resolve_sae
 from scopelake.query.sql import run
 from scopelake.query.windows import context_texts, visible
+from scopelake.store.context_numbers import NUMBER_COLUMNS, ContextNumbers
 from scopelake.store.lake_store import LakeStore
 from scopelake.store.snapshot import Snapshot
 
@@ -116,8 +117,8 @@ def features_at(
     texts = context_texts(connection, [(name, context)])
     if (name, context) not in texts:
         raise ContextNotFoundError(
-            f"context {context} of corpus {name!r} was asked for; it has contexts 0 to "
-            f"{_n_contexts(store, snapshot, name) - 1}; choose one of them"
+            f"context {context} of corpus {name!r} was asked for; it has contexts "
+            f"{_numbers(store, snapshot, name)}; choose one of them"
         )
     pieces = texts[name, context].pieces
     if position is not None and not 0 <= position < len(pieces):
@@ -125,7 +126,7 @@ def features_at(
             f"position {position} of context {context} of {name!r} was asked for; it has positions "
             f"0 to {len(pieces) - 1}; choose one of them"
         )
-    document = texts[name, context].document
+    document = texts[name, context].document(0)
     only, note = _chosen(connection.coverage, saes, sae, (name, context, document))
     query, params = statement(name, context, position, k=k, sae=only)
     chosen = [("corpus", "=", name), ("context", "=", int(context))]
@@ -225,6 +226,7 @@ def _corpus(store: LakeStore, snapshot: Snapshot, corpus: str | None) -> str:
     )
 
 
-def _n_contexts(store: LakeStore, snapshot: Snapshot, corpus: str) -> int:
-    rows = store.read("corpora", snapshot, ["n_contexts"], [("corpus", "=", corpus)])
-    return int(rows["n_contexts"][0].as_py())
+def _numbers(store: LakeStore, snapshot: Snapshot, corpus: str) -> str:
+    """Return in words the numbers of a corpus's contexts."""
+    rows = store.read("corpora", snapshot, NUMBER_COLUMNS, [("corpus", "=", corpus)]).to_pylist()
+    return ", ".join(f"{start} to {stop - 1}" for start, stop in ContextNumbers.of(rows[0]).ranges)

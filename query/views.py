@@ -14,6 +14,11 @@ from scopelake.store.running import PEAKS_DEPTH, SAMPLES_PER_BAND
 from scopelake.store.schema import SCHEMAS
 from scopelake.store.snapshot import Snapshot
 
+_DOCUMENT_COLUMNS: Final = ("document", "document_index", "part", "metadata")
+
+_WIDENED: Final = ("contexts", "corpora")
+"""Tables with columns that lakes of older versions lack; these read as null."""
+
 PRIVATE: Final = "stored"
 """Schema of the tables as they are stored; the views in ``main`` are what users see."""
 
@@ -46,13 +51,14 @@ def view_statements(store: LakeStore, snapshot: Snapshot) -> list[str]:
 def _stored(store: LakeStore, snapshot: Snapshot, table: str) -> str:
     """A table at the snapshot's version; one that the lake did not have then is empty."""
     version = snapshot.versions.get(table)
-    if version is not None:
-        scan = f"delta_scan({literal(store.table_uri(table))}, version => {version})"
-        return f"SELECT * FROM {scan}"
+    there = store.column_names(table, snapshot) if table in _WIDENED else SCHEMAS[table].names
     empty = duckdb.from_arrow(SCHEMAS[table].empty_table())
     typed = zip(empty.columns, empty.types, strict=True)
-    columns = ", ".join(f"CAST(NULL AS {type_}) AS {name}" for name, type_ in typed)
-    return f"SELECT {columns} WHERE false"
+    nulls = {name: f"CAST(NULL AS {type_}) AS {name}" for name, type_ in typed}
+    if version is None:
+        return f"SELECT {', '.join(nulls.values())} WHERE false"
+    scan = f"delta_scan({literal(store.table_uri(table))}, version => {version})"
+    return f"SELECT {', '.join(['*', *(nulls[c] for c in nulls if c not in there)])} FROM {scan}"
 
 
 def _select(name: str) -> str:
@@ -101,17 +107,24 @@ def token_columns(firings: str) -> str:
     It takes each token out of its context's lists, which spares unnesting whole contexts.
     """
     return (
-        f"SELECT corpus, context, position, activation, {_token('position + 1')}, document, "
-        "document_index, part, n_tokens, metadata, text\n"
+        f"SELECT corpus, context, position, activation, {_token('position + 1')}, "
+        f"{', '.join(_of_document(c, 'position + 1') for c in _DOCUMENT_COLUMNS)}, n_tokens, text\n"
         f"FROM ({firings}) JOIN {PRIVATE}.contexts USING (corpus, context)"
     )
 
 
 def _tokens() -> str:
     return (
-        f"SELECT corpus, context, CAST(i - 1 AS INTEGER) AS position, {_token('i')}, document "
+        f"SELECT corpus, context, CAST(i - 1 AS INTEGER) AS position, {_token('i')}, "
+        f"{_of_document('document', 'i')} "
         f"FROM (SELECT *, unnest(range(1, n_tokens + 1)) AS i FROM {PRIVATE}.contexts)"
     )
+
+
+def _of_document(column: str, i: str) -> str:
+    """A column of the document of the token that is number `i`; packed contexts have several."""
+    own = f"documents[len(list_filter(documents, lambda d: d.position < {i}))].{column}"
+    return f"CASE WHEN documents IS NULL THEN {column} ELSE {own} END AS {column}"
 
 
 def _token(i: str) -> str:

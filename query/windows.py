@@ -29,9 +29,14 @@ _VISIBLE: Final = {
 class ContextText:
     """A context's tokens as text."""
 
-    document: str
+    documents: list[tuple[int, str]]
+    """Of each its first position and its id; one, but for a packed context."""
     pieces: list[str]
     """[n_tokens]; they spell the text, but for the ``<bos>`` of plain text."""
+
+    def document(self, position: int) -> str:
+        """Return the id of the document of a token."""
+        return [name for start, name in self.documents if start <= position][-1]
 
 
 def context_texts(connection: Connection, keys: list[Key]) -> dict[Key, ContextText]:
@@ -40,13 +45,17 @@ def context_texts(connection: Connection, keys: list[Key]) -> dict[Key, ContextT
     for corpus, numbers in _by_corpus(keys).items():
         rows = run(
             connection,
-            f"SELECT context, document, text, token_starts, kinds FROM {PRIVATE}.contexts "
+            "SELECT context, document, documents, text, token_starts, kinds "
+            f"FROM {PRIVATE}.contexts "
             f"WHERE corpus = ? AND context IN ({_listed(numbers)})",
             [corpus],
             {"contexts": [("corpus", "=", corpus), ("context", "in", numbers)]},
         ).to_pylist()
         for row in rows:
-            found[corpus, row["context"]] = ContextText(row["document"], _pieces(row))
+            listed = row["documents"]
+            documents = [(d["position"], d["document"]) for d in listed or ()]
+            documents = documents or [(0, row["document"])]
+            found[corpus, row["context"]] = ContextText(documents, _pieces(row))
     return found
 
 

@@ -221,7 +221,8 @@ class Writer:
         self._is_upgrading = True
         try:
             delta.create_missing_tables(self.store.root)
-            if self.store.version() == 1 and (receipts := derive_samples(self.store)):
+            receipts = derive_samples(self.store) if self.store.version() == 1 else []
+            if receipts:
                 reason = "samples of a lake of version 1"
                 self.commit(receipts, transaction="upgrade:2", reason=reason)
             self.store.set_version()

@@ -15,6 +15,7 @@ from deltalake import (
     CommitProperties,
     DeltaTable,
     PostCommitHookProperties,
+    Schema,
     Transaction,
 )
 from deltalake.exceptions import DeltaError
@@ -35,6 +36,9 @@ _BACKTRACE: Final = re.compile(r"\s*\n\s*(?:(?:stack )?backtrace:|0: )", re.IGNO
 
 _MOST_FILES: Final = 64
 """Files of a table without partitions, before its rows are written as one again."""
+
+_MOST_TRIES: Final = 20
+"""Of adding columns, which other writers may do at the same time."""
 
 _CHECKPOINT_INTERVAL: Final = 10
 """Versions of a table from one checkpoint to the next: what opening it costs grows with them."""
@@ -71,7 +75,11 @@ def create_table(root: Root, table: str) -> None:
 
 
 def create_missing_tables(root: Root) -> None:
-    """Create, empty, the tables that a lake of an older version lacks."""
+    """Create, empty, the tables that a lake of an older version lacks, and add columns to others.
+
+    Raises:
+        LakeError: a table cannot be written.
+    """
     for table in TABLES:
         if not DeltaTable.is_deltatable(table_uri(root, table), root.delta_options):
             try:
@@ -79,6 +87,25 @@ def create_missing_tables(root: Root) -> None:
             except DeltaError:
                 # Another writer may have made it in this moment; if not, this says why.
                 open_table(root, table)
+        _add_missing_columns(root, table)
+
+
+def _add_missing_columns(root: Root, table: str) -> None:
+    """Add to a table the columns that its schema has since; rows that are there have null."""
+    for _ in range(_MOST_TRIES):
+        opened = open_table(root, table)
+        there = {field.name for field in opened.schema().fields}
+        missing = pa.schema([field for field in SCHEMAS[table] if field.name not in there])
+        if not missing.names:
+            return
+        try:
+            opened.alter.add_columns(list(Schema.from_arrow(missing).fields))
+        except (DeltaError, OSError) as error:  # another writer may have added them meanwhile
+            failed = error
+    raise LakeError(
+        f"columns {', '.join(missing.names)} were to be added to table {table}; it failed "
+        f"({describe(root, failed)}); check {table_uri(root, table)}, its permissions and room"
+    ) from failed
 
 
 def open_table(root: Root, table: str, version: int | None = None) -> DeltaTable:

@@ -22,6 +22,7 @@ from zarr.errors import ArrayNotFoundError, ContainsArrayError
 from scopelake.errors import InvalidArgumentError, LayerNotFoundError
 from scopelake.names import SITES, check_name
 from scopelake.store.bfloat16 import BFLOAT16
+from scopelake.store.context_numbers import NUMBER_COLUMNS, ContextNumbers
 from scopelake.store.folder_root import FolderRoot
 from scopelake.store.lake_store import LakeStore
 from scopelake.store.layout import ACTIVATIONS, DENSE, array_name
@@ -51,6 +52,8 @@ def ensure_array(
 ) -> DenseArray:
     """Return the array of a site, made if it is not there: [n_contexts, context_length, width].
 
+    One of fewer contexts, of before documents were appended, grows; one of more stays.
+
     Raises:
         InvalidArgumentError: a size or name is not usable, or the array is there with other sizes.
     """
@@ -69,11 +72,13 @@ def ensure_array(
             return _create(root, name, shape, shards)
         except ContainsArrayError:  # another writer made it in this moment
             found = _existing(root, name, "r+")
-    if found.shape != shape or found.shards != shards:
+    if found.shape[1:] != shape[1:] or found.shards != shards:
         raise InvalidArgumentError(
             f"dense array {name} was asked for as {list(shape)} in shards {list(shards)}; it is "
             f"{list(found.shape)} in shards {list(found.shards or ())}; use the same sizes"
         )
+    if found.shape[0] < n_contexts:
+        found.resize(shape)
     return found
 
 
@@ -98,7 +103,8 @@ def write_shard(
         site: where in the layer.
         layer: from 0.
         context_start: first context of the shard.
-        values: [contexts of the shard, context_length, width].
+        values: [contexts of the shard, context_length, width]; fewer contexts where a shard is not
+            full.
         shard: number of the shard.
         run: the run that writes.
 
@@ -114,7 +120,8 @@ def write_shard(
     per_shard = (array.shards or array.chunks)[0]
     stop = min((shard + 1) * per_shard, array.shape[0])
     wanted = (stop - shard * per_shard, *array.shape[1:])
-    if values.shape != wanted or values.dtype != BFLOAT16 or context_start != shard * per_shard:
+    fits = values.shape[1:] == wanted[1:] and 1 <= len(values) <= wanted[0]
+    if not fits or values.dtype != BFLOAT16 or context_start != shard * per_shard:
         raise InvalidArgumentError(
             f"shard {shard} of dense array {name} is bfloat16{list(wanted)} from context "
             f"{shard * per_shard}; {values.dtype}{list(values.shape)} from {context_start} was "
@@ -243,18 +250,28 @@ def dense_filters(found: StoredSite) -> list[tuple[str, str, Any]]:
 
 
 def open_stored(store: LakeStore, snapshot: Snapshot, found: StoredSite) -> DenseArray:
-    """Open an array of which only the shards that `snapshot` has are seen; others read as zero."""
+    """Open an array as it is in `snapshot`: shards that it has not read as zero."""
     named = set(store.read("files", snapshot, ["path"], dense_filters(found))["path"].to_pylist())
     key = (found.corpus, found.model, found.site, found.layer)
     folder = f"{ACTIVATIONS}/{array_name(*key)}"
-    if all(entry.path in named for entry in store.root.list(f"{folder}/c")):
-        return open_array(store.root, *key)
+    array = open_array(store.root, *key)
+    n_contexts = _n_contexts(store, snapshot, found.corpus)
+    is_same = n_contexts in (None, array.shape[0])
+    if is_same and all(entry.path in named for entry in store.root.list(f"{folder}/c")):
+        return array
     from scopelake.store.masked import masked
 
     plain = {"codec_pipeline.path": "zarr.core.codec_pipeline.BatchedCodecPipeline"}
     with zarr.config.set(_SETTINGS | plain):
-        seen = masked(store.root.zarr(folder, read_only=True), folder, named)
+        seen = masked(store.root.zarr(folder, read_only=True), folder, named, n_contexts)
         return zarr.open_array(seen, mode="r", zarr_format=3)
+
+
+def _n_contexts(store: LakeStore, snapshot: Snapshot, corpus: str) -> int | None:
+    """Return the contexts of a corpus's arrays in a snapshot; None if it has no such corpus."""
+    filters = [("corpus", "=", corpus)]
+    rows = store.read("corpora", snapshot, NUMBER_COLUMNS, filters).to_pylist()
+    return ContextNumbers.of(rows[0]).end if rows else None
 
 
 def _asked(site: str, layer: int, model: str | None, corpus: str | None) -> str:

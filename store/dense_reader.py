@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scopelake.errors import DamagedFileError, LayerNotFoundError
+from scopelake.store.context_numbers import NUMBER_COLUMNS, ContextNumbers
 from scopelake.store.dense import DenseArray, StoredSite, dense_filters, find_dense, open_stored
 from scopelake.store.lake_store import LakeStore
 from scopelake.store.layout import ACTIVATIONS, array_name
@@ -32,9 +33,8 @@ def find_whole(
     """
     found = find_dense(store, snapshot, layer, site, model=model, corpus=corpus)
     filters = [("corpus", "=", found.corpus)]
-    columns = ["n_contexts", "shard_contexts"]
-    (row,) = store.read("corpora", snapshot, columns, filters).to_pylist()
-    n_shards = -(-int(row["n_contexts"]) // int(row["shard_contexts"]))
+    (row,) = store.read("corpora", snapshot, NUMBER_COLUMNS, filters).to_pylist()
+    n_shards = ContextNumbers.of(row).n_shards
     rows = store.read("files", snapshot, ["shard"], dense_filters(found))["shard"].to_pylist()
     if missing := sorted(set(range(n_shards)) - set(rows)):
         raise LayerNotFoundError(
@@ -52,7 +52,7 @@ class DenseReader:
     root: Root
     name: str
     array: DenseArray
-    """[n_contexts, context_length, width]"""
+    """[one more than the highest context, context_length, width]"""
 
     def read(self, context: int) -> npt.NDArray[ml_dtypes.bfloat16]:
         """Return the activations of one context, [context_length, width].

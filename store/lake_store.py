@@ -134,21 +134,21 @@ class LakeStore:
             )
         return to_snapshot(rows[0])
 
-    def is_older(self) -> bool:
-        """Whether the lake is of an older format than is written.
-
-        Raises:
-            FormatVersionError: it has become one of a newer format since it was opened.
-        """
-        return self.version() != FORMAT_VERSION
-
     def version(self) -> int:
         """Return the format version of the lake.
 
         Raises:
-            FormatVersionError: it is one of a newer format.
+            FormatVersionError: it has become one of a newer format since it was opened.
         """
         return _readable_version(self.root)
+
+    def is_older(self) -> bool:
+        """Whether the lake is of an older format than is written.
+
+        Raises:
+            FormatVersionError: as in `version`.
+        """
+        return self.version() != FORMAT_VERSION
 
     def set_version(self) -> None:
         """Say that the lake is of the format that is written."""
@@ -237,6 +237,13 @@ class LakeStore:
                 found.append(DataFile(path, partition, row["num_records"]))
         return sorted(found, key=lambda file: file.path)
 
+    def column_names(self, table: str, snapshot: Snapshot) -> list[str]:
+        """Return the columns that a table had at a snapshot; none if there was no such table."""
+        if table not in snapshot.versions:
+            return []
+        opened = delta.open_table(self.root, table, snapshot.versions[table])
+        return [field.name for field in opened.schema().fields]
+
     def table_uri(self, table: str) -> str:
         """Return where the Delta table is, as Delta readers take it.
 
@@ -292,7 +299,7 @@ def _readable_version(root: Root) -> int:
     if version not in READABLE_VERSIONS:
         raise FormatVersionError(
             f"the lake at {root.url} has format version {version!r}; this package reads "
-            f"{' and '.join(map(str, READABLE_VERSIONS))}; install a newer scopelake to read it"
+            f"{', '.join(map(str, READABLE_VERSIONS))}; install a newer scopelake to read it"
         )
     return version
 

@@ -15,6 +15,7 @@ import zarr.storage
 
 from scopelake.errors import ObjectStoreError
 from scopelake.names import counted
+from scopelake.store.context_numbers import NUMBER_COLUMNS, ContextNumbers
 from scopelake.store.dense import array_format, open_array
 from scopelake.store.expected import UNREADABLE
 from scopelake.store.lake_store import LakeStore
@@ -62,8 +63,12 @@ def array_contradiction(
         array = open_array(store.root, corpus, model, site, layer)
     except Exception as error:  # noqa: BLE001 - zarr has no base of its own for broken metadata
         return f"its metadata cannot be read ({store.root.describe(error)})"
-    known = _corpus_shape(store, snapshot, corpus)
-    shape = array.shape if known is None else (*known, array.shape[2])
+    known = _corpus_shape(store, corpus)
+    shape = array.shape
+    if known is not None:
+        # It grows when what was appended is ingested: until then it may be as it was before.
+        ends, length = known
+        shape = (shape[0] if shape[0] in ends else ends[-1], length, shape[2])
     shards = array.shards or array.chunks
     wanted = zarr.create_array(
         zarr.storage.MemoryStore(), zarr_format=3, **array_format(shape, shards)
@@ -73,13 +78,16 @@ def array_contradiction(
     return f"its metadata has another {', '.join(wrong)}" if wrong else None
 
 
-def _corpus_shape(store: LakeStore, snapshot: Snapshot, corpus: str) -> tuple[int, int] | None:
-    """Return contexts and positions of a corpus's arrays; None where the catalogue has no word."""
-    columns = ["n_contexts", "context_length"]
+def _corpus_shape(store: LakeStore, corpus: str) -> tuple[tuple[int, ...], int] | None:
+    """Return contexts, now and before each append, and positions of a corpus's arrays.
+
+    None where the catalogue has no word.
+    """
+    columns, filters = [*NUMBER_COLUMNS, "context_length"], [("corpus", "=", corpus)]
     try:
-        rows = store.read("corpora", snapshot, columns, [("corpus", "=", corpus)]).to_pylist()
+        rows = store.read("corpora", store.snapshot(), columns, filters).to_pylist()
     except ObjectStoreError:
         raise
     except UNREADABLE:  # that is a finding of its own
         return None
-    return (rows[0]["n_contexts"], rows[0]["context_length"]) if rows else None
+    return (ContextNumbers.of(rows[0]).ends, rows[0]["context_length"]) if rows else None

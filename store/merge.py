@@ -117,7 +117,10 @@ def merge(root: Root, part: Part, rows_per_file: int) -> Iterator[Receipt]:
     paths = [f"{table_folder(part.table)}/{name}" for name in part.names]
     with checked_copies(root, paths) as local:
         if part.table in BY_CONTEXT:
-            rows = pa.concat_tables(pq.read_table(local.open(path)) for path in paths)
+            # Files of older versions lack columns, which are null then.
+            found = [pq.read_table(local.open(path)) for path in paths]
+            whole = [file_schema(part.table).empty_table(), *found]
+            rows = pa.concat_tables(whole, promote_options="default")
             # Shards that came late lie between those of files that were merged before.
             rows = in_order(rows, SORTED_BY[part.table])
             yield write_parquet(root, part.table, rows, part.partition, run="")

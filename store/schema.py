@@ -33,6 +33,19 @@ SCHEMAS: Final[dict[str, pa.Schema]] = {
         turns=pa.list_(_I32),
         kinds=pa.list_(_I8),
         metadata=_STR,
+        documents=pa.list_(
+            pa.struct(
+                [
+                    ("position", _I32),
+                    ("document", _STR),
+                    ("document_index", _I64),
+                    ("part", _I32),
+                    ("char_start", _I64),
+                    ("char_end", _I64),
+                    ("metadata", _STR),
+                ]
+            )
+        ),
     ),
     "codes": _schema(
         sae=_STR, corpus=_STR, context=_I64, position=_I32, feature=_I32, activation=_F32, kind=_I8
@@ -142,6 +155,12 @@ SCHEMAS: Final[dict[str, pa.Schema]] = {
         n_bos=_I64,
         source_digest=_STR,
         created_at=_TIME,
+        bos=_STR,
+        stride=_I32,
+        packing=pa.bool_(),
+        duplicates=_STR,
+        n_duplicates=_I64,
+        context_ends=pa.list_(_I64),
     ),
     "runs": _schema(
         run=_STR,

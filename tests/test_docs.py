@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 
 from scopelake.cli import _parser, main
-from scopelake.ingest.sources import CHAT_ROLES, JSON_SUFFIXES, TEXT_SUFFIXES
+from scopelake.ingest.corpus_files import JSON_SUFFIXES, TEXT_SUFFIXES
+from scopelake.ingest.documents import CHAT_ROLES
 from scopelake.query.contexts import WHERE_COLUMNS
 
 ROOT = Path(__file__).resolve().parent.parent
 README, FORMAT, CLI = ROOT / "README.md", ROOT / "docs" / "format.md", ROOT / "docs" / "cli.md"
 ENCODING, ACTIVATIONS = ROOT / "docs" / "encoding.md", ROOT / "docs" / "activations.md"
+CORPORA = ROOT / "docs" / "corpora.md"
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "examples").rglob("*.md"))]
 NOT_RUN = "<!-- not run"
 """Begins the line above a block that the tests cannot run, with the reason."""
@@ -70,7 +72,7 @@ def test_the_page_of_the_command_line_says_what_the_code_does(shell, shown):
     assert "".join(f"    {line}\n" for line in printed.splitlines()) in page
 
 
-@pytest.mark.parametrize("page", [ENCODING, ACTIVATIONS], ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [ENCODING, ACTIVATIONS, CORPORA], ids=lambda page: page.stem)
 def test_a_page_prints_what_it_shows(shell, page):
     (block,) = blocks(page, "python")
     printed = shell(sys.executable, "-P", "-c", block)
@@ -134,6 +136,7 @@ def test_every_verb_is_documented_and_has_help(capsys):
         "demo",
         "create",
         "add-corpus",
+        "append-corpus",
         "saes",
         "plan",
         "ingest",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from scopelake.errors import InvalidArgumentError
 from scopelake.handle import LakeHandle
@@ -13,6 +13,8 @@ from scopelake.named import bundled_coders, coder_specs, load_tokenizer, model_f
 if TYPE_CHECKING:
     from scopelake.ingest.corpus import CorpusSummary
     from scopelake.ingest.import_examples import ImportedExamples
+    from scopelake.ingest.replies import Replier, ReplyConfig
+    from scopelake.ingest.tokens import Tokenizer
 
 
 class Adding(LakeHandle):
@@ -21,11 +23,16 @@ class Adding(LakeHandle):
     def add_corpus(
         self,
         name: str,
-        source: str | Path | Sequence[str | Path],
+        source: Any,  # noqa: ANN401
         *,
         tokenizer: str | Path,
         context_length: int = 1024,
         chat: bool = False,
+        text_column: str | None = None,
+        bos: str = "each",
+        stride: int | None = None,
+        packing: bool = False,
+        duplicates: str = "keep",
         shard_contexts: int = 256,
         root: Path | None = None,
         generate: int | None = None,
@@ -40,12 +47,24 @@ class Adding(LakeHandle):
 
         Args:
             name: letters, digits, ``._-``.
-            source: .txt/.md/.rst/.py, .jsonl or .parquet files, or folders of them.
+            source: a file (text, .jsonl or .parquet; also .gz, .zst, .bz2, .xz), a folder, a
+                pattern,
+                ``s3://bucket/key``, ``hf://org/name``, a data set of the package ``datasets`` or a
+                folder that one was saved to; or a list of these.
             tokenizer: folder or hub id of a Gemma 3 model.
             context_length: most tokens in a context, BOS included; longer documents are split.
-            chat: records hold ``messages`` (role, content) instead of ``text``.
+            chat: records hold ``messages`` (role, content) or ``conversations`` (from, value)
+                instead of ``text``.
+            text_column: another key or column of the text, or of the messages.
+            bos: which contexts begin with BOS: ``each``, those in which a ``document`` begins, or
+                ``none``. Packed, each document or each context does.
+            stride: tokens from the start of one context of a document to that of the next, BOS not
+                counted; what overlaps is in the corpus twice. None: no overlap.
+            packing: fill contexts with the documents that follow. Attention sees across them.
+            duplicates: ``keep`` or ``drop`` documents of the same content as an earlier one; they
+                are counted either way.
             shard_contexts: contexts in a shard, the unit of commit and retry.
-            root: document ids of text files are relative to it.
+            root: document ids of files are relative to it.
             generate: let the model of `tokenizer` answer chats that end with the user, in at most
                 so many tokens; they get the kind ``generated``.
             temperature: of these answers; 0 is greedy.
@@ -55,29 +74,96 @@ class Adding(LakeHandle):
 
         Raises:
             CorpusExistsError, CorpusSourceError, InvalidArgumentError, ModelError, LakeBusyError.
+            MissingDependencyError: ``hf://`` without the package ``datasets``.
+            ObjectStoreError: an object store refuses or does not answer.
         """
         from scopelake.ingest.corpus import CorpusConfig, add_corpus
-        from scopelake.ingest.model import load_model
-        from scopelake.ingest.replies import Replier, ReplyConfig
-        from scopelake.ingest.sources import FileSource
+        from scopelake.ingest.sources import CorpusSource
+        from scopelake.ingest.windows import Cutting
 
         self._check_writable()
-        config = CorpusConfig(name, context_length, shard_contexts)
-        replies = None if generate is None else ReplyConfig(generate, temperature, seed)
-        if replies is not None and not chat:
-            raise InvalidArgumentError(
-                f"generate={generate} was asked for a corpus of texts; replies belong to chats; "
-                "give chat=True, or leave generate out"
-            )
+        cutting = Cutting(context_length, bos, stride, packing)
+        config = CorpusConfig(name, cutting, shard_contexts, duplicates)
+        replies = _replies(generate, temperature, seed, chat=chat)
         backend = load_tokenizer(tokenizer)
-        replier = None
-        if replies is not None:
-            model = load_model(
-                model_files(tokenizer), device=device, dtype=dtype, device_map=device_map
-            )
-            replier = Replier(model, backend, replies)
-        files = FileSource.find(source, chat=chat, root=root)
-        summary = add_corpus(self._store, config, files, backend, progress, replier)
+        placed = {"device": device, "dtype": dtype, "device_map": device_map}
+        replier = _replier(tokenizer, backend, replies, placed)
+        found = CorpusSource.find(source, chat=chat, root=root, text_column=text_column)
+        summary = add_corpus(self._store, config, found, backend, progress, replier)
+        self.refresh()
+        return summary
+
+    def append_corpus(
+        self,
+        name: str,
+        source: Any,  # noqa: ANN401
+        *,
+        tokenizer: str | Path | None = None,
+        context_length: int | None = None,
+        chat: bool | None = None,
+        text_column: str | None = None,
+        bos: str | None = None,
+        stride: int | None = None,
+        packing: bool | None = None,
+        duplicates: str | None = None,
+        root: Path | None = None,
+        generate: int | None = None,
+        temperature: float = 0.0,
+        seed: int = 0,
+        device: str = "auto",
+        dtype: str = "auto",
+        device_map: str | Mapping[str, int | str] | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> CorpusSummary:
+        """Put documents behind those of a corpus; `ingest` then does only what is new.
+
+        What was ingested stays as it is. The statistics and evaluations of the corpus leave the
+        lake until the next ingest, which makes them of all of it.
+
+        Args:
+            name: of the corpus.
+            source: as in `add_corpus`; ids that the corpus has already are refused.
+            tokenizer: by default the one that the corpus names; give it if that was a folder.
+            context_length: it and chat, bos, stride, packing are the corpus's; one that is given
+                and differs is refused.
+            chat: see context_length.
+            text_column: as in `add_corpus`.
+            bos: see context_length.
+            stride: see context_length.
+            packing: see context_length.
+            duplicates: as in `add_corpus`, also of what is there; by default as it was.
+            root: as in `add_corpus`.
+            generate: as in `add_corpus`; temperature, seed, device, dtype, device_map too.
+            temperature: see generate.
+            seed: see generate.
+            device: see generate.
+            dtype: see generate.
+            device_map: see generate.
+            progress: called with (documents, tokens) so far.
+
+        Returns:
+            What was appended.
+
+        Raises:
+            CorpusNotFoundError, CorpusSourceError, InvalidArgumentError, ModelError.
+            CorpusError: it is the corpus of published examples.
+            LakeBusyError: another writer appended meanwhile.
+        """
+        from scopelake.ingest.append import AppendConfig, append_corpus, find_appendable
+        from scopelake.ingest.sources import CorpusSource
+
+        self._check_writable()
+        config = AppendConfig(name, context_length, chat, bos, stride, packing, duplicates)
+        row = find_appendable(self._store, self._store.snapshot(), config)
+        replies = _replies(generate, temperature, seed, chat=bool(row["chat"]))
+        named = tokenizer if tokenizer is not None else row["tokenizer"]
+        backend = load_tokenizer(named)
+        placed = {"device": device, "dtype": dtype, "device_map": device_map}
+        replier = _replier(named, backend, replies, placed)
+        found = CorpusSource.find(
+            source, chat=bool(row["chat"]), root=root, text_column=text_column
+        )
+        summary = append_corpus(self._store, config, found, backend, progress, replier)
         self.refresh()
         return summary
 
@@ -113,3 +199,32 @@ class Adding(LakeHandle):
         done = import_examples(self._store, found, load_tokenizer(tokenizer), corpus, progress)
         self.refresh()
         return done
+
+
+def _replies(
+    generate: int | None, temperature: float, seed: int, *, chat: bool
+) -> ReplyConfig | None:
+    """Return how chats are answered; not at all if nothing is to be generated."""
+    from scopelake.ingest.replies import ReplyConfig
+
+    if generate is None:
+        return None
+    replies = ReplyConfig(generate, temperature, seed)
+    if not chat:
+        raise InvalidArgumentError(
+            f"generate={generate} was asked for a corpus of texts; replies belong to chats; "
+            "give chat=True, or leave generate out"
+        )
+    return replies
+
+
+def _replier(
+    model: str | Path, tokenizer: Tokenizer, replies: ReplyConfig | None, placed: dict[str, Any]
+) -> Replier | None:
+    """Return what answers chats with the model of a tokenizer, if they are to be answered."""
+    from scopelake.ingest.model import load_model
+    from scopelake.ingest.replies import Replier
+
+    if replies is None:
+        return None
+    return Replier(load_model(model_files(model), **placed), tokenizer, replies)

@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from scopelake import tiny
-from scopelake.ingest.sources import Document
+from scopelake.ingest.documents import Document
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,9 @@ import scopelake
 from scopelake import tiny
 from scopelake.errors import InvalidArgumentError, ModelError
 from scopelake.ingest.corpus import CorpusConfig, add_corpus
+from scopelake.ingest.documents import Document
 from scopelake.ingest.replies import Replier, ReplyConfig
-from scopelake.ingest.sources import Document, FileSource
+from scopelake.ingest.sources import CorpusSource
 from scopelake.ingest.tokens import GENERATED, TEMPLATE
 from scopelake.names import ROLES
 
@@ -113,7 +114,7 @@ def test_a_chat_without_room_for_its_reply_is_refused_naming_it(tmp_path, tokeni
     (tmp_path / "chats.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     n_tokens = len(tokenizer.open_turn(tokenizer.encode_chat(chat(long)), 1).token_ids) + 8
     store = scopelake.create(tmp_path / "lake")._store
-    source = FileSource.find(tmp_path / "chats.jsonl", chat=True)
+    source = CorpusSource.find(tmp_path / "chats.jsonl", chat=True)
 
     def add(name, n_positions):
         model = dataclasses.replace(tiny_model, max_positions=n_positions)

@@ -7,11 +7,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from scopelake.errors import CorpusSourceError
-from scopelake.ingest.sources import read_documents, source_files
+from scopelake.ingest.sources import CorpusSource
 
 
 def read(source, *, chat=False, root=None):
-    return list(read_documents(source_files(source), chat=chat, root=root))
+    return list(CorpusSource.find(source, chat=chat, root=root).documents())
 
 
 def test_text_files_of_a_folder_in_order(tmp_path):

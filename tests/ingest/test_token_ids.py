@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from scopelake.ingest.sources import Document
+from scopelake.ingest.documents import Document
 from scopelake.ingest.spell import Speller, spell_by_prefix
 from scopelake.ingest.token_ids import TokenIdReader
 from scopelake.names import KINDS, ROLES

@@ -5,7 +5,7 @@ import pytest
 
 from scopelake import tiny
 from scopelake.errors import CorpusSourceError
-from scopelake.ingest.sources import Document
+from scopelake.ingest.documents import Document
 from scopelake.ingest.tokens import Tokenizer
 from scopelake.names import KINDS, ROLES
 

@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from scopelake.ingest.sources import Document
+from scopelake.ingest.documents import Document
 from scopelake.ingest.tokens import BOS, CONTENT, TokenizedText
-from scopelake.ingest.windows import split, to_table
+from scopelake.ingest.windows import Cutting, split, to_table
 
 BOS_ID = 2
 
@@ -30,39 +30,39 @@ def tokenized(n_tokens, *, own_bos=False):
 def test_windows_cover_the_document_once(n_tokens, context_length, own_bos):
     tokens = tokenized(n_tokens, own_bos=own_bos)
     document = Document("d", "d.txt", tokens.text)
-    windows = list(split(document, tokens, context_length=context_length, bos_id=BOS_ID))
+    contexts = split(document, tokens, Cutting(context_length), bos_id=BOS_ID)
     body = context_length - 1
-    assert len(windows) == -(-n_tokens // body)
+    assert len(contexts) == -(-n_tokens // body)
+    table = to_table(contexts, "c", 5, bos_id=BOS_ID)
+    assert table["context"].to_pylist() == list(range(5, 5 + len(contexts)))
     ids, text, end = [], "", 0
-    for part, window in enumerate(windows):
-        row = window.row
+    for part, row in enumerate(table.to_pylist()):
         assert row["part"] == part
-        row["document_index"] = 0
+        assert row["document_index"] == 0
         assert row["token_ids"][0] == BOS_ID
-        assert list(row["kinds"]) == [BOS] + [CONTENT] * (window.n_tokens - 1)
-        assert window.n_tokens == len(row["token_ids"]) <= context_length
+        assert row["kinds"] == [BOS] + [CONTENT] * (row["n_tokens"] - 1)
+        assert row["n_tokens"] == len(row["token_ids"]) <= context_length
         assert row["char_start"] == end
         assert row["text"] == tokens.text[row["char_start"] : row["char_end"]]
         pieces = np.split(list(row["text"]), row["token_starts"][1:])
         assert all(len(piece) == 1 for piece in pieces[1:])
-        ids += list(row["token_ids"][1:])
+        ids += row["token_ids"][1:]
         text += row["text"]
         end = row["char_end"]
     assert ids == list(range(100, 100 + n_tokens))
     assert text == tokens.text
-    table = to_table(windows, "c", first_context=5)
-    assert table["context"].to_pylist() == list(range(5, 5 + len(windows)))
 
 
 def test_a_document_of_no_tokens_has_no_window():
     tokens = tokenized(0)
     document = Document("d", "d.txt", "")
-    assert list(split(document, tokens, context_length=8, bos_id=BOS_ID)) == []
+    assert split(document, tokens, Cutting(8), bos_id=BOS_ID) == []
 
 
 def test_metadata_is_strict_json():
     metadata = {"a": float("nan"), "b": [1.5, float("inf")], "c": {"d": float("-inf")}, "e": None}
     document = Document("d", "d.txt", "x", metadata=metadata)
-    (window,) = split(document, tokenized(1), context_length=8, bos_id=BOS_ID)
-    found = json.loads(window.row["metadata"], parse_constant=pytest.fail)
+    contexts = split(document, tokenized(1), Cutting(8), bos_id=BOS_ID)
+    (stored,) = to_table(contexts, "c", 0, bos_id=BOS_ID)["metadata"].to_pylist()
+    found = json.loads(stored, parse_constant=pytest.fail)
     assert found == {"a": None, "b": [1.5, None], "c": {"d": None}, "e": None}

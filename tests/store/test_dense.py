@@ -63,6 +63,21 @@ def test_other_readers_see_the_same_values(store):
     assert (bits(plain["c/google~some-model/resid_post/layer_2"][:]) == bits(data)).all()
 
 
+def test_an_array_grows_and_a_shard_in_it_may_be_short(store):
+    data, snapshot = fill(store)
+    before = {p: p.read_bytes() for p in (store.root.path / "activations").rglob("c/*/0/0")}
+    ensure_array(store.root, *ARRAY, N + 9, LENGTH, WIDTH, PER_SHARD)
+    assert ensure_array(store.root, *ARRAY, N, LENGTH, WIDTH, PER_SHARD).shape[0] == N + 9
+    assert {p: p.read_bytes() for p in before} == before
+    start = 4 * PER_SHARD
+    receipt = write_shard(store.root, *ARRAY, start, data[:1], shard=4, run="r")
+    assert receipt.n_rows == 1
+    array = open_array(store.root, *ARRAY)
+    assert (bits(array[:N]) == bits(data)).all()
+    assert (bits(array[start]) == bits(data[0])).all()
+    assert not np.asarray(array[start + 1 :]).any()
+
+
 def test_what_does_not_fit_is_refused(store):
     data, snapshot = fill(store)
     with pytest.raises(InvalidArgumentError, match="same sizes"):
@@ -71,7 +86,9 @@ def test_what_does_not_fit_is_refused(store):
         ensure_array(store.root, "c", MODEL, "resid_post", 3, 0, LENGTH, WIDTH, PER_SHARD)
     with pytest.raises(InvalidArgumentError, match="sites are"):
         ensure_array(store.root, "c", MODEL, "nowhere", 3, N, LENGTH, WIDTH, PER_SHARD)
-    for start, shard, given in [(0, 0, data[:3]), (1, 0, data[:4]), (0, 0, data[:4].astype("f4"))]:
+    for start, shard, given in [
+        (0, 0, data[:5]), (0, 0, data[:0]), (1, 0, data[:4]), (0, 0, data[:4].astype("f4"))
+    ]:  # fmt: skip
         with pytest.raises(InvalidArgumentError, match="whole shard"):
             write_shard(store.root, *ARRAY, start, given, shard=shard, run="r")
     with pytest.raises(LayerNotFoundError, match="none of that name"):

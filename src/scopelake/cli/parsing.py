@@ -15,7 +15,7 @@ _ARGUMENT: Final = re.compile(
 )
 """A word, perhaps with a value; what is quoted is skipped, for it is what a user typed."""
 _SPELT: Final = {"saes": "--sae", "k": "-k", "n_contexts": "--contexts"}
-_VERBS: Final = ("add_corpus", "features_at", "import_examples", "check_sae")
+_VERBS: Final = ("add_corpus", "append_corpus", "features_at", "import_examples", "check_sae")
 
 
 def add_verb(
