@@ -27,7 +27,7 @@ class ShardTokens:
     token_ids: tuple[npt.NDArray[np.int32], ...]
     kinds: tuple[npt.NDArray[np.int8], ...]
     documents: tuple[str, ...] = ()
-    """Id of each context's document, where it is needed."""
+    """Id of each context's document, the first of a packed one, where it is needed."""
 
     @property
     def n_tokens(self) -> int:

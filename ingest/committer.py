@@ -12,7 +12,13 @@ import pyarrow as pa
 
 from scopelake.ingest.look_back import StaleLookBackError, check_seen
 from scopelake.ingest.model import ModelIdentity
-from scopelake.ingest.plan import IngestConfig, IngestPlan, check_catalogue, check_precision
+from scopelake.ingest.plan import (
+    IngestConfig,
+    IngestPlan,
+    check_catalogue,
+    check_precision,
+    find_corpus,
+)
 from scopelake.ingest.shard_files import ShardFiles
 from scopelake.store.commit import Writer
 from scopelake.store.planned import Commit
@@ -109,6 +115,7 @@ class Committer:
             check_catalogue(store, snapshot, corpus, self._model, self._plan.coders)
             check_precision(store, snapshot, self._config, self._model, self._plan.coders)
             stale += [files for files in made if _is_stale(self._writer, snapshot, corpus, files)]
+        is_same = find_corpus(store, snapshot, corpus)["n_tokens"] == self._plan.corpus["n_tokens"]
         gone = {receipt.path for files in stale for receipt in files.receipts}
         kept = [
             r
@@ -116,7 +123,8 @@ class Committer:
             if r.path not in gone
             and (
                 r.table != "features"
-                or not store.data_files("features", snapshot, sae=r.sae, corpus=r.corpus)
+                # After an append they would be of a part: the next ingest makes them.
+                or (is_same and not store.data_files("features", snapshot, r.sae, r.corpus))
             )
         ]
         if made and not kept:

@@ -29,6 +29,7 @@ class Ledger:
 
     def __init__(self, shards: Iterable[Shard]) -> None:
         self._waiting = deque(shards)
+        self._n_contexts = _n_contexts(self._waiting)
         self._tries: Counter[int] = Counter()
         self.n_done = 0
         self.aside: list[FailedShard] = []
@@ -56,10 +57,10 @@ class Ledger:
         """Shards that wait."""
         return len(self._waiting)
 
-    def n_tokens_left(self, n_tokens: int, n_contexts: int) -> int:
-        """Return about how many tokens wait, of a corpus of so many."""
-        waiting = sum(shard.stop - shard.start for shard in self._waiting)
-        return round(n_tokens * waiting / max(n_contexts, 1))
+    @property
+    def share_left(self) -> float:
+        """Share of the contexts that wait, of those that there were at the beginning."""
+        return _n_contexts(self._waiting) / max(self._n_contexts, 1)
 
     def done(self, n_shards: int) -> None:
         """Count shards that are committed."""
@@ -94,6 +95,10 @@ class Ledger:
         self.aside.append(FailedShard(shard.index, shard.start, shard.stop, tries, one_line(error)))
         if len(self.aside) >= _HOPELESS and not self.n_done:
             raise error
+
+
+def _n_contexts(shards: Iterable[Shard]) -> int:
+    return sum(shard.stop - shard.start for shard in shards)
 
 
 def is_refusal(error: Exception) -> bool:

@@ -126,7 +126,8 @@ def _scratch(config: PilotConfig, path: Path) -> LakeStore:
     table = table.set_column(table.column_names.index("context"), "context", moved)
     row |= {
         "n_contexts": table.num_rows,
-        "n_bos": table.num_rows,
+        "context_ends": [table.num_rows],
+        "n_bos": pc.sum(pc.equal(pc.list_flatten(table["kinds"]), KIND_BOS)).as_py() or 0,
         "n_tokens": pc.sum(table["n_tokens"]).as_py(),
     }
     store = LakeStore.create(path)

@@ -140,7 +140,7 @@ class _Job:
             totals.stages.seconds,
             tuple(self.ledger.aside),
             self.ledger.n_left,
-            self.ledger.n_tokens_left(int(self.plan.corpus["n_tokens"]), self.plan.n_contexts),
+            round(self.plan.n_tokens_left * self.ledger.share_left),
             self.crew.n_devices,
         )  # fmt: skip
 

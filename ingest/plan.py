@@ -83,11 +83,6 @@ class IngestPlan:
     n_shards: int
     n_tokens_left: int
 
-    @property
-    def n_contexts(self) -> int:
-        """Contexts of the corpus."""
-        return int(self.corpus["n_contexts"])
-
 
 def find_corpus(store: LakeStore, snapshot: Snapshot, name: str) -> dict[str, Any]:
     """Return a corpus's row.

@@ -20,6 +20,7 @@ from scopelake.ingest.shapes import (
 )
 from scopelake.names import SiteLayer
 from scopelake.store.catalog import committed_dense_shards, committed_shards
+from scopelake.store.context_numbers import ContextNumbers
 from scopelake.store.lake_store import LakeStore
 from scopelake.store.layout import ACTIVATIONS, array_name
 from scopelake.store.snapshot import Snapshot
@@ -62,10 +63,12 @@ def work_in_lake(
     """
     row = find_corpus(store, snapshot, corpus)
     filters = [("corpus", "=", corpus)]
-    table = store.read("contexts", snapshot, ["context", "n_tokens"], filters)
-    lengths = table.sort_by("context")["n_tokens"].to_numpy().astype(np.int64)
-    per_shard = int(row["shard_contexts"])
-    cut = [lengths[i : i + per_shard] for i in range(0, len(lengths), per_shard)]
+    table = store.read("contexts", snapshot, ["context", "n_tokens"], filters).sort_by("context")
+    lengths = table["n_tokens"].to_numpy().astype(np.int64)
+    numbers, per_shard = ContextNumbers.of(row), int(row["shard_contexts"])
+    ranges = [numbers.shard(i) for i in range(numbers.n_shards)]
+    at = np.searchsorted(table["context"].to_numpy(), np.array(ranges).reshape(-1, 2))
+    cut = [lengths[start:stop] for start, stop in at.tolist()]
     of_codes = committed_shards(store, snapshot, corpus)
     of_dense = committed_dense_shards(store, snapshot, corpus, asked.model.name)
     left = {

@@ -172,7 +172,7 @@ class Worker:
         table = store.read(
             "contexts",
             store.snapshot(),
-            columns=["context", "token_ids", "kinds", "document"],
+            columns=["context", "token_ids", "kinds", "document", "documents"],
             filters=[
                 ("corpus", "=", corpus),
                 ("context", ">=", shard.start),
@@ -181,7 +181,9 @@ class Worker:
         ).sort_by("context")
         ids = tuple(np.array(v, dtype=np.int32) for v in table["token_ids"].to_pylist())
         kinds = tuple(np.array(v, dtype=np.int8) for v in table["kinds"].to_pylist())
-        documents = tuple(table["document"].to_pylist())
+        # Of a packed context its first document decides.
+        listed = table.select(["document", "documents"]).to_pylist()
+        documents = tuple(row["document"] or row["documents"][0]["document"] for row in listed)
         tokens = ShardTokens(shard.start, ids, kinds, documents)
         self._source.check(tokens, corpus)
         return tokens

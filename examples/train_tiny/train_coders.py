@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import corpus
-import numpy as np
+import activations
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from train_model import load_model, pick_device
+from train_model import pick_device
 
 from scopelake import tiny
 
@@ -32,6 +33,8 @@ SECOND_PHASE = 0.6
 L0_WEIGHT = 0.5
 BATCH = 512
 """Tokens a step: at equal time many small steps gave far lower FVU than few large ones."""
+SCALED = 64
+"""Batches from which inputs and targets are scaled and centred."""
 LR = 5e-3
 DEAD_AFTER = 150
 """Steps without a firing."""
@@ -88,31 +91,6 @@ SPECS = (
     CoderSpec("attn_out_all", 3),
     CoderSpec("mlp_out_all", 3),
 )
-
-
-def activations(model: Any, rows: Tensor, hooks: set[str]) -> dict[str, Tensor]:
-    """Activations [n_tokens, width] of every hook point over rows of tokens, BOS left out."""
-    parts: dict[str, list[Tensor]] = {hook: [] for hook in hooks}
-    handles = [_register(model, hook, parts[hook]) for hook in sorted(hooks)]
-    with torch.inference_mode():
-        for batch in rows.split(32):
-            model.model(batch, use_cache=False)
-    for handle in handles:
-        handle.remove()
-    return {hook: torch.cat(several) for hook, several in parts.items()}
-
-
-def _register(model: Any, hook: str, keep: list[Tensor]) -> Any:
-    path, _, end = hook.rpartition(".")
-
-    def keep_tensor(value: Any) -> None:
-        tensor = value[0] if isinstance(value, tuple) else value
-        keep.append(tensor[:, 1:].flatten(0, 1).clone())
-
-    module = model.get_submodule(path)
-    if end == "input":
-        return module.register_forward_pre_hook(lambda m, args: keep_tensor(args))
-    return module.register_forward_hook(lambda m, args, output: keep_tensor(output))
 
 
 class JumpReLU(torch.autograd.Function):
@@ -208,9 +186,11 @@ class Coder:
         return {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}
 
 
-def train(spec: CoderSpec, x: Tensor, y: Tensor, steps: int) -> Coder:
-    """Train one coder on x, y [n_tokens, width]."""
+def train(spec: CoderSpec, batches: Iterator[tuple[Tensor, Tensor]], steps: int) -> Coder:
+    """Train one coder on batches of what goes in and what is to come out [BATCH, width]."""
     torch.manual_seed(SEED + spec.layer)
+    first = [next(batches) for _ in range(SCALED)]
+    x, y = (torch.cat(several) for several in zip(*first, strict=True))
     coder, target = Coder(x, y, spec), spec.l0
     main = torch.optim.Adam(coder.parameters(), lr=LR, betas=(0.9, 0.999))
     thresholds = torch.optim.Adam([coder.log_threshold], lr=3e-3)
@@ -218,9 +198,9 @@ def train(spec: CoderSpec, x: Tensor, y: Tensor, steps: int) -> Coder:
     shared, resampled = 0.01, 0
     for step in range(steps):
         progress = step / steps
-        pick = torch.randint(0, len(x), (BATCH,))
-        batch = x[pick] / coder.s_in - coder.centre
-        goal = y[pick] / coder.s_out
+        x, y = next(batches)
+        batch = x / coder.s_in - coder.centre
+        goal = y / coder.s_out
         pre = coder.pre(batch)
         if progress < SECOND_PHASE:
             codes = pre * (pre > shared)
@@ -273,9 +253,9 @@ def _resample(
         optimizer.state[coder.w_enc][name][:, dead] = 0.0
 
 
-def save_coder(spec: CoderSpec, tensors: dict[str, Tensor]) -> Path:
+def save_coder(spec: CoderSpec, tensors: dict[str, Tensor], repo: Path) -> Path:
     """Write a coder in Gemma Scope 2's layout."""
-    folder = tiny.coders_path() / spec.family / spec.folder
+    folder = repo / spec.family / spec.folder
     folder.mkdir(parents=True, exist_ok=True)
     config = {
         "hf_hook_point_in": spec.hooks[0],
@@ -299,6 +279,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--layers", default="0,1,2,3,4,5", help="which, e.g. 0,2,4")
     parser.add_argument("--tokens", type=int, default=800_000)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--steps", type=int, help="of training, fewer for a try")
+    parser.add_argument("--folder", type=Path, default=tiny.coders_path(), help="for the coders")
     return parser.parse_args()
 
 
@@ -308,18 +290,16 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     device = pick_device()
     torch.set_default_device(device)
-    model = load_model(tiny.model_path(), device)
-    tokenizer = corpus.load_tokenizer(tiny.model_path())
-    rows = corpus.rows_of(corpus.training_tokens(tokenizer))
-    np.random.default_rng(SEED).shuffle(rows)
-    picked = torch.from_numpy(rows[: args.tokens // corpus.CONTEXT]).to(device)
-    for layer in map(int, args.layers.split(",")):
-        specs = [s for s in SPECS if s.layer == layer]
-        found = activations(model, picked, {h for s in specs for h in s.hooks})
+    layers = set(map(int, args.layers.split(",")))
+    specs = [s for s in SPECS if s.layer in layers]
+    with tempfile.TemporaryDirectory() as scratch:
+        hooks = [hook for spec in specs for hook in spec.hooks]
+        lake = activations.store(Path(scratch), hooks, args.tokens, SEED)
         for spec in specs:
             started = time.monotonic()
-            coder = train(spec, found[spec.hooks[0]], found[spec.hooks[1]], spec.steps)
-            folder = save_coder(spec, coder.folded())
+            batches = activations.pairs(lake, spec.hooks, BATCH, SEED + spec.layer)
+            coder = train(spec, batches, args.steps or spec.steps)
+            folder = save_coder(spec, coder.folded(), args.folder)
             seconds = time.monotonic() - started
             print(f"{folder.parent.name}/{folder.name}: {seconds:.0f} s", flush=True)
 

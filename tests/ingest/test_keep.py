@@ -15,7 +15,7 @@ N_DOCUMENTS = 60
 ASKED = {"model": tiny.MODEL_NAME, "saes": [SAE], "device": "cpu"}
 
 
-def make_lake(folder):
+def make_lake(folder, **cut):
     folder.mkdir()
     lines = [
         json.dumps({"id": f"d{i}", "text": f"def depth_{i}(lake):\n    return lake[{i}] * {i}\n"})
@@ -24,7 +24,7 @@ def make_lake(folder):
     (folder / "text.jsonl").write_text("\n".join(lines))
     lake = scopelake.create(folder / "lake")
     lake.add_corpus("text", folder / "text.jsonl", tokenizer=tiny.MODEL_NAME, context_length=32,
-                    shard_contexts=16)  # fmt: skip
+                    shard_contexts=16, **cut)  # fmt: skip
     return lake
 
 
@@ -162,3 +162,21 @@ def test_encoding_what_is_stored_keeps_as_little(tmp_path):
     assert lake.sql("SELECT sum(firings) AS n FROM features")["n"][0].as_py() > 0
     with pytest.warns(PartialWarning):
         assert lake.sql("SELECT count(*) AS n FROM codes")["n"][0].as_py() == 0
+
+
+def test_of_packed_contexts_the_first_document_decides(tmp_path):
+    lake = make_lake(tmp_path / "lake", packing=True)
+    lake.ingest("text", keep="sample:0.3", **ASKED)
+    rows = lake.sql("SELECT context, documents FROM contexts ORDER BY context").to_pylist()
+    keep = parse_keep("sample:0.3")
+    kept = {row["context"] for row in rows if keep.has(row["documents"][0]["document"])}
+    assert 0 < len(kept) < len(rows)
+    with pytest.warns(PartialWarning):
+        found = set(lake.sql("SELECT DISTINCT context FROM codes")["context"].to_pylist())
+    assert found == kept
+    for row in rows[:8]:
+        if row["context"] in kept:
+            assert len(lake.features_at(row["context"], sae=SAE).table)
+        else:
+            with pytest.raises(QueryError, match="not all its firings are known"):
+                lake.features_at(row["context"], sae=SAE)
