@@ -17,7 +17,7 @@ from scopelake.query.contexts import WHERE_COLUMNS
 ROOT = Path(__file__).resolve().parent.parent
 README, FORMAT, CLI = ROOT / "README.md", ROOT / "docs" / "format.md", ROOT / "docs" / "cli.md"
 ENCODING, ACTIVATIONS = ROOT / "docs" / "encoding.md", ROOT / "docs" / "activations.md"
-CORPORA = ROOT / "docs" / "corpora.md"
+CORPORA, INGEST = ROOT / "docs" / "corpora.md", ROOT / "docs" / "ingest.md"
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "examples").rglob("*.md"))]
 NOT_RUN = "<!-- not run"
 """Begins the line above a block that the tests cannot run, with the reason."""
@@ -77,6 +77,19 @@ def test_a_page_prints_what_it_shows(shell, page):
     (block,) = blocks(page, "python")
     printed = shell(sys.executable, "-P", "-c", block)
     assert "".join(f"    {line}\n" for line in printed.splitlines()) in page.read_text()
+
+
+def test_an_ingest_runs_as_its_page_says(shell):
+    first, last = blocks(INGEST, "sh")
+    printed = shell("bash", "-ec", first)
+    n_shards = int(re.search(r"notes: (\d+) shards are left", printed)[1])
+    assert "device idle" in printed
+    log = shell("cat", "ingest.jsonl").splitlines()
+    assert len([line for line in log if '"shard committed"' in line]) == n_shards
+    (block,) = blocks(INGEST, "python")
+    printed = shell(sys.executable, "-P", "-c", block)
+    assert printed == f"{n_shards} shards by 2 workers\n"
+    assert "peaks only" in shell("bash", "-ec", last)
 
 
 def test_a_plain_duckdb_client_answers(shell, shown):
