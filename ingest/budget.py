@@ -13,7 +13,7 @@ from typing import Final
 
 import psutil
 
-from scopelake.errors import InvalidArgumentError
+from scopelake.errors import InvalidArgumentError, TooLittleMemoryError
 from scopelake.ingest.coders import CoderFiles
 
 HELD: Final = 8
@@ -120,7 +120,7 @@ class Budget:
         """Take what the process takes now as what it needs besides shards.
 
         Raises:
-            InvalidArgumentError: not even one context fits beside it.
+            TooLittleMemoryError: not even one context fits beside it.
         """
         taken: int = psutil.Process().memory_info().rss
         taken += COMMITS
@@ -128,7 +128,7 @@ class Budget:
         of_firings = _per_token(self._rates) / _FIRINGS
         least = int(needs.longest * max(needs.token / _BATCH, of_firings))
         if self._left < least:
-            raise InvalidArgumentError(
+            raise TooLittleMemoryError(
                 f"memory={self.limit / 1e9:.3g} GB was asked for; the model, its coders and this "
                 f"process take {taken / 1e9:.3g} GB, dense activations of {PIECES} shards "
                 f"{PIECES * needs.dense / 1e9:.3g} GB, and a context of {needs.longest:,} tokens "

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 from uuid import uuid4
 
@@ -20,9 +21,10 @@ from scopelake.ingest.evaluation_rows import evaluation_table
 from scopelake.ingest.look_back import LookBack
 from scopelake.ingest.model import ModelIdentity
 from scopelake.ingest.recipes import Described, Recipe
-from scopelake.ingest.remote import RemoteJob, evaluate_there, identify
+from scopelake.ingest.remote import RemoteJob, evaluate_there, identify, ready_there
 from scopelake.ingest.run_here import Work, run_here
 from scopelake.ingest.run_there import run_there
+from scopelake.ingest.stages import Stages
 from scopelake.ingest.worker import Assignment, Worker
 
 if TYPE_CHECKING:
@@ -55,10 +57,14 @@ class Crew(Protocol):
     def n_devices(self) -> int:
         """How many devices encode."""
 
-    def run(
-        self, assignment: Assignment, coders: Sequence[CoderFiles], budget: Budget, work: Work
-    ) -> None:
-        """Make and commit all shards with the coders' weights in memory."""
+    def ready(
+        self, assignment: Assignment, coders: Sequence[CoderFiles], budget: Budget, stages: Stages
+    ) -> Callable[[Work], None]:
+        """Load the coders' weights; return what makes and commits all shards with them.
+
+        Raises:
+            TooLittleMemoryError: `budget` does not hold a context beside them.
+        """
 
     def evaluate(self, assignment: Assignment, coders: Sequence[CoderFiles]) -> pa.Table:
         """Return rows of the evaluations table.
@@ -80,15 +86,16 @@ class Here:
     def __init__(self, source: ActivationSource) -> None:
         self.source = source
 
-    def run(
-        self, assignment: Assignment, coders: Sequence[CoderFiles], budget: Budget, work: Work
-    ) -> None:
-        """Make and commit all shards."""
+    def ready(
+        self, assignment: Assignment, coders: Sequence[CoderFiles], budget: Budget, stages: Stages
+    ) -> Callable[[Work], None]:
+        """Load the coders' weights."""
         weights = {c.name: load_encoders(c, self.source.model.device) for c in coders}
         widths = {coder.name: coder.width for coder in coders}
         look_back = LookBack(assignment.store, assignment.config.corpus, widths)
-        worker = Worker(assignment, self.source, weights, look_back, budget, work.stages)
-        run_here(worker, work)
+        worker = Worker(assignment, self.source, weights, look_back, budget, stages)
+        worker.begin(coders)
+        return partial(run_here, worker)
 
     def evaluate(self, assignment: Assignment, coders: Sequence[CoderFiles]) -> pa.Table:
         """Return rows of the evaluations table."""
@@ -123,12 +130,13 @@ class There:
         """Workers there are now."""
         return self._cluster.n_workers()
 
-    def run(
-        self, assignment: Assignment, coders: Sequence[CoderFiles], budget: Budget, work: Work
-    ) -> None:
-        """Make and commit all shards; `budget` is this process's, workers have their own."""
+    def ready(
+        self, assignment: Assignment, coders: Sequence[CoderFiles], budget: Budget, stages: Stages
+    ) -> Callable[[Work], None]:
+        """Load the coders' weights on a worker; `budget` is this process's, workers have theirs."""
         job = RemoteJob(self._key, assignment, self._recipe, tuple(coders))
-        run_there(self._cluster, job, work)
+        self._cluster.submit(ready_there, job).result()
+        return partial(run_there, self._cluster, job)
 
     def evaluate(self, assignment: Assignment, coders: Sequence[CoderFiles]) -> pa.Table:
         """Return rows of the evaluations table."""

@@ -5,6 +5,7 @@ The package ``distributed`` is needed only when a scheduler is named.
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -20,6 +21,9 @@ _TIMEOUT: Final = 10
 
 _WAIT: Final = 60
 """Seconds that a first worker, or a scheduler that is gone, is waited for."""
+
+_INFO_FOR: Final = 2.0
+"""Seconds for which what the scheduler says of its workers is not asked again."""
 
 _LOCAL: Final = re.compile(r"local(?::(\d+))?\Z")
 
@@ -48,6 +52,8 @@ class Cluster:
                 "run pip install 'scopelake[dask]'"
             ) from error
         self._local: LocalCluster | None = None
+        self._known: dict[str, Any] = {}
+        self._asked = -math.inf
         if isinstance(scheduler, Client):
             self._client, self._owned = scheduler, False
             return
@@ -132,8 +138,10 @@ class Cluster:
 
     def _workers(self) -> dict[str, Any]:
         self.wait_for_scheduler()
-        found: dict[str, Any] = self._client.scheduler_info(n_workers=-1).get("workers", {})
-        return found
+        if time.monotonic() > self._asked + _INFO_FOR:
+            info = self._client.scheduler_info(n_workers=-1)
+            self._known, self._asked = info.get("workers", {}), time.monotonic()
+        return self._known
 
     def close(self) -> None:
         """Leave the scheduler, unless the client was given; end workers that were started."""

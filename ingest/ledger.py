@@ -7,7 +7,12 @@ from collections import Counter, deque
 from collections.abc import Iterable
 from typing import Final
 
-from scopelake.errors import InvalidArgumentError, LakeBusyError, ScopelakeError
+from scopelake.errors import (
+    InvalidArgumentError,
+    LakeBusyError,
+    ScopelakeError,
+    TooLittleMemoryError,
+)
 from scopelake.ingest.plan import Shard
 from scopelake.ingest.shard_files import FailedShard
 
@@ -108,7 +113,7 @@ def is_refusal(error: Exception) -> bool:
     that one shard overflows.
     """
     if isinstance(error, InvalidArgumentError):
-        return False
+        return isinstance(error, TooLittleMemoryError)
     return isinstance(error, ScopelakeError | OSError)
 
 

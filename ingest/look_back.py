@@ -61,9 +61,8 @@ class LookBack:
         What the lake holds is read anew each time twice as many shards have come by: so the rows
         of peaks stay near the fewest, and few reads are made.
         """
+        self.forget(shard)
         with self._lock:
-            for running in self._running.values():
-                running.forget(shard)
             self._n_let_go += 1
             if self._n_let_go.bit_count() == 1:
                 self._running.clear()
@@ -75,15 +74,11 @@ class LookBack:
         Args:
             snapshot: that of the commit.
             shard: which.
-            receipts: of the files that were to be committed; none: they will not be.
+            receipts: of the files that were to be committed.
         """
         peaks = {r.path: r.sae for r in receipts if r.table == "peaks"}
         filters = [("path", "in", list(peaks))]
-        there = (
-            self._store.read("files", snapshot, ["path"], filters)["path"].to_pylist()
-            if peaks
-            else []
-        )
+        there = self._store.read("files", snapshot, ["path"], filters)["path"].to_pylist()
         taken = {peaks[path] for path in there}
         with self._lock:
             for sae, running in self._running.items():
@@ -92,6 +87,12 @@ class LookBack:
                     self._shards[sae].add(shard)
                 else:
                     running.forget(shard)
+
+    def forget(self, shard: int) -> None:
+        """Let go of what was written of a shard: it will not be committed."""
+        with self._lock:
+            for running in self._running.values():
+                running.forget(shard)
 
     def reset(self) -> None:
         """Forget everything; it is read again."""

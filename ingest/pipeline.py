@@ -115,7 +115,6 @@ class _Job:
         if self.plan.shards or pending or evaluated:
             if self.plan.shards:
                 _warn_if_slow(self.model.device)
-                self._prepare()
                 self._shards()
             state = self._state()
             if state != "complete":
@@ -170,11 +169,14 @@ class _Job:
 
     def _shards(self) -> None:
         coders = [c for c in self.plan.coders if any(c in s.coders for s in self.plan.shards)]
+        run = self.crew.ready(self._assignment, coders, self.budget, self.totals.stages)
+        # Nothing is written before it is known that all fits together.
+        self._prepare()
         work = Work(
             self.ledger, self._commit, self._left, self._is_stopping, self._count,
             self.totals.stages,
         )  # fmt: skip
-        self.crew.run(self._assignment, coders, self.budget, work)
+        run(work)
 
     def _is_stopping(self) -> bool:
         return self.hooks.stop is not None and self.hooks.stop.is_set()

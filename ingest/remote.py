@@ -49,6 +49,15 @@ def identify(key: str, recipe: Recipe) -> ModelIdentity:
     return ModelIdentity(**{f.name: getattr(found, f.name) for f in fields(ModelIdentity)})
 
 
+def ready_there(job: RemoteJob) -> None:
+    """Load what shards need, and refuse memory that does not hold it.
+
+    Raises:
+        TooLittleMemoryError: not even one context fits beside it.
+    """
+    _worker(job)
+
+
 def make_there(job: RemoteJob, shard: Shard) -> ShardFiles:
     """Make a shard on a worker; while its files are written the worker takes another one."""
     from distributed import secede
@@ -97,7 +106,7 @@ def _worker(job: RemoteJob) -> Worker:
         if key not in _OPENED:
             config, store = job.assignment.config, job.assignment.store
             widths = {coder.name: coder.width for coder in job.coders}
-            _OPENED[key] = Worker(
+            worker = Worker(
                 job.assignment,
                 source,
                 {c.name: load_encoders(c, source.model.device) for c in job.coders},
@@ -105,6 +114,8 @@ def _worker(job: RemoteJob) -> Worker:
                 Budget(_memory(config.memory), job.coders, config.batch_tokens),
                 Stages(),
             )
+            worker.begin(job.coders)
+            _OPENED[key] = worker
         found: Worker = _OPENED[key]
         return found
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +21,7 @@ import numpy.typing as npt
 from scopelake.ingest.activations import ActivationSource, ShardTokens
 from scopelake.ingest.budget import PIECES, WRITERS, Budget, Needs
 from scopelake.ingest.capture import site_width
+from scopelake.ingest.coders import CoderFiles
 from scopelake.ingest.encode_shard import Piece, encode_shard
 from scopelake.ingest.look_back import LookBack
 from scopelake.ingest.plan import IngestConfig, Shard
@@ -52,7 +53,7 @@ class Assignment:
 
 
 class Worker:
-    """Makes shards of one ingest, with the model and the coders in memory.
+    """Makes shards of one ingest, with the model and the coders in memory; `begin` comes first.
 
     Args:
         assignment: what of.
@@ -74,10 +75,22 @@ class Worker:
     ) -> None:
         self._assignment, self._source, self._weights = assignment, source, weights
         self.look_back, self._budget, self.stages = look_back, budget, stages
-        self._has_begun = False
         self._device = threading.Lock()
         self._in_flight = threading.BoundedSemaphore(PIECES)
         self._stop = threading.Event()
+
+    def begin(self, coders: Sequence[CoderFiles]) -> None:
+        """Take what the process takes now, with all in memory that shards need, as given.
+
+        Raises:
+            TooLittleMemoryError: not even one context fits beside it.
+        """
+        corpus, dense_sites = self._assignment.corpus, self._assignment.config.dense
+        length = min(int(corpus["context_length"]), int(corpus["n_tokens"]))
+        sites = sorted({s for c in coders for s in c.sites} | set(dense_sites), key=str)
+        n_places = int(corpus["context_length"]) * int(corpus["shard_contexts"])
+        dense = 2 * n_places * sum(site_width(self._source.model, site) for site in dense_sites)
+        self._budget.begin(Needs(self._source.token_bytes(sites), dense, length))
 
     def stop(self) -> None:
         """Give up the shards that are being made, at their next batch."""
@@ -124,7 +137,7 @@ class Worker:
                         receipts += self._write(shard, piece, running, kept)
             except BaseException:
                 discard(self._assignment.store.root, (r for r in receipts if r.table != "dense"))
-                self.look_back.settle(self._assignment.store.snapshot(), shard.index, ())
+                self.look_back.forget(shard.index)
                 raise
         where = f"{socket.gethostname()}:{os.getpid()}"
         return ShardFiles(shard, tuple(receipts), seen, counted[0], counted[1], {}, where)
@@ -141,7 +154,6 @@ class Worker:
         self, shard: Shard, tokens: ShardTokens, count: Callable[[int, int], None]
     ) -> Iterator[Piece]:
         with self._device:
-            self._begin(shard)
             pieces = encode_shard(
                 shard, tokens, self._source, self._weights, self._budget,
                 context_length=int(self._assignment.corpus["context_length"]),
@@ -154,18 +166,6 @@ class Worker:
             if piece is None:
                 return
             yield piece
-
-    def _begin(self, shard: Shard) -> None:
-        if self._has_begun:
-            return
-        corpus = self._assignment.corpus
-        sites = sorted({s for c in shard.coders for s in c.sites} | set(shard.dense), key=str)
-        n_tokens = int(corpus["context_length"]) * (shard.stop - shard.start)
-        dense = 2 * n_tokens * sum(site_width(self._source.model, site) for site in shard.dense)
-        token = self._source.token_bytes(sites)
-        longest = min(int(corpus["context_length"]), int(corpus["n_tokens"]))
-        self._budget.begin(Needs(token, dense, longest))
-        self._has_begun = True
 
     def _read(self, shard: Shard) -> ShardTokens:
         store, corpus = self._assignment.store, self._assignment.config.corpus

@@ -2,6 +2,7 @@
 
     ScopelakeError
     |-- InvalidArgumentError          (ValueError)   an argument outside its domain
+    |   `-- TooLittleMemoryError      what is asked does not fit into the memory given
     |-- LakeError
     |   |-- LakeNotFoundError         (FileNotFoundError)
     |   |-- NotALakeError
@@ -43,6 +44,10 @@ class ScopelakeError(Exception):
 
 class InvalidArgumentError(ScopelakeError, ValueError):
     """An argument lies outside its domain."""
+
+
+class TooLittleMemoryError(InvalidArgumentError):
+    """What is to be done does not fit into the memory that was given."""
 
 
 class LakeError(ScopelakeError):

@@ -165,3 +165,10 @@ def test_without_a_handler_an_interrupt_is_what_it_was():
     with _stopped_by_interrupt(threading.Event()):
         pass
     assert signal.getsignal(signal.SIGINT) is earlier
+
+
+def test_too_little_memory_is_refused_before_anything_is_written(lake, capsys):
+    before = sorted(p for p in lake.path.rglob("*") if p.is_file())
+    assert main(arguments(lake, "--memory", "1MB")) == 2
+    assert "0.001 GB was asked for; the model, its coders" in capsys.readouterr().err
+    assert sorted(p for p in lake.path.rglob("*") if p.is_file()) == before
