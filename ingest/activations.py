@@ -63,6 +63,10 @@ class ActivationSource(Protocol):
     ) -> Iterator[Activations]:
         """Yield the activations of each group of contexts, given as indexes into `tokens`."""
 
+    @property
+    def device(self) -> torch.device:
+        """Where they come out."""
+
     def readout(self) -> torch.Tensor | None:
         """From the stream to logits, [d_model, vocab], float32; None if it is not known."""
 
@@ -97,6 +101,11 @@ class LiveActivations:
         for group in groups:
             contexts = [tokens.token_ids[i] for i in group]
             yield capture(self.model, contexts, sites, padding_side=self.padding_side)
+
+    @property
+    def device(self) -> torch.device:
+        """The model's."""
+        return self.model.device
 
     def readout(self) -> torch.Tensor:
         """Return the way from the stream to logits."""

@@ -40,6 +40,9 @@ _FIRINGS: Final = 0.6
 COMMITS: Final = 150_000_000
 """Bytes that writing and committing take once, whatever a shard has (measured)."""
 
+_FEATURE: Final = 1_200
+"""Bytes that are kept of each feature's strongest contexts and samples, in the end."""
+
 _STATISTICS: Final = 80
 """Bytes of a firing of which statistics are made."""
 
@@ -114,6 +117,7 @@ class Budget:
         self._rates = {c.name: (c.l0 or 0.01 * c.width) * len(c.sites) for c in coders}
         self._is_measured = dict.fromkeys(self._rates, False)
         self._most = {c.name: c.width / 2 for c in coders}
+        self._n_features = sum(c.width for c in coders)
         self._left: int | None = None
 
     def begin(self, needs: Needs) -> None:
@@ -123,7 +127,7 @@ class Budget:
             TooLittleMemoryError: not even one context fits beside it.
         """
         taken: int = psutil.Process().memory_info().rss
-        taken += COMMITS
+        taken += COMMITS + _FEATURE * self._n_features
         self._left = self.limit - taken - PIECES * needs.dense
         of_firings = _per_token(self._rates) / _FIRINGS
         least = int(needs.longest * max(needs.token / _BATCH, of_firings))

@@ -10,6 +10,7 @@ from uuid import uuid4
 
 import pyarrow as pa
 
+from scopelake.errors import LakeBusyError
 from scopelake.ingest.look_back import StaleLookBackError, check_seen
 from scopelake.ingest.model import ModelIdentity
 from scopelake.ingest.plan import (
@@ -50,6 +51,10 @@ class Committer:
         self, writer: Writer, plan: IngestPlan, config: IngestConfig, model: ModelIdentity
     ) -> None:
         self._writer, self._plan, self._config, self._model = writer, plan, config, model
+        self.last = 0
+        """The snapshot that this process made last."""
+        self._others = False
+        """Whether another writer has made one since the ingest began."""
 
     def rows(
         self, step: str, rows: Mapping[str, pa.Table], receipts: Sequence[Receipt] = ()
@@ -91,7 +96,7 @@ class Committer:
 
         # What a shard holds, not this name, keeps it from being committed twice: a shard that was
         # taken out, because it was damaged, comes back under the same run.
-        return self._writer.commit(
+        snapshot = self._writer.commit(
             receipts,
             transaction=f"{self._plan.run}:{step}:{uuid4().hex}",
             reason=reason,
@@ -100,6 +105,8 @@ class Committer:
             replace={table: _REPLACED[table] for table in rows},
             revise=revise,
         )
+        self.last = snapshot.id
+        return snapshot
 
     def _revise(
         self,
@@ -111,11 +118,18 @@ class Committer:
         """Check what another writer may have changed since the plan was made."""
         store, corpus = self._writer.store, self._config.corpus
         stale.clear()
-        if snapshot.run != self._plan.run:
+        self._others |= bool(self.last) and snapshot.id != self.last
+        if self._others or not self.last:
             check_catalogue(store, snapshot, corpus, self._model, self._plan.coders)
             check_precision(store, snapshot, self._config, self._model, self._plan.coders)
             stale += [files for files in made if _is_stale(self._writer, snapshot, corpus, files)]
         is_same = find_corpus(store, snapshot, corpus)["n_tokens"] == self._plan.corpus["n_tokens"]
+        of_all = "evaluations" in commit.rows or any(r.table == "features" for r in commit.receipts)
+        if of_all and not is_same:
+            raise LakeBusyError(
+                f"statistics on {corpus!r} were to be committed; documents were appended to it "
+                "meanwhile; ingest again, which does what is new"
+            )
         gone = {receipt.path for files in stale for receipt in files.receipts}
         kept = [
             r
@@ -123,8 +137,7 @@ class Committer:
             if r.path not in gone
             and (
                 r.table != "features"
-                # After an append they would be of a part: the next ingest makes them.
-                or (is_same and not store.data_files("features", snapshot, r.sae, r.corpus))
+                or not store.data_files("features", snapshot, sae=r.sae, corpus=r.corpus)
             )
         ]
         if made and not kept:

@@ -42,6 +42,10 @@ class Origin(Protocol):
     def origin(self) -> str:
         """How they come about."""
 
+    @property
+    def device(self) -> torch.device:
+        """Where this process computes what decoders say."""
+
     def readout(self) -> torch.Tensor | None:
         """From the stream to logits, [d_model, vocab], float32; None if it is not known."""
 

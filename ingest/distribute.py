@@ -54,6 +54,7 @@ class Cluster:
         self._local: LocalCluster | None = None
         self._known: dict[str, Any] = {}
         self._asked = -math.inf
+        self._seen = time.monotonic()
         if isinstance(scheduler, Client):
             self._client, self._owned = scheduler, False
             return
@@ -107,6 +108,22 @@ class Cluster:
         if self._client.status == "running":
             self._client.cancel(futures)
 
+    def everywhere(self, act: Callable[..., None], *given: Any, **named: Any) -> None:  # noqa: ANN401
+        """Run `act` on every worker at once, beside its tasks; on none if the scheduler is gone."""
+        if self._client.status == "running":
+            self._client.run(act, *given, on_error="ignore", **named)
+
+    def check_workers(self) -> None:
+        """Refuse to go on if there has been no worker for a while.
+
+        Raises:
+            ClusterError: then.
+        """
+        if self._workers():
+            self._seen = time.monotonic()
+        elif time.monotonic() > self._seen + _WAIT:
+            raise self._no_worker()
+
     def wait_for_worker(self) -> None:
         """Wait until there is a worker.
 
@@ -116,10 +133,15 @@ class Cluster:
         try:
             self._client.wait_for_workers(1, timeout=_WAIT)
         except TimeoutError as error:
-            raise ClusterError(
-                f"workers of the scheduler at {self.address} were asked for; it has none after "
-                f"{_WAIT} s; start some with dask worker"
-            ) from error
+            raise self._no_worker() from error
+        self._seen = time.monotonic()
+
+    def _no_worker(self) -> ClusterError:
+        return ClusterError(
+            f"workers of the scheduler at {self.address} were asked for; it has had none for "
+            f"{_WAIT} s; start some with dask worker; what is in the lake stays, and the next "
+            "ingest goes on"
+        )
 
     def wait_for_scheduler(self) -> None:
         """Wait until the scheduler is there, after its connection was lost.

@@ -30,13 +30,14 @@ class Ledger:
 
     Args:
         shards: those with work left.
+        n_committed: shards of the same work that the lake has already.
     """
 
-    def __init__(self, shards: Iterable[Shard]) -> None:
+    def __init__(self, shards: Iterable[Shard], n_committed: int = 0) -> None:
         self._waiting = deque(shards)
         self._n_contexts = _n_contexts(self._waiting)
         self._tries: Counter[int] = Counter()
-        self.n_done = 0
+        self._n_good = n_committed
         self.aside: list[FailedShard] = []
 
     def next(self) -> Shard | None:
@@ -69,7 +70,7 @@ class Ledger:
 
     def done(self, n_shards: int) -> None:
         """Count shards that are committed."""
-        self.n_done += n_shards
+        self._n_good += n_shards
 
     def back(self, shard: Shard) -> None:
         """Let a shard wait that was not begun, or lost with others."""
@@ -94,11 +95,12 @@ class Ledger:
         what = {"shard": shard.index, "tries": tries, "error": one_line(error)}
         if tries < TRIES:
             LOG.warning("shard failed, tried again", extra={"scopelake": what})
-            self._waiting.append(shard)
+            # As long as none has succeeded it is soon seen whether any does.
+            (self._waiting.append if self._n_good else self._waiting.appendleft)(shard)
             return
         LOG.error("shard set aside", extra={"scopelake": what})
         self.aside.append(FailedShard(shard.index, shard.start, shard.stop, tries, one_line(error)))
-        if len(self.aside) >= _HOPELESS and not self.n_done:
+        if len(self.aside) >= _HOPELESS and not self._n_good:
             raise error
 
 

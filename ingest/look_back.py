@@ -31,7 +31,6 @@ class LookBack:
     def __init__(self, store: LakeStore, corpus: str, widths: Mapping[str, int]) -> None:
         self._store, self._corpus, self._widths = store, corpus, widths
         self._running: dict[str, Running] = {}
-        self._shards: dict[str, set[int]] = {}
         self._lock = threading.RLock()
         self._n_let_go = 0
 
@@ -44,16 +43,13 @@ class LookBack:
                     self._store, snapshot, sae, self._corpus, self._widths[sae]
                 )
                 done = committed_shards(self._store, snapshot, self._corpus)
-                self._shards[sae] = {shard for name, shard in done if name == sae}
+                self._running[sae].shards |= {shard for name, shard in done if name == sae}
             return self._running[sae]
 
-    def of_all(self, saes: Sequence[str]) -> tuple[dict[str, Running], dict[str, frozenset[int]]]:
-        """Return of each coder what the lake holds, and the shards that this looks back at."""
+    def of_all(self, saes: Sequence[str]) -> dict[str, Running]:
+        """Return what the lake holds of each coder, all as of one moment or later."""
         with self._lock:
-            return (
-                {sae: self.of(sae) for sae in saes},
-                {sae: frozenset(self._shards[sae]) for sae in saes},
-            )
+            return {sae: self.of(sae) for sae in saes}
 
     def let_go(self, shard: int) -> None:
         """Keep nothing of a shard that was written: somebody else commits it.
@@ -66,7 +62,6 @@ class LookBack:
             self._n_let_go += 1
             if self._n_let_go.bit_count() == 1:
                 self._running.clear()
-                self._shards.clear()
 
     def settle(self, snapshot: Snapshot, shard: int, receipts: Iterable[Receipt]) -> None:
         """Take in what was written of a shard, if it is what the lake has now, or let go of it.
@@ -84,7 +79,6 @@ class LookBack:
             for sae, running in self._running.items():
                 if sae in taken:
                     running.accept(shard)
-                    self._shards[sae].add(shard)
                 else:
                     running.forget(shard)
 
@@ -98,7 +92,6 @@ class LookBack:
         """Forget everything; it is read again."""
         with self._lock:
             self._running.clear()
-            self._shards.clear()
 
 
 def check_seen(

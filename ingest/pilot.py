@@ -19,6 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from scopelake.errors import ModelError
 from scopelake.ingest.activations import LiveActivations, ShardTokens
 from scopelake.ingest.coders import CoderFiles
 from scopelake.ingest.cost_plan import Compared, CostPlan
@@ -159,6 +160,11 @@ def _run(config: PilotConfig, store: LakeStore, on_progress: OnProgress | None) 
     dense = tuple(site for site, shards in work.dense if len(shards))
     made = IngestConfig(work.corpus.name, dense, work.activation_bits, work.batch_tokens)
     summary = ingest(store, made, Here(LiveActivations(model)), _coders(config), Hooks(mark))
+    if summary.failed:
+        raise ModelError(
+            f"a pilot of {work.corpus.name} was asked for; {summary.failed[0]}; check the model, "
+            "its dtype and the coders"
+        )
     row = find_corpus(store, store.snapshot(), work.corpus.name)
     encoded = next(m for m in marks if m.tokens == summary.tokens)
     stored = next(m for m in marks if m.n_bytes > 0)
@@ -223,7 +229,13 @@ def _coder(store: LakeStore, coder: CoderFiles, n_tokens: int) -> CoderMeasure:
     snapshot = store.snapshot()
     filters = [("sae", "=", coder.name)]
     files = store.read("files", snapshot, ["kind", "n_rows", "n_bytes"], filters).to_pylist()
-    by_table = {f["kind"]: f for f in files}
+    by_table = {
+        table: {
+            column: sum(f[column] for f in files if f["kind"] == table)
+            for column in ("n_rows", "n_bytes")
+        }
+        for table in FIRING_TABLES
+    }
     columns = ["feature", "context", "activation", "kind"]
     rows = store.read("postings", snapshot, columns, filters)
     n_contexts = int(store.read("corpora", snapshot, ["n_contexts"])["n_contexts"][0].as_py())

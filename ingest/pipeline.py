@@ -81,9 +81,19 @@ def ingest(
     Warns:
         ShardWarning: shards failed every time and were set aside.
     """
-    with Writer(store) as writer:
-        job = _Job(store, writer, config, crew, list(coders), hooks or Hooks())
-        return job.summary("running", 0) if dry_run else job.run()
+    writer = Writer(store)
+    if dry_run:
+        return _Job(store, writer, config, crew, list(coders), Hooks()).preview()
+    with writer:
+        return _Job(store, writer, config, crew, list(coders), hooks or Hooks()).run()
+
+
+class _CallersError(BaseException):
+    """The caller's own function failed: no shard is to blame."""
+
+    def __init__(self, original: Exception) -> None:
+        super().__init__()
+        self.original = original
 
 
 class _Job:
@@ -103,7 +113,7 @@ class _Job:
         self.plan: IngestPlan = make_plan(store, store.snapshot(), config, self.model, coders)
         self.budget = Budget(parse_memory(config.memory), self.plan.coders, config.batch_tokens)
         self.committer = Committer(writer, self.plan, config, self.model)
-        self.ledger = Ledger(self.plan.shards)
+        self.ledger = Ledger(self.plan.shards, self.plan.n_shards - len(self.plan.shards))
         self.totals = RunTotals()
         self._assignment = Assignment(store, config, self.plan.corpus, self.plan.run)
         self._counting = threading.Lock()
@@ -122,10 +132,14 @@ class _Job:
             self._finish(without_statistics(self.store, self.plan), evaluated, state)
         if self.ledger.aside:
             _warn_of_failed(self.ledger, self.plan)
-        return self.summary(state, len(evaluated))
+        return self._summary(state, len(evaluated), len(pending))
 
-    def summary(self, state: str, n_evaluated: int) -> IngestSummary:
-        """Return what was done so far, and what is left."""
+    def preview(self) -> IngestSummary:
+        """Return what is left to do; nothing is written."""
+        pending = without_statistics(self.store, self.plan)
+        return self._summary("running", len(self._coders_to_evaluate()), len(pending))
+
+    def _summary(self, state: str, n_evaluated: int, n_described: int) -> IngestSummary:
         totals = self.totals
         return IngestSummary(
             self.plan.run,
@@ -141,6 +155,7 @@ class _Job:
             self.ledger.n_left,
             round(self.plan.n_tokens_left * self.ledger.share_left),
             self.crew.n_devices,
+            n_described,
         )  # fmt: skip
 
     def _prepare(self) -> None:
@@ -176,7 +191,10 @@ class _Job:
             self.ledger, self._commit, self._left, self._is_stopping, self._count,
             self.totals.stages,
         )  # fmt: skip
-        run(work)
+        try:
+            run(work)
+        except _CallersError as error:
+            raise error.original from None
 
     def _is_stopping(self) -> bool:
         return self.hooks.stop is not None and self.hooks.stop.is_set()
@@ -189,7 +207,7 @@ class _Job:
     def _left(self, shard: Shard) -> Shard | None:
         """Return what of a shard no other ingest has committed since the plan was made."""
         latest = self.store.snapshot()
-        if latest.run in (self.plan.run, None):
+        if latest.id == self.committer.last:
             return shard
         return without_committed(self.store, latest, self.config.corpus, self.model.name, shard)
 
@@ -212,7 +230,7 @@ class _Job:
 
         def statistics(coder: CoderFiles) -> Receipt:
             return write_statistics(
-                self.store, self.plan, coder, self.model.device, readout, rows_at_once,
+                self.store, self.plan, coder, self.source.device, readout, rows_at_once,
                 self.config.keep,
             )  # fmt: skip
 
@@ -246,7 +264,10 @@ class _Job:
             totals = self.totals
             now = Progress(totals.tokens, self.plan.n_tokens_left, totals.firings, totals.n_bytes)
             if self.hooks.on_progress is not None:
-                self.hooks.on_progress(now)
+                try:
+                    self.hooks.on_progress(now)
+                except Exception as error:
+                    raise _CallersError(error) from error
 
 
 def _warn_if_slow(device: torch.device) -> None:

@@ -22,7 +22,7 @@ from scopelake.store.catalog import (
     published_examples,
 )
 from scopelake.store.context_numbers import ContextNumbers
-from scopelake.store.keeping import KEEP_ALL, parse_keep, runs_of
+from scopelake.store.keeping import KEEP_ALL, parse_keep, partly_kept, runs_of
 from scopelake.store.lake_store import LakeStore
 from scopelake.store.precision import relative_error
 from scopelake.store.snapshot import Snapshot
@@ -203,12 +203,13 @@ def check_precision(
     filters = [("corpus", "=", config.corpus), ("kind", "=", "codes")]
     files = store.read("files", snapshot, ["sae", "run"], filters).to_pylist()
     filters = [("corpus", "=", config.corpus), ("state", "!=", IMPORTED)]
-    columns = ["run", "saes", "corpus", "config", "activation_bits", "dtype"]
+    columns = ["run", "saes", "corpus", "activation_bits", "dtype"]
     runs = store.read("runs", snapshot, columns, filters).to_pylist()
-    runs = [run | {"keep": json.loads(run["config"]).get("keep", str(KEEP_ALL))} for run in runs]
+    partly = partly_kept(store, snapshot)
     for coder in coders:
         of_coder = {file["run"] for file in files if file["sae"] == coder.name}
-        mine = runs_of(runs, coder.name, config.corpus, of_coder)
+        keep = str(partly.get((coder.name, config.corpus), KEEP_ALL))
+        mine = [run | {"keep": keep} for run in runs_of(runs, coder.name, config.corpus, of_coder)]
         for name, value in asked.items():
             stored = sorted({run[name] for run in mine})
             if stored and value not in stored:

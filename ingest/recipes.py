@@ -96,6 +96,11 @@ class Described:
         """How its activations come about."""
         return self.recipe.origin
 
+    @property
+    def device(self) -> torch.device:
+        """Where this process computes: the model's device is another's."""
+        return torch.device("cpu")
+
     def readout(self) -> torch.Tensor | None:
         """Return the way from the stream to logits, read from the model's files if they are known.
 
@@ -103,4 +108,4 @@ class Described:
             ModelError: a file is damaged.
         """
         files = self.recipe.unembedding
-        return None if files is None else read_readout(files, torch.device("cpu"))
+        return None if files is None else read_readout(files, self.device)

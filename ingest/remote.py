@@ -68,6 +68,15 @@ def make_there(job: RemoteJob, shard: Shard) -> ShardFiles:
     return replace(made, seconds=worker.stages.drain())
 
 
+def end_there(key: str, *, at_once: bool) -> None:
+    """Let a worker begin no more shards of an ingest, or give up those that it makes, too."""
+    worker: Worker | None = _OPENED.get(f"{key}:worker")
+    if worker is not None:
+        worker.hold()
+        if at_once:
+            worker.stop()
+
+
 def evaluate_there(
     key: str,
     assignment: Assignment,

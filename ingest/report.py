@@ -43,8 +43,10 @@ class IngestSummary:
     """About how many tokens these have."""
     n_devices: int = 1
     """Over which the stages add up."""
+    n_described: int = 0
+    """Coders of which only the statistics were left to write."""
 
     @property
     def already_complete(self) -> bool:
         """Whether there was nothing to do."""
-        return self.n_shards == 0 and self.n_evaluated == 0
+        return self.n_shards == self.n_evaluated == self.n_described == 0

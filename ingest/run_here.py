@@ -66,15 +66,16 @@ def _settle(
     worker: Worker,
     work: Work,
 ) -> None:
-    made = []
-    for shard, future in done:
-        error = future.exception()
-        if error is None:
-            made.append(future.result())
-        elif isinstance(error, Exception):
-            work.ledger.failed(shard, error)
-        else:
-            raise error
+    failed = [(shard, future.exception()) for shard, future in done if future.exception()]
+    # What is made is committed before anything of the others may end the ingest.
+    _commit([f.result() for _, f in done if f.exception() is None], worker, work)
+    for shard, error in failed:
+        if not isinstance(error, Exception):
+            raise error if error is not None else AssertionError
+        work.ledger.failed(shard, error)
+
+
+def _commit(made: Sequence[ShardFiles], worker: Worker, work: Work) -> None:
     if not made:
         return
     with work.stages.timed("commit"):

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from scopelake.errors import ClusterError
 from scopelake.ingest.budget import PIECES
 from scopelake.ingest.distribute import Cluster
 from scopelake.ingest.plan import Shard
-from scopelake.ingest.remote import RemoteJob, make_there
+from scopelake.ingest.remote import RemoteJob, end_there, make_there
 from scopelake.ingest.run_here import Work
 from scopelake.ingest.shard_files import ShardFiles
+from scopelake.ingest.worker import NotBegunError
 
 if TYPE_CHECKING:
     from distributed import Future
+
+_LOOK_EVERY: Final = 5
+"""Seconds after which it is looked whether there are workers."""
 
 _WINDOW: Final = 2
 """Shards that are sent out for each that can be made at once: a worker never waits for one."""
@@ -31,38 +36,55 @@ def run_there(cluster: Cluster, job: RemoteJob, work: Work) -> None:
     Raises:
         ClusterError: the scheduler is lost.
     """
-    from distributed import as_completed
-
     out: dict[Any, Shard] = {}
-    arriving = as_completed([])
 
     def send() -> None:
         most = _WINDOW * PIECES * cluster.n_workers()
         while len(out) < most and (shard := work.next()) is not None:
             future = cluster.submit(make_there, job, shard)
             out[future] = shard
-            arriving.add(future)
 
+    is_held = False
     try:
         send()
         while out:
-            batch = [(future, out.pop(future)) for future in arriving.next_batch(block=True)]
-            _settle(batch, cluster, work)
+            if work.is_stopping() and not is_held:
+                cluster.everywhere(end_there, job.key, at_once=False)
+                is_held = True
+            cluster.check_workers()
+            _await(set(out))
+            done = [future for future in out if future.done()]
+            _settle([(future, out.pop(future)) for future in done], cluster, work)
             send()
-    finally:
+    except BaseException:
         cluster.cancel(list(out))
+        # What has begun goes on otherwise, and nobody would commit it.
+        cluster.everywhere(end_there, job.key, at_once=True)
+        raise
+
+
+def _await(futures: set[Any]) -> None:
+    """Wait until one of `futures` is done, or some seconds."""
+    from distributed import wait
+
+    with suppress(TimeoutError):
+        wait(futures, timeout=_LOOK_EVERY, return_when="FIRST_COMPLETED")
 
 
 def _settle(batch: Sequence[tuple[Future, Shard]], cluster: Cluster, work: Work) -> None:
-    made: list[ShardFiles] = []
+    # What is made is committed before anything of the others may end the ingest.
+    _commit([future.result() for future, _ in batch if future.status == "finished"], work)
     for future, shard in batch:
-        if future.status == "finished":
-            made.append(future.result())
+        if future.status == "error" and isinstance(future.exception(), NotBegunError):
+            work.ledger.back(shard)
         elif future.status == "error":
             work.ledger.failed(shard, _error(future.exception()), is_elsewhere=True)
-        else:  # cancelled or lost: with the scheduler, which may come back
+        elif future.status != "finished":  # cancelled or lost: with the scheduler
             cluster.wait_for_scheduler()
             work.ledger.back(shard)
+
+
+def _commit(made: Sequence[ShardFiles], work: Work) -> None:
     if not made:
         return
     for files in made:

@@ -201,7 +201,8 @@ def _local_parts(path: Path) -> list[Part]:
                 else "there is no such file"
             )
             raise CorpusSourceError(f"{path} was asked for; {what}; check the path")
-        return [part for one in found for part in _local_parts(one)]
+        # A pattern may name a folder and what is in it.
+        return list({part.where: part for one in found for part in _local_parts(one)}.values())
     files = sorted(p for p in path.rglob("*") if p.is_file() and is_known(p))
     if not files:
         raise CorpusSourceError(

@@ -89,6 +89,11 @@ class StoredActivations:
     def check(self, tokens: ShardTokens, corpus: str) -> None:
         """Do nothing: the model has run on these tokens."""
 
+    @property
+    def device(self) -> torch.device:
+        """Where they are encoded."""
+        return self.model.device
+
     def token_bytes(self, sites: Sequence[SiteLayer]) -> int:
         """Return what two batches take: one is read while the other is encoded."""
         return 2 * (2 + 4) * sum(site_width(self.model, site) for site in sites)

@@ -41,6 +41,10 @@ class StoppedError(Exception):
     """The making of a shard was given up."""
 
 
+class NotBegunError(Exception):
+    """No more shards are begun."""
+
+
 @dataclass(frozen=True)
 class Assignment:
     """What shards are made of."""
@@ -77,7 +81,7 @@ class Worker:
         self.look_back, self._budget, self.stages = look_back, budget, stages
         self._device = threading.Lock()
         self._in_flight = threading.BoundedSemaphore(PIECES)
-        self._stop = threading.Event()
+        self._stop, self._hold = threading.Event(), threading.Event()
 
     def begin(self, coders: Sequence[CoderFiles]) -> None:
         """Take what the process takes now, with all in memory that shards need, as given.
@@ -91,6 +95,10 @@ class Worker:
         n_places = int(corpus["context_length"]) * int(corpus["shard_contexts"])
         dense = 2 * n_places * sum(site_width(self._source.model, site) for site in dense_sites)
         self._budget.begin(Needs(self._source.token_bytes(sites), dense, length))
+
+    def hold(self) -> None:
+        """Begin no more shards; those that are begun are made."""
+        self._hold.set()
 
     def stop(self) -> None:
         """Give up the shards that are being made, at their next batch."""
@@ -111,6 +119,7 @@ class Worker:
 
         Raises:
             StoppedError: `stop` was called.
+            NotBegunError: `hold` was called before it was begun.
         """
         counted = [0, 0]
 
@@ -125,10 +134,12 @@ class Worker:
         receipts: list[Receipt] = []
         names = [coder.name for coder in shard.coders]
         with self._in_flight:
+            if self._hold.is_set():
+                raise NotBegunError
             if on_begin is not None:
                 on_begin()
             try:
-                running, seen = self.look_back.of_all(names)
+                running = self.look_back.of_all(names)
                 with self.stages.timed("read"):
                     tokens = self._read(shard)
                 kept = self._kept(tokens)
@@ -139,6 +150,8 @@ class Worker:
                 discard(self._assignment.store.root, (r for r in receipts if r.table != "dense"))
                 self.look_back.forget(shard.index)
                 raise
+        # As of now: what others committed meanwhile bounds the later pieces.
+        seen = {name: frozenset(running[name].shards) for name in names}
         where = f"{socket.gethostname()}:{os.getpid()}"
         return ShardFiles(shard, tuple(receipts), seen, counted[0], counted[1], {}, where)
 
@@ -183,7 +196,10 @@ class Worker:
         kinds = tuple(np.array(v, dtype=np.int8) for v in table["kinds"].to_pylist())
         # Of a packed context its first document decides.
         listed = table.select(["document", "documents"]).to_pylist()
-        documents = tuple(row["document"] or row["documents"][0]["document"] for row in listed)
+        documents = tuple(
+            row["documents"][0]["document"] if row["documents"] else row["document"]
+            for row in listed
+        )
         tokens = ShardTokens(shard.start, ids, kinds, documents)
         self._source.check(tokens, corpus)
         return tokens

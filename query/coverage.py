@@ -130,9 +130,10 @@ class Coverage:
 
     @cached_property
     def _files(self) -> dict[tuple[str, str], int]:
-        """By (sae, corpus) how many files are of one shard: where that is all, none is missing."""
+        """By (sae, corpus) how many shards have files of their own: if all, none is missing."""
         rows = self._store.read(
             "files", self._snapshot, ["sae", "corpus", "shard"], [("kind", "=", "codes")]
         )
-        counts = rows.group_by(["sae", "corpus"]).aggregate([("shard", "count")]).to_pylist()
-        return {(r["sae"], r["corpus"]): r["shard_count"] for r in counts}
+        # A shard may have several files, one for each piece in which it was encoded.
+        counts = rows.group_by(["sae", "corpus"]).aggregate([("shard", "count_distinct")])
+        return {(r["sae"], r["corpus"]): r["shard_count_distinct"] for r in counts.to_pylist()}

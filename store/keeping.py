@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -63,23 +63,26 @@ def parse_keep(text: str) -> Keep:
 
 def partly_kept(store: LakeStore, snapshot: Snapshot) -> dict[tuple[str, str], Keep]:
     """Return, by (sae, corpus) of which not all firings are kept, what is."""
-    columns = ["run", "saes", "corpus", "config"]
-    runs = store.read("runs", snapshot, columns, [("state", "!=", IMPORTED)]).to_pylist()
-    kept = {run["run"]: parse_keep(json.loads(run["config"]).get("keep", _ALL)) for run in runs}
-    if all(keep.is_all for keep in kept.values()):
-        return {}
-    rows = store.read("files", snapshot, ["sae", "corpus", "run"], [("kind", "=", "codes")])
+    rows = store.read("files", snapshot, ["sae", "corpus", "run"], [("kind", "=", "tallies")])
     made: dict[tuple[str, str], set[str]] = {}
     for row in rows.group_by(["sae", "corpus", "run"]).aggregate([]).to_pylist():
         made.setdefault((row["sae"], row["corpus"]), set()).add(row["run"])
-    found: dict[tuple[str, str], Keep] = {}
-    for sae, corpus in made:
-        mine = runs_of(runs, sae, corpus, made[sae, corpus])
-        # A coder has one way on a corpus: whoever ingests is held to it.
-        keep = kept[mine[0]["run"]] if mine else KEEP_ALL
-        if not keep.is_all:
-            found[sae, corpus] = keep
-    return found
+    if not made:
+        return {}
+    columns = ["run", "saes", "corpus", "config"]
+    runs = store.read("runs", snapshot, columns, [("state", "!=", IMPORTED)]).to_pylist()
+    kept = {run["run"]: keep_of(run) for run in runs}
+    # Only such a run writes tallies, and a coder has one way on a corpus.
+    runs = [run for run in runs if not kept[run["run"]].is_all]
+    return {
+        (sae, corpus): kept[runs_of(runs, sae, corpus, of_coder)[0]["run"]]
+        for (sae, corpus), of_coder in made.items()
+    }
+
+
+def keep_of(run: Mapping[str, Any]) -> Keep:
+    """Return what a row of the runs table says of what is kept."""
+    return parse_keep(json.loads(run["config"]).get("keep", _ALL))
 
 
 def runs_of(

@@ -10,6 +10,7 @@ committed must not hide anything.
 from __future__ import annotations
 
 import threading
+from copy import copy
 from typing import Any, Final
 
 import numpy as np
@@ -42,6 +43,10 @@ class Smallest:
         self._k, self._drop = k, np.uint32(drop_bits)
         self._counts = np.zeros(n_keys, dtype=np.int32)
         self._values: npt.NDArray[Any] = np.empty(0, np.uint16 if drop_bits >= 16 else np.uint32)
+
+    def copy(self) -> Smallest:
+        """Return another that can be added to."""
+        return copy(self)  # what is held is never written to
 
     def bounds(self) -> npt.NDArray[np.uint32]:
         """Return, by key, a value that no member of the `k` smallest exceeds: [n_keys]."""
@@ -81,7 +86,9 @@ class Running:
         self._width = width
         self._peaks = Smallest(PEAKS_DEPTH, width, drop_bits=16)
         self._samples = Smallest(SAMPLES_PER_BAND, width * BANDS)
-        self._written: dict[int | None, list[tuple[pa.Table, pa.Table]]] = {}
+        self.shards: set[int] = set()
+        """Shards that are looked back at."""
+        self._written: dict[int | None, list[tuple[_Keyed, _Keyed]]] = {}
         self._lock = threading.Lock()
 
     @classmethod
@@ -91,10 +98,12 @@ class Running:
         """Return what `snapshot` holds."""
         found = cls(width)
         filters = [("sae", "=", sae), ("corpus", "=", corpus)]
-        found._add(
+        strongest, sampled = _keys(
             store.read("peaks", snapshot, ["feature", "activation"], filters),
             store.read("samples", snapshot, ["feature", "band", "priority"], filters),
         )
+        found._peaks.add(*strongest)
+        found._samples.add(*sampled)
         return found
 
     def select(self, by_feature: Firings, shard: int | None = None) -> tuple[pa.Table, pa.Table]:
@@ -106,30 +115,44 @@ class Running:
             shard: its number; what is selected is kept until it is accepted or forgotten.
         """
         with self._lock:
-            strongest, sampled = self._peaks.bounds(), self._samples.bounds()
+            strong, drawn = self._peaks.copy(), self._samples.copy()
+            # Other parts of the shard will be committed with this one, or none of them.
+            for of_peaks, of_samples in self._written.get(shard, ()):
+                strong.add(*of_peaks)
+                drawn.add(*of_samples)
+        strongest, sampled = strong.bounds(), drawn.bounds()
         found = (
             peaks(by_feature, PEAKS_DEPTH, strongest),
             samples(by_feature, SAMPLES_PER_BAND, sampled.reshape(-1, BANDS)),
         )
         with self._lock:
-            self._written.setdefault(shard, []).append(found)
+            self._written.setdefault(shard, []).append(_keys(*found))
         return found
 
     def accept(self, shard: int | None = None) -> None:
         """Look back, from now on, at what was selected of a shard: it is committed."""
         with self._lock:
-            for found in self._written.pop(shard, []):
-                self._add(*found)
+            for strongest, sampled in self._written.pop(shard, []):
+                self._peaks.add(*strongest)
+                self._samples.add(*sampled)
+            if shard is not None:
+                self.shards.add(shard)
 
     def forget(self, shard: int | None = None) -> None:
         """Let go of what was selected of a shard: it is not part of the lake."""
         with self._lock:
             self._written.pop(shard, None)
 
-    def _add(self, strongest: pa.Table, sampled: pa.Table) -> None:
-        self._peaks.add(
-            strongest["feature"].to_numpy(), descending(strongest["activation"].to_numpy())
-        )
-        columns = ("feature", "band", "priority")
-        feature, band, priority = (sampled[c].to_numpy() for c in columns)
-        self._samples.add(feature.astype(np.int64) * BANDS + band, priority.astype(np.uint32))
+
+_Keyed = tuple[npt.NDArray[Any], npt.NDArray[np.uint32]]
+"""Keys and values, as `Smallest` takes them: much less than the rows that they are of."""
+
+
+def _keys(strongest: pa.Table, sampled: pa.Table) -> tuple[_Keyed, _Keyed]:
+    """Return what rows of ``peaks`` and ``samples`` say of bounds."""
+    columns = ("feature", "band", "priority")
+    feature, band, priority = (sampled[c].to_numpy() for c in columns)
+    return (
+        (strongest["feature"].to_numpy(), descending(strongest["activation"].to_numpy())),
+        (feature.astype(np.int32) * BANDS + band, priority.astype(np.uint32)),
+    )

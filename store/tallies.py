@@ -119,9 +119,11 @@ def tallied_statistics(tallies: pa.Table, width: int, n_tokens: int) -> pa.Table
     ends = np.cumsum(counts)
     before = np.concatenate([[0], np.cumsum(firings)[:-1]])
     for name, q in QUANTILES.items():
-        at = before + np.floor(q * np.maximum(firings - 1, 0)).astype(np.int64)
-        found = values[np.minimum(np.searchsorted(ends, at, side="right"), len(values) - 1)] \
-            if len(values) else np.zeros(width, np.float32)  # fmt: skip
+        at = q * np.maximum(firings - 1, 0)
+        below = np.floor(at).astype(np.int64)
+        above = np.minimum(below + 1, np.maximum(firings - 1, 0))
+        left, right = (_at(values, ends, before + place) for place in (below, above))
+        found = (left + (right - left) * (at - below)).astype(np.float32)
         columns[name] = pa.array(np.minimum(found, highest), mask=silent)
     histogram = np.zeros((width, BANDS), np.int64)
     np.add.at(histogram, (of_bin, band(values)), counts)
@@ -130,6 +132,16 @@ def tallied_statistics(tallies: pa.Table, width: int, n_tokens: int) -> pa.Table
     columns["n_tokens"] = np.full(width, n_tokens, dtype=np.int64)
     schema = pa.schema([SCHEMAS["features"].field(name) for name in columns])
     return pa.table({name: pa.array(values) for name, values in columns.items()}).cast(schema)
+
+
+def _at(
+    values: npt.NDArray[np.float32], ends: npt.NDArray[np.int64], place: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float64]:
+    """Return the values at places of the sorted firings that bins ending at `ends` hold."""
+    if len(values) == 0:
+        return np.zeros(len(place))
+    bins = np.minimum(np.searchsorted(ends, place, side="right"), len(values) - 1)
+    return values[bins].astype(np.float64)
 
 
 def _middle(bins: npt.NDArray[np.uint32]) -> npt.NDArray[np.float32]:

@@ -12,6 +12,7 @@ import pytest
 import scopelake
 from scopelake import progress, tiny
 from scopelake.cli import main
+from scopelake.errors import CoderMismatchError
 from scopelake.ingest.report import Progress
 
 SAE = "resid_post_all/layer_1_width_1024_l0_small"
@@ -77,6 +78,7 @@ INTERRUPTED = """
 import os, signal, sys
 from scopelake import progress
 from scopelake.cli import main
+from scopelake.errors import CoderMismatchError
 signal.signal(signal.SIGINT, signal.default_int_handler)
 plain, n_sent = progress.ingest_progress, [0]
 
@@ -172,3 +174,26 @@ def test_too_little_memory_is_refused_before_anything_is_written(lake, capsys):
     assert main(arguments(lake, "--memory", "1MB")) == 2
     assert "0.001 GB was asked for; the model, its coders" in capsys.readouterr().err
     assert sorted(p for p in lake.path.rglob("*") if p.is_file()) == before
+
+
+def test_what_fails_in_the_callers_progress_is_no_shards_fault(lake):
+    def fail(now):
+        raise ZeroDivisionError("of the caller")
+
+    asked = {"model": tiny.MODEL_NAME, "saes": [tiny.coders_path() / SAE], "device": "cpu"}
+    with pytest.raises(ZeroDivisionError, match="of the caller"):
+        lake.ingest("text", progress=fail, **asked)
+    assert lake.ingest("text", **asked).failed == ()
+
+
+def test_a_run_that_stored_nothing_does_not_say_what_is_kept(lake):
+    stop = threading.Event()
+    stop.set()
+    asked = {"model": tiny.MODEL_NAME, "saes": [tiny.coders_path() / SAE], "device": "cpu"}
+    assert lake.ingest("text", keep="peaks", stop=stop, **asked).tokens == 0
+    lake.ingest("text", **asked)
+    lake.compact()
+    assert "peaks only" not in lake.top_contexts(5, layer=1).note
+    assert len(lake.features_at(0).table)
+    with pytest.raises(CoderMismatchError, match="keep=peaks was asked for"):
+        lake.ingest("text", keep="peaks", **asked)

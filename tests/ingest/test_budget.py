@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import threading
 
 import psutil
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 import scopelake
 from scopelake import tiny
-from scopelake.errors import InvalidArgumentError
+from scopelake.errors import InvalidArgumentError, NotIngestedError
 from scopelake.ingest.budget import COMMITS, Budget, Needs, parse_memory
 from scopelake.ingest.find_coders import find_coders
 
@@ -101,6 +102,20 @@ def test_a_shard_in_pieces_gives_what_a_whole_one_gives(tmp_path, monkeypatch):
     assert min(pieces[0]) > 1
     assert set(whole[0]) == {1}
     assert pieces[1:] == whole[1:]
+
+
+def test_an_ingest_in_pieces_that_was_stopped_is_not_called_complete(tmp_path, monkeypatch):
+    monkeypatch.setattr(Budget, "piece_tokens", lambda self: 100)
+    lake, stop = make_lake(tmp_path, context_length=64, shard_contexts=20), threading.Event()
+    asked = {"model": tiny.MODEL_NAME, "saes": [tiny.coders_path() / SAE], "device": "cpu"}
+    done = lake.ingest("text", stop=stop, progress=lambda now: now.n_bytes and stop.set(), **asked)
+    assert done.n_left
+    n_files = lake.sql("SELECT count(*) AS n FROM files WHERE kind = 'codes'")["n"][0].as_py()
+    assert n_files >= done.n_shards  # as many as there would be without pieces
+    assert "incomplete" in lake.top_contexts(5, layer=3).note
+    last = lake.sql("SELECT max(context) AS n FROM contexts")["n"][0].as_py()
+    with pytest.raises(NotIngestedError, match="was not ingested yet"):
+        lake.features_at(last)
 
 
 RUN = """
