@@ -131,13 +131,15 @@ class Budget:
         self._left = self.limit - taken - PIECES * needs.dense
         of_firings = _per_token(self._rates) / _FIRINGS
         least = int(needs.longest * max(needs.token / _BATCH, of_firings))
+        # What the process takes is never the same twice.
+        needed = 1.05 * (self.limit - self._left + least)
         if self._left < least:
             raise TooLittleMemoryError(
-                f"memory={self.limit / 1e9:.3g} GB was asked for; the model, its coders and this "
+                f"memory of {self.limit:,} bytes was asked for; the model, its coders and this "
                 f"process take {taken / 1e9:.3g} GB, dense activations of {PIECES} shards "
                 f"{PIECES * needs.dense / 1e9:.3g} GB, and a context of {needs.longest:,} tokens "
-                f"needs {least / 1e9:.3g} GB; give {(self.limit - self._left + least) / 1e9:.3g} "
-                "GB, fewer coders, or a corpus of smaller shards"
+                f"needs {least / 1e9:.3g} GB; give {needed / 1e9:.2f}GB, "
+                "fewer coders, or a corpus of smaller shards"
             )
         self._needs = needs
 

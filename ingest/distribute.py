@@ -58,6 +58,11 @@ class Cluster:
         if isinstance(scheduler, Client):
             self._client, self._owned = scheduler, False
             return
+        if str(scheduler).startswith("local") and not _LOCAL.match(str(scheduler)):
+            raise InvalidArgumentError(
+                f"scheduler {scheduler!r} was asked for; it is no number of workers here; give "
+                "local:2, say, or the address of a scheduler"
+            )
         if found := _LOCAL.match(str(scheduler)):
             self._local = _local_cluster(int(found[1] or 1))
             scheduler = self._local.scheduler_address

@@ -137,6 +137,8 @@ class _Job:
     def preview(self) -> IngestSummary:
         """Return what is left to do; nothing is written."""
         pending = without_statistics(self.store, self.plan)
+        if self.plan.shards:
+            self._ready()
         return self._summary("running", len(self._coders_to_evaluate()), len(pending))
 
     def _summary(self, state: str, n_evaluated: int, n_described: int) -> IngestSummary:
@@ -183,8 +185,7 @@ class _Job:
         }})  # fmt: skip
 
     def _shards(self) -> None:
-        coders = [c for c in self.plan.coders if any(c in s.coders for s in self.plan.shards)]
-        run = self.crew.ready(self._assignment, coders, self.budget, self.totals.stages)
+        run = self._ready()
         # Nothing is written before it is known that all fits together.
         self._prepare()
         work = Work(
@@ -193,8 +194,17 @@ class _Job:
         )  # fmt: skip
         try:
             run(work)
-        except _CallersError as error:
-            raise error.original from None
+        except BaseException as error:
+            LOG.error("ingest broken off", extra={"scopelake": {
+                "run": self.plan.run, "error": type(error).__name__,
+            }})  # fmt: skip
+            if isinstance(error, _CallersError):
+                raise error.original from None
+            raise
+
+    def _ready(self) -> Callable[[Work], None]:
+        coders = [c for c in self.plan.coders if any(c in s.coders for s in self.plan.shards)]
+        return self.crew.ready(self._assignment, coders, self.budget, self.totals.stages)
 
     def _is_stopping(self) -> bool:
         return self.hooks.stop is not None and self.hooks.stop.is_set()
@@ -238,7 +248,8 @@ class _Job:
             receipts = list(pool.map(statistics, coders))
         rows = {}
         if evaluated:
-            rows["evaluations"] = self.crew.evaluate(self._assignment, evaluated)
+            with self.totals.stages.timed("evaluate"):
+                rows["evaluations"] = self.crew.evaluate(self._assignment, evaluated)
         rows["runs"] = self._run_row(state)
         snapshot = self.committer.rows("finish", rows, receipts)
         LOG.info("ingest ended", extra={"scopelake": {

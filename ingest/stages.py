@@ -10,8 +10,9 @@ from typing import Final, TypeVar
 
 T = TypeVar("T")
 
-DEVICE: Final = ("activations", "encode")
-"""Stages in which the device works: forward passes, or stored activations read; encoding."""
+DEVICE: Final = ("activations", "encode", "evaluate")
+"""Stages in which the device works: forward passes, or stored activations read; encoding;
+evaluations."""
 
 IN_TURN: Final = (*DEVICE, "gather", "finish")
 """Stages that come one after the other; gather: firings arrive on the host; finish: statistics."""

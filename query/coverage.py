@@ -82,8 +82,9 @@ class Coverage:
             return
         if unknown:
             raise QueryError(
-                f"what fires on corpus {corpus!r} was asked for; of no SAE all firings are known "
-                "there; ingest one there, or ask for top contexts"
+                f"what fires here on corpus {corpus!r} was asked for; of no SAE all firings are "
+                "known here (published examples, peaks, or a sample of documents without this "
+                "one); ingest another SAE there, or ask for top contexts"
             )
         raise NotIngestedError(
             f"what fires on corpus {corpus!r} was asked for; no SAE was run there yet; ingest one "

@@ -42,7 +42,7 @@ def check_answerable(
             raise QueryError(
                 f"top contexts with {asked} were asked for; on corpus {name!r} not all firings of "
                 f"{sae.name} are known ({known.what}, BOS left out); name another corpus, query "
-                "peaks in SQL, or ingest"
+                "peaks in SQL, or ingest it with all firings into another corpus"
             )
 
 

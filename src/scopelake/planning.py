@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from scopelake.ingest.work_left import Asked
 
 
+_MOST_TOKENS = 1e12
+
+
 class Planning(LakeHandle):
     """Plans of what an ingest of a lake's corpus would do."""
 
@@ -111,9 +114,10 @@ def plan(
     from scopelake.ingest.estimate import estimate
     from scopelake.ingest.work_left import work_of_tokens
 
-    if not 1 <= tokens < float("inf"):
+    if not 1 <= tokens <= _MOST_TOKENS:
         raise InvalidArgumentError(
-            f"a plan for tokens={tokens} was asked for; there is at least one; give 1 or more"
+            f"a plan for tokens={tokens} was asked for; a plan is of 1 to {_MOST_TOKENS:,.0f}; "
+            "what lies beyond costs in proportion"
         )
     asked = _asked(model, saes, dense, device, dtype, activation_bits, batch_tokens, model_name)
     work = work_of_tokens(

@@ -47,7 +47,10 @@ def ingest_progress(corpus: str, how: str = "auto") -> Iterator[Callable[[Progre
         yield lambda now: None
         return
     if how != "auto" or not console.is_terminal:
-        yield _now_and_then(_json_line if how == "json" else _line, corpus)
+        shown = _NowAndThen(_json_line if how == "json" else _line, corpus)
+        yield shown
+        if how == "json":
+            shown.end()
         return
     from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
@@ -99,19 +102,28 @@ def bytes_progress(what: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, of: bar.update(task, total=of, completed=done)
 
 
-def _now_and_then(
-    line: Callable[[str, Progress, float], str], corpus: str
-) -> Callable[[Progress], None]:
-    started = time.monotonic()
-    last = [started]
+class _NowAndThen:
+    """Prints how far an ingest is, but not more often than every few seconds."""
 
-    def show(now: Progress) -> None:
-        if time.monotonic() - last[0] < _LOG_EVERY_S:
-            return
-        last[0] = time.monotonic()
-        print(line(corpus, now, last[0] - started), file=sys.stderr, flush=True)
+    def __init__(self, line: Callable[[str, Progress, float], str], corpus: str) -> None:
+        self._line, self._corpus = line, corpus
+        self._started = self._last = time.monotonic()
+        self._now: Progress | None = None
 
-    return show
+    def __call__(self, now: Progress) -> None:
+        self._now = now
+        if time.monotonic() - self._last >= _LOG_EVERY_S:
+            self._print(now)
+
+    def end(self) -> None:
+        """Print where it ended."""
+        if self._now is not None:
+            self._print(self._now)
+
+    def _print(self, now: Progress) -> None:
+        self._last = time.monotonic()
+        line = self._line(self._corpus, now, self._last - self._started)
+        print(line, file=sys.stderr, flush=True)
 
 
 def _line(corpus: str, now: Progress, elapsed: float) -> str:

@@ -154,8 +154,8 @@ def test_progress_as_json_lines(capsys, monkeypatch):
         show(Progress(tokens=500, n_tokens=1000, firings=9000, n_bytes=3_000_000))
     with progress.ingest_progress("notes", "none") as show:
         show(Progress(tokens=600, n_tokens=1000, firings=9000, n_bytes=3_000_000))
-    said = json.loads(capsys.readouterr().err)
-    assert said["corpus"] == "notes"
+    said, last = map(json.loads, capsys.readouterr().err.splitlines())
+    assert said["corpus"] == last["corpus"] == "notes"
     assert said["tokens"] == 500
     assert said["seconds_left"] >= 0
 
@@ -171,8 +171,9 @@ def test_without_a_handler_an_interrupt_is_what_it_was():
 
 def test_too_little_memory_is_refused_before_anything_is_written(lake, capsys):
     before = sorted(p for p in lake.path.rglob("*") if p.is_file())
-    assert main(arguments(lake, "--memory", "1MB")) == 2
-    assert "0.001 GB was asked for; the model, its coders" in capsys.readouterr().err
+    for more in ((), ("--dry-run",)):
+        assert main(arguments(lake, "--memory", "1MB", *more)) == 2
+        assert "memory of 1,000,000 bytes was asked for; the model" in capsys.readouterr().err
     assert sorted(p for p in lake.path.rglob("*") if p.is_file()) == before
 
 

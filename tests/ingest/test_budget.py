@@ -65,7 +65,7 @@ def test_more_firings_and_less_memory_make_smaller_pieces(coders):
 
 
 def test_memory_that_holds_no_context_is_refused_with_what_is_needed(coders):
-    with pytest.raises(InvalidArgumentError, match=r"needs .* GB; give .* GB, fewer coders"):
+    with pytest.raises(InvalidArgumentError, match=r"needs .* GB; give .*GB, fewer coders"):
         budget_of(10**6, coders, needs=Needs(token=10**6, dense=0, longest=128))
     with pytest.raises(InvalidArgumentError, match="dense activations of 2 shards 2 GB"):
         budget_of(10**9, coders, needs=Needs(token=1, dense=10**9, longest=1))

@@ -103,7 +103,7 @@ def test_top_contexts_say_what_is_known_and_no_more(lake, published):
         c for _, c, _ in expected[:2]
     ]
     for options in ({"where": "role = 'user'"}, {"bos": True}, {"k": DEPTH + 1}):
-        with pytest.raises(QueryError, match="not all firings of .* published examples only"):
+        with pytest.raises(QueryError, match="not all firings of .*published examples only"):
             lake.top_contexts(feature, layer=1, **options)
 
 
