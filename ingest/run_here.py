@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from itertools import takewhile
 
 from scopelake.ingest.budget import PIECES
 from scopelake.ingest.ledger import Ledger
@@ -54,7 +55,9 @@ def run_here(worker: Worker, work: Work) -> None:
                     making[pool.submit(_Counted(work.on_batch).make, worker, shard)] = shard
                 if not making:
                     return
-                done, _ = wait(making, return_when=FIRST_COMPLETED)
+                # In order: what is in the lake is the beginning of the corpus.
+                wait([next(iter(making))])
+                done = list(takewhile(Future.done, making))
                 _settle([(making.pop(one), one) for one in done], worker, work)
         except BaseException:
             worker.stop()

@@ -4,10 +4,6 @@ The interpreter runs programs one after another: races and the order of a real G
 `benchmarks/gpu.py` checks on one.
 """
 
-import os
-
-os.environ["TRITON_INTERPRET"] = "1"  # before the kernels are imported
-
 import numpy as np
 import pytest
 import torch
