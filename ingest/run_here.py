@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from itertools import takewhile
 
 from scopelake.ingest.budget import PIECES
 from scopelake.ingest.ledger import Ledger
@@ -56,9 +55,9 @@ def run_here(worker: Worker, work: Work) -> None:
                 if not making:
                     return
                 # In order: what is in the lake is the beginning of the corpus.
-                wait([next(iter(making))])
-                done = list(takewhile(Future.done, making))
-                _settle([(making.pop(one), one) for one in done], worker, work)
+                first = next(iter(making))
+                wait([first])
+                _settle([(making.pop(first), first)], worker, work)
         except BaseException:
             worker.stop()
             raise
