@@ -91,7 +91,11 @@ class Committer:
         made: Sequence[ShardFiles],
         stale: list[ShardFiles] | None = None,
     ) -> Snapshot:
+        is_revised = False
+
         def revise(commit: Commit, snapshot: Snapshot) -> Commit | None:
+            nonlocal is_revised
+            is_revised = True
             return self._revise(commit, snapshot, made, [] if stale is None else stale)
 
         # What a shard holds, not this name, keeps it from being committed twice: a shard that was
@@ -105,6 +109,8 @@ class Committer:
             replace={table: _REPLACED[table] for table in rows},
             revise=revise,
         )
+        # Not asked means that others had committed all of it before.
+        self._others |= not is_revised
         self.last = snapshot.id
         return snapshot
 
