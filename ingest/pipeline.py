@@ -32,6 +32,7 @@ from scopelake.ingest.shard_files import ShardFiles
 from scopelake.ingest.statistics import without_statistics, write_statistics
 from scopelake.ingest.worker import Assignment
 from scopelake.kernels.encode import choose
+from scopelake.store import native
 from scopelake.store.commit import Writer
 from scopelake.store.dense import ensure_array
 from scopelake.store.lake_store import LakeStore
@@ -285,6 +286,8 @@ def _warn_if_slow(device: torch.device) -> None:
     choice = choose(device)
     if choice.impl == "torch":
         warnings.warn(f"encoding with torch: {choice.reason}", EncoderWarning, stacklevel=2)
+    if native.WHY_NOT is not None:
+        warnings.warn(f"sorting with numpy: {native.WHY_NOT}", EncoderWarning, stacklevel=2)
 
 
 def _warn_of_failed(ledger: Ledger, plan: IngestPlan) -> None:

@@ -48,6 +48,9 @@ def ranges(
     One feature may alone have more. The rows are counted, which reads one column: row groups do
     not tell, as few of their features may have most of their rows.
     """
+    if sum(group.n_rows for group in groups) <= rows_at_once:
+        yield 0, width
+        return
     rows = _count(root, groups, width)
     low, held = 0, 0
     for feature in range(width):
@@ -84,4 +87,5 @@ def read_range(
         with pq.ParquetFile(root.open(path), page_checksum_verification=True) as file:
             rows = file.read_row_groups(indices, columns=list(columns))
         feature = rows["feature"].to_numpy()
-        yield rows.filter(pa.array((feature >= low) & (feature < high)))
+        within = (feature >= low) & (feature < high)
+        yield rows if within.all() else rows.filter(pa.array(within))

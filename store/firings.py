@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from scopelake.errors import InvalidArgumentError
 from scopelake.names import KIND_BOS
+from scopelake.store import native
 
 _Order = npt.NDArray[np.intp]
 
@@ -52,6 +53,10 @@ class Firings:
     def __len__(self) -> int:
         return len(self.context)
 
+    def columns(self) -> tuple[npt.NDArray[Any], ...]:
+        """Return the columns, in their order."""
+        return tuple(getattr(self, f.name) for f in fields(self))
+
     def check(self) -> None:
         """Refuse values that no file may hold.
 
@@ -75,7 +80,7 @@ class Firings:
 
     def take(self, index: npt.NDArray[Any]) -> Firings:
         """Return the firings that a numpy index or mask selects."""
-        return Firings(*(getattr(self, f.name)[index] for f in fields(self)))
+        return Firings(*(column[index] for column in self.columns()))
 
     @staticmethod
     def concat(parts: Iterable[Firings]) -> Firings:
@@ -100,6 +105,9 @@ class Firings:
         if is_sorted(self.feature, self.context, self.position):
             return self
         by_token = self.token_major()
+        if native.WHY_NOT is None:
+            width = int(by_token.feature.max()) + 1
+            return Firings(*native.by_feature(by_token.columns(), width))
         return by_token.take(sort_order(by_token.feature))
 
 
@@ -160,7 +168,7 @@ def samples(
     at = at[_is_among_lowest(key[at], drawn[at], per_band)]
     kept, drawn, key = firings.take(at), drawn[at], key[at]
     order = np.lexsort((kept.position, kept.context, drawn, key))
-    order = order[_rank_in_group(key[order]) < per_band]
+    order = order[rank_in_group(key[order]) < per_band]
     best = kept.take(order)
     return pa.table(
         {
@@ -217,7 +225,7 @@ def peaks(firings: Firings, k: int, bounds: npt.NDArray[np.uint32] | None = None
         ordered if keep.all() else ordered.take(np.flatnonzero(keep))
     )
     best = strongest.take(sort_order(strongest.feature, descending(strongest.activation)))
-    rank = _rank_in_group(best.feature)
+    rank = rank_in_group(best.feature)
     keep = rank < k
     best = best.take(keep)
     return pa.table(
@@ -247,7 +255,7 @@ def ranked(firings: Firings) -> pa.Table:
     best = _strongest_per_context(ordered)
     order = sort_order(best.feature, descending(best.activation))
     rank_of_context = np.empty(len(best), dtype=np.int64)
-    rank_of_context[order] = _rank_in_group(best.feature[order])
+    rank_of_context[order] = rank_in_group(best.feature[order])
     starts = _group_starts((ordered.feature, ordered.context))
     rank = np.repeat(rank_of_context, np.diff(starts, append=len(ordered)))
     order = sort_order(ordered.feature, rank, descending(ordered.activation))
@@ -286,7 +294,7 @@ def _group_starts(columns: tuple[npt.NDArray[Any], ...]) -> _Order:
     return np.flatnonzero(change)
 
 
-def _rank_in_group(sorted_group: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+def rank_in_group(sorted_group: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
     """Number the members of each run of equal values from 0."""
     n = len(sorted_group)
     starts = _group_starts((sorted_group,))

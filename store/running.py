@@ -17,8 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from scopelake.store.firings import BANDS, Firings, descending, peaks, samples
+from scopelake.store.firings import BANDS, Firings, descending
 from scopelake.store.lake_store import LakeStore
+from scopelake.store.selection import select
 from scopelake.store.snapshot import Snapshot
 
 PEAKS_DEPTH: Final = 256
@@ -120,11 +121,10 @@ class Running:
             for of_peaks, of_samples in self._written.get(shard, ()):
                 strong.add(*of_peaks)
                 drawn.add(*of_samples)
-        strongest, sampled = strong.bounds(), drawn.bounds()
-        found = (
-            peaks(by_feature, PEAKS_DEPTH, strongest),
-            samples(by_feature, SAMPLES_PER_BAND, sampled.reshape(-1, BANDS)),
-        )
+        found = select(
+            by_feature, strong.bounds(), drawn.bounds().reshape(-1, BANDS), PEAKS_DEPTH,
+            SAMPLES_PER_BAND,
+        )  # fmt: skip
         with self._lock:
             self._written.setdefault(shard, []).append(_keys(*found))
         return found

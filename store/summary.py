@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from scopelake.errors import InvalidArgumentError
 from scopelake.names import KIND_BOS
+from scopelake.store import native
 from scopelake.store.feature_ranges import ROWS_AT_ONCE, RowGroup, ranges, read_range, row_groups
 from scopelake.store.firings import BANDS, band, sort_order
 from scopelake.store.integrity import checked_copies
@@ -89,12 +90,11 @@ def _rows_of_a_file(groups: Iterable[RowGroup]) -> int:
 def _range_statistics(
     root: Root, groups: list[RowGroup], low: int, high: int, n_tokens: int
 ) -> pa.Table:
-    feature, activation = _sorted(*_read_range(root, groups, low, high))
-    n = high - low
-    counts = np.bincount(feature - low, minlength=n)
-    starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
+    counts, activation = activations_by_feature(*_read_range(root, groups, low, high), low, high)
+    starts = np.cumsum(counts) - counts
     silent = counts == 0
-    sums = np.bincount(feature - low, weights=activation.astype(np.float64), minlength=n)
+    sums, bins = sums_and_histograms(counts, activation)
+    n = high - low
     columns: dict[str, Any] = {
         "feature": np.arange(low, high, dtype=np.int32),
         "firings": counts,
@@ -104,7 +104,6 @@ def _range_statistics(
     }
     for name, q in QUANTILES.items():
         columns[name] = _column(_quantile(activation, starts, counts, q), silent)
-    bins = _histogram(feature - low, activation, n)
     offsets = pa.array(np.arange(n + 1) * BANDS, pa.int32())
     columns["histogram"] = pa.ListArray.from_arrays(offsets, pa.array(bins.ravel()))
     columns["n_tokens"] = np.full(n, n_tokens, dtype=np.int64)
@@ -112,30 +111,69 @@ def _range_statistics(
     return pa.table({name: pa.array(values) for name, values in columns.items()}).cast(schema)
 
 
-def _sorted(
-    feature: npt.NDArray[np.int32], activation: npt.NDArray[np.float32]
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
-    """Sort rows by feature, then activation: feature by feature, faster than by both at once."""
-    order = sort_order(feature)
-    feature, activation = feature[order], activation[order]
+def activations_by_feature(
+    feature: npt.NDArray[np.int32],
+    activation: npt.NDArray[np.float32],
+    kind: npt.NDArray[np.int8],
+    low: int,
+    high: int,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """Return of firings in any order how many each feature has, and their activations.
+
+    Args:
+        feature: [n].
+        activation: [n], finite.
+        kind: [n].
+        low: the first feature; those below are left out, as BOS is.
+        high: the first that is not asked for.
+
+    Returns:
+        [high - low], and activations sorted by feature, then activation.
+    """
+    if native.WHY_NOT is None:
+        counts, values = native.bucket(feature, activation, kind, low, high)
+    else:
+        keep = (kind != KIND_BOS) & (feature >= low) & (feature < high)
+        feature, values = feature[keep], activation[keep]
+        counts = np.bincount(feature - low, minlength=high - low)
+        values = values[sort_order(feature)]
+    # Feature by feature is faster than by both at once.
     start = 0
-    for stop in (np.flatnonzero(np.diff(feature, append=-1)) + 1).tolist():
-        activation[start:stop].sort()
+    for stop in np.cumsum(counts).tolist():
+        values[start:stop].sort()
         start = stop
-    return feature, activation
+    return counts, values
+
+
+def sums_and_histograms(
+    counts: npt.NDArray[np.int64], activation: npt.NDArray[np.float32]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    """Return each feature's sum, and its activations by power of two: [n], [n, BANDS].
+
+    Args:
+        counts: [n].
+        activation: by feature; sums are of float64, one after the other.
+    """
+    if native.WHY_NOT is None:
+        return native.summarize(counts, activation)
+    n = len(counts)
+    feature = np.repeat(np.arange(n), counts)
+    sums = np.bincount(feature, weights=activation.astype(np.float64), minlength=n)
+    flat = feature * BANDS + band(activation)
+    bins = np.bincount(flat, minlength=n * BANDS).astype(np.int64).reshape(n, BANDS)
+    return sums.astype(np.float64), bins
 
 
 def _read_range(
     root: Root, groups: list[RowGroup], low: int, high: int
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
-    """Return feature and activation of the firings with low <= feature < high, BOS left out."""
-    features = [np.empty(0, np.int32)]
-    activations = [np.empty(0, np.float32)]
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32], npt.NDArray[np.int8]]:
+    """Return feature, activation and kind of all firings with low <= feature < high."""
+    columns: list[list[Any]] = [[np.empty(0, d)] for d in (np.int32, np.float32, np.int8)]
     for rows in read_range(root, groups, low, high, _COLUMNS):
-        keep = rows["kind"].to_numpy() != KIND_BOS
-        features.append(rows["feature"].to_numpy()[keep])
-        activations.append(rows["activation"].to_numpy()[keep])
-    return np.concatenate(features), np.concatenate(activations)
+        for held, name in zip(columns, _COLUMNS, strict=True):
+            held.append(rows[name].to_numpy())
+    feature, activation, kind = (np.concatenate(held) for held in columns)
+    return feature, activation, kind
 
 
 def _quantile(
@@ -155,14 +193,6 @@ def _quantile(
     right = values[np.minimum(starts + above, last)].astype(np.float64)
     found: npt.NDArray[np.float64] = left + (right - left) * (at - below)
     return found
-
-
-def _histogram(
-    feature: npt.NDArray[np.int32], activation: npt.NDArray[np.float32], n: int
-) -> npt.NDArray[np.int64]:
-    """Count activations by feature and power of two: [n, BANDS]."""
-    flat = feature.astype(np.int64) * BANDS + band(activation)
-    return np.bincount(flat, minlength=n * BANDS).reshape(n, BANDS)
 
 
 def _column(values: npt.NDArray[np.float64], silent: npt.NDArray[np.bool_]) -> pa.Array:

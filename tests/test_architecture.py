@@ -98,8 +98,8 @@ def test_the_wheel_holds_every_package_and_the_tiny_model(tmp_path):
         inside = path.relative_to(ROOT / "src" if "src" in path.parts else ROOT).as_posix()
         inside = inside if inside.startswith("scopelake/") else f"scopelake/{inside}"
         assert inside in names
-    for module in ("_native", "_screen"):
-        assert any(name.startswith(f"scopelake/kernels/{module}.") for name in names)
+    for module in ("kernels/_native", "kernels/_screen", "store/_native"):
+        assert any(name.startswith(f"scopelake/{module}.") for name in names)
     data = ROOT / "src" / "scopelake" / "data"
     for path in (p for p in data.rglob("*") if p.is_file()):
         assert path.relative_to(ROOT / "src").as_posix() in names

@@ -175,7 +175,7 @@ class ShardWarning(UserWarning):
 
 
 class EncoderWarning(UserWarning):
-    """Encoding is slower than it could be here."""
+    """Encoding, or putting firings in order, is slower than it could be here."""
 
 
 class CoderWarning(UserWarning):
