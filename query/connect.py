@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, files
 from os import environ
 from typing import Any, Final
 
 import duckdb
+import pyarrow as pa
 
 from scopelake.errors import LakeError, MissingDependencyError
 from scopelake.query.coverage import Coverage
+from scopelake.query.point_reads import PointReads, point_query
 from scopelake.query.snapshot_files import Reads, SnapshotFiles, whole_tables
 from scopelake.query.sql import one_line
 from scopelake.query.views import literal, view_statements
+from scopelake.store.folder_root import FolderRoot
 from scopelake.store.lake_store import LakeStore
+from scopelake.store.reading import Filters
 from scopelake.store.root import S3
 from scopelake.store.snapshot import Snapshot
 
@@ -45,6 +50,8 @@ class Connection:
         self, raw: duckdb.DuckDBPyConnection, store: LakeStore, snapshot: Snapshot
     ) -> None:
         self._raw, self._files = raw, SnapshotFiles(store, snapshot)
+        is_folder = isinstance(store.root, FolderRoot)
+        self._points = PointReads(store.root, self._files) if is_folder else None
         self.coverage = Coverage(store, snapshot)
 
     def execute(
@@ -67,6 +74,24 @@ class Connection:
         for table, filters in (whole_tables(query) if reads is None else reads).items():
             self._files.check(table, filters)
         return self._raw.execute(query, params)
+
+    def rows(self, table: str, columns: Sequence[str], filters: Filters) -> pa.Table:
+        """Return rows of a few keys, in no particular order.
+
+        Files of a folder are read directly, those of an object store by a query.
+
+        Args:
+            table: as it is stored.
+            columns: those to return.
+            filters: of ``=``, ``in`` and ``<``, on partition columns or whole numbers.
+
+        Raises:
+            DamagedFileError: a file that may hold them is not what was written.
+        """
+        if self._points is not None:
+            return self._points.rows(table, columns, filters)
+        query, params = point_query(table, columns, filters)
+        return self.execute(query, params, {table: filters}).to_arrow_table()
 
     def close(self) -> None:
         """Close it."""

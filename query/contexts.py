@@ -134,12 +134,11 @@ def top_contexts(
         )
     query, params = _ranking(sae, feature, k, corpus, where, bos, inline=False)
     connection.coverage.check_known(sae, corpus)
-    try:
-        rows = run(connection, query, params, _reads(sae, feature, corpus, where)).to_pylist()
-    except QueryError as error:
-        if where is None or "column" not in str(error):
-            raise
-        raise QueryError(f"{error}; columns of where are {', '.join(WHERE_COLUMNS)}") from error
+    if _is_in_peaks(k, where, bos=bos):
+        rows = _ranked_peaks(connection, sae, feature, k, corpus)
+    else:
+        reads = _reads(sae, feature, corpus, where)
+        rows = _ranked_firings(connection, query, params, reads, where)
     _add_windows(connection, sae, feature, rows, window, bos)
     return TopContexts(sae.name, feature, _table(rows), note(connection.coverage, sae, corpus))
 
@@ -160,6 +159,38 @@ def explain_top_contexts(
         QueryError: `where` is not one predicate.
     """
     return _ranking(sae, feature, k, corpus, where, bos, inline=True)[0]
+
+
+def _is_in_peaks(k: int, where: str | None, *, bos: bool) -> bool:
+    return where is None and not bos and k <= PEAKS_DEPTH
+
+
+def _ranked_peaks(
+    connection: Connection, sae: SaeInfo, feature: int, k: int, corpus: str | None
+) -> list[dict[str, Any]]:
+    """Return what the first query of `_ranking` does, without one."""
+    filters = [("sae", "=", sae.name), ("feature", "=", feature), ("rank", "<", k)]
+    filters += [("corpus", "=", corpus)] if corpus is not None else []
+    rows = connection.rows("peaks", ("corpus", "context", "position", "activation"), filters)
+    order = [("activation", "descending"), ("corpus", "ascending"), ("context", "ascending"),
+             ("position", "ascending")]  # fmt: skip
+    strongest: dict[tuple[str, int], dict[str, Any]] = {}
+    for row in rows.sort_by(order).to_pylist():
+        # Published examples may have several firings of a context.
+        strongest.setdefault((row["corpus"], row["context"]), row)
+    return list(strongest.values())[:k]
+
+
+def _ranked_firings(
+    connection: Connection, query: str, params: list[Any], reads: Reads, where: str | None
+) -> list[dict[str, Any]]:
+    try:
+        rows: list[dict[str, Any]] = run(connection, query, params, reads).to_pylist()
+    except QueryError as error:
+        if where is None or "column" not in str(error):
+            raise
+        raise QueryError(f"{error}; columns of where are {', '.join(WHERE_COLUMNS)}") from error
+    return rows
 
 
 def _ranking(
@@ -201,7 +232,7 @@ def _ranking(
         "(PARTITION BY corpus, context ORDER BY activation DESC, position) = 1\n"
     )
     partly = partial_on(sae, corpus)
-    if where is None and not bos and k <= PEAKS_DEPTH:
+    if _is_in_peaks(k, where, bos=bos):
         # A file's contexts from rank k on cannot be among the k strongest of all files.
         return (
             f"SELECT {columns} FROM {PRIVATE}.peaks\nWHERE {chosen} AND rank < {value(int(k))}\n"
@@ -250,18 +281,19 @@ def _add_windows(
     for rank, (row, key) in enumerate(zip(rows, keys, strict=True)):
         text = texts[key]
         start = max(row["position"] - window, 0)
-        stop = min(row["position"] + window + 1, len(text.pieces))
+        stop = min(row["position"] + window + 1, text.n_tokens)
+        pieces = text.pieces(start, stop)
         row |= {
             "rank": rank,
             "document": text.document(row["position"]),
             "start": start,
             "stop": stop,
-            "tokens": text.pieces[start:stop],
+            "tokens": pieces,
             "activations": [
                 fired[key].get(p, None if key[0] in sae.partial else 0.0)
                 for p in range(start, stop)
             ],
-            "text": "".join(text.pieces[start:stop]),
+            "text": "".join(pieces),
         }
 
 

@@ -120,7 +120,7 @@ def features_at(
             f"context {context} of corpus {name!r} was asked for; it has contexts "
             f"{_numbers(store, snapshot, name)}; choose one of them"
         )
-    pieces = texts[name, context].pieces
+    pieces = texts[name, context].pieces(0, texts[name, context].n_tokens)
     if position is not None and not 0 <= position < len(pieces):
         raise ContextNotFoundError(
             f"position {position} of context {context} of {name!r} was asked for; it has positions "

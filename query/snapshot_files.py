@@ -51,18 +51,31 @@ class SnapshotFiles:
         Raises:
             DamagedFileError: one is not what was written.
         """
+        self.matching(table, filters)
+
+    def matching(self, table: str, filters: Filters) -> pa.Table:
+        """Return the files that may hold rows that meet `filters`, once all of them are hashed.
+
+        Returns:
+            Their path in the table's folder, and partition.<column>, as the Delta log has them.
+
+        Raises:
+            DamagedFileError: one is not what was written.
+        """
         version = self._snapshot.versions.get(table)
         if version is None:
-            return
+            return pa.table({"path": pa.array([], pa.string())})
         if table not in self._actions:
             opened = delta.open_table(self._store.root, table, version)
             actions = delta.added_files(opened)
             self._check_listed(table, actions)
             self._actions[table] = actions
-        names = matching_files(self._actions[table], filters)["path"].to_pylist()
+        found = matching_files(self._actions[table], filters)
+        names = found["path"].to_pylist()
         nameless = any(checksum_in_name(name) is None for name in names)
         paths = [f"{table_folder(table)}/{name}" for name in names]
         check_files(self._store.root, paths, self._known if nameless else None)
+        return found
 
     def _check_listed(self, table: str, actions: pa.Table) -> None:
         """Refuse a table whose log, or its checkpoint, lists other files than the catalogue.

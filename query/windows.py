@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from html import escape
+from itertools import pairwise
 from typing import Any, Final
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from scopelake.names import KIND_BOS
 from scopelake.query.connect import Connection
 from scopelake.query.resolve import SaeInfo
-from scopelake.query.sql import run
-from scopelake.query.views import PRIVATE
 
 Key = tuple[str, int]
 """corpus, context"""
@@ -25,14 +27,33 @@ _VISIBLE: Final = {
 }
 
 
+_TEXT: Final = ("context", "document", "documents", "text", "token_starts", "kinds")
+
+
 @dataclass(frozen=True)
 class ContextText:
     """A context's tokens as text."""
 
     documents: list[tuple[int, str]]
     """Of each its first position and its id; one, but for a packed context."""
-    pieces: list[str]
-    """[n_tokens]; they spell the text, but for the ``<bos>`` of plain text."""
+    text: str
+    starts: npt.NDArray[np.int32]
+    """[n_tokens + 1], characters; the last is where the text ends."""
+    kinds: npt.NDArray[np.int8]
+    """[n_tokens]"""
+
+    @property
+    def n_tokens(self) -> int:
+        """Number of tokens."""
+        return len(self.kinds)
+
+    def pieces(self, start: int, stop: int) -> list[str]:
+        """Return tokens [start, stop): they spell the text, but for the ``<bos>`` of plain text."""
+        ends = self.starts[start : stop + 1].tolist()
+        found = [self.text[a:b] for a, b in pairwise(ends)]
+        for i in np.flatnonzero(self.kinds[start:stop] == KIND_BOS).tolist():
+            found[i] = found[i] or "<bos>"
+        return found
 
     def document(self, position: int) -> str:
         """Return the id of the document of a token."""
@@ -43,19 +64,19 @@ def context_texts(connection: Connection, keys: list[Key]) -> dict[Key, ContextT
     """Return the texts of the contexts named, of those that there are."""
     found: dict[Key, ContextText] = {}
     for corpus, numbers in _by_corpus(keys).items():
-        rows = run(
-            connection,
-            "SELECT context, document, documents, text, token_starts, kinds "
-            f"FROM {PRIVATE}.contexts "
-            f"WHERE corpus = ? AND context IN ({_listed(numbers)})",
-            [corpus],
-            {"contexts": [("corpus", "=", corpus), ("context", "in", numbers)]},
-        ).to_pylist()
-        for row in rows:
-            listed = row["documents"]
-            documents = [(d["position"], d["document"]) for d in listed or ()]
-            documents = documents or [(0, row["document"])]
-            found[corpus, row["context"]] = ContextText(documents, _pieces(row))
+        filters = [("corpus", "=", corpus), ("context", "in", numbers)]
+        rows = connection.rows("contexts", _TEXT, filters)
+        for i, context in enumerate(rows["context"].to_pylist()):
+            row = {name: rows[name][i] for name in _TEXT}
+            documents = [(d["position"], d["document"]) for d in row["documents"].as_py() or ()]
+            text = row["text"].as_py()
+            starts = row["token_starts"].values.to_numpy()
+            found[corpus, context] = ContextText(
+                documents or [(0, row["document"].as_py())],
+                text,
+                np.append(starts, np.int32(len(text))),
+                row["kinds"].values.to_numpy(),
+            )
     return found
 
 
@@ -72,22 +93,15 @@ def activations_in(
     for corpus, numbers in _by_corpus(keys).items():
         is_partial = corpus in sae.partial
         table = "peaks" if is_partial else "postings"
-        rows = run(
-            connection,
-            f"SELECT context, position, activation FROM {PRIVATE}.{table} "
-            f"WHERE sae = ? AND corpus = ? AND feature = ? AND context IN ({_listed(numbers)})"
-            + ("" if bos or is_partial else f" AND kind <> {KIND_BOS}"),
-            [sae.name, corpus, feature],
-            {
-                table: [
-                    ("sae", "=", sae.name),
-                    ("corpus", "=", corpus),
-                    ("feature", "=", feature),
-                    ("context", "in", numbers),
-                ]
-            },
-        )
-        columns = (rows[n].to_pylist() for n in ("context", "position", "activation"))
+        filters = [
+            ("sae", "=", sae.name), ("corpus", "=", corpus), ("feature", "=", feature),
+            ("context", "in", numbers),
+        ]  # fmt: skip
+        names = ("context", "position", "activation", *(() if is_partial else ("kind",)))
+        rows = connection.rows(table, names, filters)
+        if not is_partial and not bos:
+            rows = rows.filter(pc.not_equal(rows["kind"], KIND_BOS))
+        columns = (rows[n].to_pylist() for n in names[:3])
         for context, position, activation in zip(*columns, strict=True):
             found[corpus, context][position] = activation
     return found
@@ -145,16 +159,3 @@ def _by_corpus(keys: list[Key]) -> dict[str, list[int]]:
     for corpus, context in dict.fromkeys(keys):
         grouped.setdefault(corpus, []).append(int(context))
     return grouped
-
-
-def _listed(numbers: list[int]) -> str:
-    return ", ".join(map(str, numbers))
-
-
-def _pieces(row: dict[str, Any]) -> list[str]:
-    starts, text = row["token_starts"], row["text"]
-    pieces = [text[a:b] for a, b in zip(starts, [*starts[1:], len(text)], strict=True)]
-    return [
-        "<bos>" if kind == KIND_BOS and not piece else piece
-        for kind, piece in zip(row["kinds"], pieces, strict=True)
-    ]

@@ -33,7 +33,7 @@ _ACTIVATION: Final = {"activation": "BYTE_STREAM_SPLIT"}
 # Chosen by measurement: benchmarks/parquet_styles.py changes one thing at a time.
 STYLES: Final[dict[str, Style]] = {
     "contexts": Style(
-        64,
+        16,
         ("document", "metadata", "token_ids.list.element", "roles.list.element",
          "turns.list.element", "kinds.list.element"),
         {"context": "DELTA_BINARY_PACKED", "token_starts.list.element": "DELTA_BINARY_PACKED"},

@@ -1,0 +1,161 @@
+"""Rows of a few keys straight from a lake's files, where to start a query costs more than reading.
+
+A delta scan reads the table's log before each query, and footers are parsed again; here both are
+read once for a snapshot. The rows are those of `point_query`, by which those of an object store are
+read.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from scopelake.query.snapshot_files import SnapshotFiles
+from scopelake.query.views import PRIVATE
+from scopelake.store.layout import table_folder
+from scopelake.store.reading import Filters
+from scopelake.store.root import Root
+from scopelake.store.schema import PARTITIONS, SCHEMAS, SORTED_BY
+
+_FOOTERS: Final = 256
+"""Kept; one of a file of 8 million firings takes about a megabyte."""
+
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class _Footer:
+    """A file's metadata, and of its row groups the bounds of the columns that it is sorted by."""
+
+    metadata: pq.FileMetaData
+    bounds: dict[str, tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]]
+    """By column lowest and highest value, [row groups]."""
+
+    @classmethod
+    def of(cls, metadata: pq.FileMetaData, columns: Sequence[str]) -> _Footer:
+        names = metadata.schema.to_arrow_schema().names
+        groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+        bounds = {}
+        for index, name in enumerate(names[: metadata.num_columns]):
+            if name in columns:
+                found = [_bounds(group.column(index)) for group in groups]
+                low, high = zip(*found, strict=True) if found else ((), ())
+                bounds[name] = (np.array(low, np.float64), np.array(high, np.float64))
+        return cls(metadata, bounds)
+
+    def groups(self, filters: Filters) -> list[int]:
+        """Return the row groups that may hold rows that meet the filters."""
+        keep: Mask = np.ones(self.metadata.num_row_groups, bool)
+        for column, how, value in filters:
+            if column in self.bounds:
+                keep &= _may_hold(*self.bounds[column], how, value)
+        return [int(i) for i in np.flatnonzero(keep)]
+
+
+class PointReads:
+    """Reads of a snapshot's rows by their keys, from files of a folder.
+
+    Args:
+        root: the lake's.
+        files: of the snapshot.
+    """
+
+    def __init__(self, root: Root, files: SnapshotFiles) -> None:
+        self._root, self._files = root, files
+        self._footers: OrderedDict[str, _Footer] = OrderedDict()
+
+    def rows(self, table: str, columns: Sequence[str], filters: Filters) -> pa.Table:
+        """Return columns of the rows that meet the filters.
+
+        Args:
+            table: its name.
+            columns: those to return.
+            filters: of ``=``, ``in`` and ``<``, on partition columns or whole numbers.
+
+        Raises:
+            DamagedFileError: a file that may hold them is not what was written.
+        """
+        schema, partitions = SCHEMAS[table], PARTITIONS[table]
+        inside = [c for c in columns if c not in partitions]
+        own = [f for f in filters if f[0] not in partitions]
+        read = list(dict.fromkeys([*inside, *(f[0] for f in own)]))
+        wanted = pa.schema([schema.field(c) for c in columns])
+        parts = [wanted.empty_table()]
+        for action in self._files.matching(table, filters).to_pylist():
+            found = self._read(f"{table_folder(table)}/{action['path']}", table, read, own)
+            for name in partitions:
+                if name in columns:
+                    value = pa.scalar(action[f"partition.{name}"], pa.string())
+                    found = found.append_column(name, pa.repeat(value, found.num_rows))
+            for name in set(inside) - set(found.column_names):
+                # A column that lakes of older versions lack.
+                found = found.append_column(name, pa.nulls(found.num_rows, schema.field(name).type))
+            parts.append(found.select(list(columns)).cast(wanted))
+        return pa.concat_tables(parts).combine_chunks()
+
+    def _read(self, path: str, table: str, columns: list[str], filters: Filters) -> pa.Table:
+        footer = self._footer(path, SORTED_BY[table])
+        groups = footer.groups(filters)
+        with pq.ParquetFile(self._root.open(path), metadata=footer.metadata) as file:
+            rows = file.read_row_groups(groups, columns=columns)
+        keep: Mask = np.ones(rows.num_rows, bool)
+        for column, how, value in filters:
+            keep &= _meets(rows[column].to_numpy(), how, value)
+        return rows.take(np.flatnonzero(keep))
+
+    def _footer(self, path: str, columns: Sequence[str]) -> _Footer:
+        if path not in self._footers:
+            self._footers[path] = _Footer.of(pq.read_metadata(self._root.open(path)), columns)
+            while len(self._footers) > _FOOTERS:
+                self._footers.popitem(last=False)
+        self._footers.move_to_end(path)
+        return self._footers[path]
+
+
+def point_query(table: str, columns: Sequence[str], filters: Filters) -> tuple[str, list[Any]]:
+    """Return the query whose rows `PointReads.rows` gives, and its parameters."""
+    conditions, params = ["true"], []
+    for column, how, value in filters:
+        values = list(value) if how == "in" else [value]
+        marks = ", ".join("?" * len(values))
+        # Of no values none is equal.
+        conditions.append(f"{column} {how} ({marks})" if values else "false")
+        params += values
+    return (
+        f"SELECT {', '.join(columns)} FROM {PRIVATE}.{table} WHERE {' AND '.join(conditions)}",
+        params,
+    )
+
+
+def _bounds(chunk: Any) -> tuple[float, float]:  # noqa: ANN401
+    found = chunk.statistics
+    if found is None or not found.has_min_max:
+        return -np.inf, np.inf
+    return found.min, found.max
+
+
+def _may_hold(
+    low: npt.NDArray[np.float64],
+    high: npt.NDArray[np.float64],
+    how: str,
+    value: Any,  # noqa: ANN401
+) -> Mask:
+    if how == "<":
+        return np.asarray(low < value)
+    ordered = np.sort(np.atleast_1d(np.asarray(value if how == "=" else list(value), np.float64)))
+    # Whether a value lies within the bounds: the first that is not below the lowest is not above.
+    at = np.searchsorted(ordered, low)
+    return np.asarray(np.append(ordered, np.inf)[at] <= high) & (at < len(ordered))
+
+
+def _meets(values: npt.NDArray[Any], how: str, value: Any) -> Mask:  # noqa: ANN401
+    if how == "<":
+        return np.asarray(values < value)
+    return np.asarray(values == value) if how == "=" else np.isin(values, list(value))
