@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from scopelake.errors import (
     ContextNotFoundError,
@@ -15,18 +18,30 @@ from scopelake.errors import (
     InvalidArgumentError,
     QueryError,
 )
-from scopelake.names import check_whole
+from scopelake.names import KIND_BOS, Ranking, check_whole
 from scopelake.query.connect import Connection
 from scopelake.query.coverage import Coverage
 from scopelake.query.resolve import SaeInfo, resolve_sae
-from scopelake.query.sql import run
+from scopelake.query.scores import Scores, check_by, scores
 from scopelake.query.windows import context_texts, visible
 from scopelake.store.context_numbers import NUMBER_COLUMNS, ContextNumbers
+from scopelake.store.firings import rank_in_group
 from scopelake.store.lake_store import LakeStore
 from scopelake.store.snapshot import Snapshot
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+_COLUMNS: Final = ("sae", "position", "feature", "activation", "kind")
+
+_MEANINGS: Final = {
+    "mean": "activation over the mean of the feature",
+    "max": "activation over the max of the feature",
+    "surprise": "surprise, bits",
+}
+
+_HEADS: Final = {"sae": "SAE", "n_firings": "firings"}
 
 
 @dataclass(frozen=True)
@@ -36,8 +51,13 @@ class FeaturesAt:
     corpus: str
     context: int
     table: pa.Table
-    """sae, layer, site, position, token, feature, activation; by position, then activation
-    (highest first), SAE and feature."""
+    """sae, layer, site, position, token, feature, activation, score; by position, then score
+    (highest first), activation, SAE and feature. Of a whole context, n_firings besides, each
+    feature once at its highest score, and by score."""
+    by: Ranking
+    """What the score is."""
+    whole: bool = False
+    """Whether each feature of the context is there once, not each firing."""
     note: str = ""
     """What the answer is short of: SAEs of which not all firings are known here, or whose
     ingest has not come to this context."""
@@ -47,36 +67,58 @@ class FeaturesAt:
         return self.table.to_pandas()
 
     def to_text(self, *, color: bool = False) -> str:
-        """Return a line for each token, and under it one for each firing."""
+        """Return a line for each token, and under it one for each firing; or one a feature."""
         bold, plain = ("\x1b[1m", "\x1b[0m") if color else ("", "")
         lines = [f"context {self.context} of {self.corpus}"]
+        if self.by != "activation":
+            lines[0] += f", by {_MEANINGS[self.by]}"
         position = None
         for row in self.table.to_pylist():
-            if row["position"] != position:
+            if not self.whole and row["position"] != position:
                 position = row["position"]
                 lines.append(f"{bold}{position:6d}  {visible(row['token'])}{plain}")
-            lines.append(f"        {row['activation']:10.4g}  {row['feature']:7d}  {row['sae']}")
-        if position is None:
+            lines.append("        " + self._firing(row))
+        if self.table.num_rows == 0:
             lines.append("        nothing fires in what was asked for")
         lines += [f"({self.note})"] if self.note else []
         return "\n".join(lines)
+
+    def _firing(self, row: dict[str, Any]) -> str:
+        score = "" if self.by == "activation" else f"{_shown(row['score']):>8s}  "
+        text = f"{score}{row['activation']:10.4g}  {row['feature']:7d}  {row['sae']}"
+        if self.whole:
+            text += f"  {row['n_firings']} times, at {row['position']} {visible(row['token'])}"
+        return text
 
     def __str__(self) -> str:
         return self.to_text()
 
     def _repr_html_(self) -> str:
+        names = ["position", "token", "sae", "feature", "activation"]
+        names += ["score"] if self.by != "activation" else []
+        names += ["n_firings"] if self.whole else []
+        head = "".join(f"<th>{_HEADS.get(name, name)}</th>" for name in names)
         body = "".join(
-            f"<tr><td>{r['position']}</td><td><code>{escape(visible(r['token']))}</code></td>"
-            f"<td>{escape(r['sae'])}</td><td>{r['feature']}</td><td>{r['activation']:.4g}</td></tr>"
-            for r in self.table.to_pylist()
+            f"<tr>{''.join(f'<td>{_cell(name, row[name])}</td>' for name in names)}</tr>"
+            for row in self.table.to_pylist()
         )
-        head = "".join(
-            f"<th>{h}</th>" for h in ("position", "token", "SAE", "feature", "activation")
-        )
+        meaning = "" if self.by == "activation" else f", by {_MEANINGS[self.by]}"
         return (
-            f"<b>context {self.context}</b> of {escape(self.corpus)}"
+            f"<b>context {self.context}</b> of {escape(self.corpus)}{meaning}"
             f"<table><tr>{head}</tr>{body}</table>{escape(self.note)}"
         )
+
+
+def _shown(score: float | None) -> str:
+    return "?" if score is None else f"{score:.3g}"
+
+
+def _cell(name: str, value: Any) -> str:  # noqa: ANN401
+    if name == "token":
+        return f"<code>{escape(visible(value))}</code>"
+    if name == "score":
+        return _shown(value)
+    return f"{value:.4g}" if name == "activation" else escape(str(value))
 
 
 def features_at(
@@ -90,8 +132,11 @@ def features_at(
     corpus: str | None = None,
     sae: str | None = None,
     k: int | None = None,
+    by: Ranking = "activation",
+    usual: str | None = None,
+    whole: bool = False,
 ) -> FeaturesAt:
-    """Return the firings of a context or of one token, strongest first at each position.
+    """Return the firings of a context or of one token, ranked at each position; or its features.
 
     Args:
         connection: from `connect`.
@@ -102,17 +147,28 @@ def features_at(
         position: only this token.
         corpus: may be left out when the lake has one.
         sae: only this one, by name or unique ending.
-        k: at most so many firings of each SAE at each token.
+        k: at most so many firings of each SAE at each token; or features of each SAE.
+        by: what ranks them, see `scores`.
+        usual: the corpus that says what is usual for a feature; the context's own if None.
+        whole: rank the features of the context, each at its highest score; not on BOS.
 
     Raises:
         ContextNotFoundError: there is no such context or position.
         CorpusNotFoundError: the lake has no such corpus.
         SaeNotFoundError, AmbiguousSaeError: `sae` does not name one.
-        InvalidArgumentError: `k` is below 1, or no corpus is named and the lake has several.
+        InvalidArgumentError: `k` is below 1, there is no such ranking, no corpus is named and the
+            lake has several, or a whole context and a position are asked for.
         QueryError: of `sae`, or of all, not all firings are known in this context.
-        NotIngestedError: `sae`, or any, was not run on this corpus, or not yet on this context.
+        NotIngestedError: `sae`, or any, was not run on this corpus, or not yet on this context; or
+            an SAE has no statistics on the corpus that says what is usual.
     """
     check_k(k)
+    check_by(by)
+    if whole and position is not None:
+        raise InvalidArgumentError(
+            f"the features of a whole context were asked for at position {position}; a token has "
+            "firings; leave one of the two out"
+        )
     name = _corpus(store, snapshot, corpus)
     texts = context_texts(connection, [(name, context)])
     if (name, context) not in texts:
@@ -128,12 +184,79 @@ def features_at(
         )
     document = texts[name, context].document(0)
     only, note = _chosen(connection.coverage, saes, sae, (name, context, document))
-    query, params = statement(name, context, position, k=k, sae=only)
-    chosen = [("corpus", "=", name), ("context", "=", int(context))]
-    chosen += [("sae", "=", only)] if only else []
-    rows = run(connection, query, params, {"codes": chosen, "saes": ()})
-    tokens = pa.array([pieces[p] for p in rows["position"].to_pylist()], pa.string())
-    return FeaturesAt(name, context, rows.add_column(4, "token", tokens), note)
+    filters = [("corpus", "=", name), ("context", "=", context)]
+    filters += [("position", "=", position)] if position is not None else []
+    filters += [("sae", "=", only)] if only else []
+    rows = connection.rows("codes", _COLUMNS, filters)
+    if whole:
+        rows = rows.filter(pc.not_equal(rows["kind"], KIND_BOS))
+    if usual is not None:
+        connection.coverage.check_corpus(usual)
+    score = scores(connection, rows, by, usual or name)
+    table = _ranked({s.name: s for s in saes}, rows, score, pieces, k=k, whole=whole)
+    return FeaturesAt(name, context, table, by, whole, note)
+
+
+def _ranked(
+    saes: Mapping[str, SaeInfo],
+    rows: pa.Table,
+    score: Scores,
+    pieces: Sequence[str],
+    *,
+    k: int | None,
+    whole: bool,
+) -> pa.Table:
+    """Return the rows of `FeaturesAt`, of the firings of a context and their scores."""
+    held = {name: rows[name].to_numpy() for name in ("position", "feature", "activation")}
+    named = rows["sae"].combine_chunks().dictionary_encode()
+    names = np.array(named.dictionary.to_pylist(), dtype=object)
+    # SAEs by name, so that their numbers are in that order.
+    rank = np.argsort(np.argsort(names))
+    sae = rank[named.indices.to_numpy()] if len(names) else np.zeros(0, np.int64)
+    names = np.sort(names)
+    known = np.where(np.isnan(score), -np.inf, score)
+    order = np.lexsort((held["position"], held["feature"], sae, -held["activation"], -known))
+    n_firings = None
+    if whole:
+        # The first of each feature in that order is the one at its highest score.
+        key = sae * (1 << 32) + held["feature"]
+        _, first, counts = np.unique(key[order], return_index=True, return_counts=True)
+        by_score = np.argsort(first)
+        order, n_firings = order[first[by_score]], counts[by_score]
+        keep = _first_of_each(sae[order], k)
+    else:
+        order = order[np.argsort(held["position"][order], kind="stable")]
+        keep = _first_of_each(held["position"][order].astype(np.int64) * len(names) + sae[order], k)
+    order = order[keep]
+    position, feature = held["position"][order], held["feature"][order]
+    of = [saes[name] for name in names[sae[order]]]
+    table = pa.table(
+        {
+            "sae": pa.array([s.name for s in of], pa.string()),
+            "layer": pa.array(
+                [s.layer_of(int(f)) for s, f in zip(of, feature, strict=True)], pa.int32()
+            ),
+            "site": pa.array([s.site for s in of], pa.string()),
+            "position": position,
+            "token": pa.array([pieces[p] for p in position], pa.string()),
+            "feature": feature,
+            "activation": held["activation"][order],
+            "score": pa.array(score[order], mask=np.isnan(score[order])),
+        }
+    )
+    if n_firings is None:
+        return table
+    return table.append_column("n_firings", pa.array(n_firings[keep], pa.int64()))
+
+
+def _first_of_each(group: npt.NDArray[Any], k: int | None) -> npt.NDArray[np.bool_]:
+    """Whether a row is one of the first `k` of its group, in the order of the rows."""
+    if k is None:
+        return np.ones(len(group), bool)
+    order = np.argsort(group, kind="stable")
+    found = np.empty(len(group), bool)
+    found[order] = rank_in_group(group[order]) < k
+    return found
 
 
 def _is_known(sae: SaeInfo, corpus: str, document: str) -> bool:
@@ -185,28 +308,6 @@ def check_k(k: int | None) -> None:
     """
     if k is not None and check_whole("k", k) < 1:
         raise InvalidArgumentError(f"k={k} was asked for; k is a number of firings; give 1 or more")
-
-
-def statement(
-    corpus: str, context: int, position: int | None, *, k: int | None, sae: str | None = None
-) -> tuple[str, list[Any]]:
-    """Return the SQL of `features_at`, and its parameters."""
-    query = (
-        "SELECT sae, layers[feature // features_per_layer + 1] AS layer, site, position, feature, "
-        "activation FROM codes JOIN (SELECT sae, layers, features_per_layer, site FROM saes) "
-        "USING (sae) WHERE corpus = ? AND context = ?"
-    )
-    params: list[Any] = [corpus, context]
-    if position is not None:
-        query, params = f"{query} AND position = ?", [*params, position]
-    if sae is not None:
-        query, params = f"{query} AND sae = ?", [*params, sae]
-    if k is not None:
-        query += (
-            " QUALIFY row_number() OVER (PARTITION BY sae, position "
-            f"ORDER BY activation DESC, feature) <= {int(k)}"
-        )
-    return f"{query} ORDER BY position, activation DESC, sae, feature", params
 
 
 def _corpus(store: LakeStore, snapshot: Snapshot, corpus: str | None) -> str:

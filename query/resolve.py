@@ -55,6 +55,10 @@ class SaeInfo:
     partial: Mapping[str, Partial] = field(default_factory=dict)
     """Corpora of which not all of its firings are known, and what is."""
 
+    def layer_of(self, feature: int) -> int:
+        """Return the layer that a feature's encoder reads."""
+        return self.layers[feature // (self.width // len(self.layers))]
+
 
 def list_saes(store: LakeStore, snapshot: Snapshot) -> list[SaeInfo]:
     """Return every SAE of the lake, by layer and name."""

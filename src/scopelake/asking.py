@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from scopelake.handle import LakeHandle
-from scopelake.names import Site, check_text, check_whole
+from scopelake.names import Ranking, Site, check_text, check_whole
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -78,15 +78,24 @@ class Asking(LakeHandle):
         corpus: str | None = None,
         sae: str | None = None,
         k: int | None = None,
+        by: Ranking = "activation",
+        usual: str | None = None,
+        whole: bool = False,
     ) -> FeaturesAt:
-        """Return what fired in a context, or at one position of it, strongest first.
+        """Return what fired in a context, or at one position of it, ranked, of all SAEs.
 
         Args:
             context: number of the context in its corpus.
             position: number of the token in the context; all of them if None.
             corpus: which corpus, if the lake has several.
             sae: only this one.
-            k: at most so many firings for each SAE and token.
+            k: at most so many firings for each SAE and token; of a whole context so many features
+                for each SAE.
+            by: ``activation``; ``mean`` or ``max``, activation over the feature's mean or max; or
+                ``surprise``, bits: -log2 of the share of tokens on which the feature fires in the
+                same power of two of activation or above.
+            usual: the corpus whose statistics say what is usual; the context's own if None.
+            whole: of the whole context each feature once, at its highest score; BOS left out.
 
         Raises:
             ContextNotFoundError, CorpusNotFoundError, SaeNotFoundError, NotIngestedError,
@@ -96,10 +105,10 @@ class Asking(LakeHandle):
 
         context = check_whole("context", context)
         position = None if position is None else check_whole("position", position)
-        _check_names(sae=sae, corpus=corpus)
+        _check_names(sae=sae, corpus=corpus, by=by, usual=usual)
         return features_at(
             self._connection, self._store, self._snapshot, self._saes, context, position,
-            corpus=corpus, sae=sae, k=k,
+            corpus=corpus, sae=sae, k=k, by=by, usual=usual, whole=whole,
         )  # fmt: skip
 
     def _on_corpus(self, corpus: str | None) -> set[str]:

@@ -20,6 +20,11 @@ norm; after the pre-feedforward norm."""
 
 SITES: Final[tuple[Site, ...]] = get_args(Site)
 
+Ranking = Literal["activation", "mean", "max", "surprise"]
+"""What ranks firings: the activation, it over its feature's mean or max, or its surprise."""
+
+RANKINGS: Final[tuple[Ranking, ...]] = get_args(Ranking)
+
 KINDS: Final = ("content", "template", "bos", "generated")
 """What a token is; stored as its index, int8."""
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 import scopelake
 from scopelake.cli.parsing import add_json, add_lake, add_verb, show
 from scopelake.errors import InvalidArgumentError
-from scopelake.names import SITES
+from scopelake.names import RANKINGS, SITES
 from scopelake.render import to_json
 
 
@@ -53,13 +53,23 @@ def _add_at(verbs: Any) -> None:  # noqa: ANN401
     parser.add_argument(
         "-k", type=int, help="at most so many for each SAE and token; all by default"
     )
+    parser.add_argument(
+        "--by", choices=RANKINGS, default="activation",
+        help="activation; it over the feature's mean or max; or its surprise in bits",
+    )  # fmt: skip
+    parser.add_argument(
+        "--usual", metavar="CORPUS", help="whose statistics say what is usual; its own by default"
+    )
+    parser.add_argument(
+        "--whole", action="store_true", help="each feature of the context once, at its highest"
+    )
     add_json(parser, "a firing")
 
 
 def _at(arguments: argparse.Namespace) -> None:
     found = scopelake.open(arguments.lake, arguments.snapshot).features_at(
         arguments.context, arguments.position, corpus=arguments.corpus, sae=arguments.sae,
-        k=arguments.k,
+        k=arguments.k, by=arguments.by, usual=arguments.usual, whole=arguments.whole,
     )  # fmt: skip
     show(found, arguments.json)
 
