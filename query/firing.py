@@ -18,7 +18,7 @@ from scopelake.errors import (
     InvalidArgumentError,
     QueryError,
 )
-from scopelake.names import KIND_BOS, Ranking, check_whole
+from scopelake.names import KIND_BOS, FiringRanking, check_whole
 from scopelake.query.connect import Connection
 from scopelake.query.coverage import Coverage
 from scopelake.query.resolve import SaeInfo, resolve_sae
@@ -54,7 +54,7 @@ class FeaturesAt:
     """sae, layer, site, position, token, feature, activation, score; by position, then score
     (highest first), activation, SAE and feature. Of a whole context, n_firings besides, each
     feature once at its highest score, and by score."""
-    by: Ranking
+    by: FiringRanking
     """What the score is."""
     whole: bool = False
     """Whether each feature of the context is there once, not each firing."""
@@ -132,7 +132,7 @@ def features_at(
     corpus: str | None = None,
     sae: str | None = None,
     k: int | None = None,
-    by: Ranking = "activation",
+    by: FiringRanking = "activation",
     usual: str | None = None,
     whole: bool = False,
 ) -> FeaturesAt:

@@ -23,24 +23,23 @@ def partial_on(sae: SaeInfo, corpus: str | None) -> Mapping[str, Partial]:
     return {c: known for c, known in sae.partial.items() if corpus in (None, c)}
 
 
-def check_answerable(
-    sae: SaeInfo, corpus: str | None, *, k: int, where: str | None, bos: bool
-) -> None:
+def check_answerable(sae: SaeInfo, corpus: str | None, asked: str | None, *, k: int = 1) -> None:
     """Refuse what only all firings could answer.
 
+    Args:
+        sae: whose firings.
+        corpus: on which corpus; any if None.
+        asked: what needs all firings, in words; None: nothing but perhaps `k`.
+        k: number of contexts.
+
     Raises:
-        QueryError: a filter, BOS or more contexts than are known.
+        QueryError: not all are known, or fewer contexts than `k`.
     """
     for name, known in partial_on(sae, corpus).items():
-        asked = (
-            f"where {where!r}" if where is not None
-            else "bos" if bos
-            else f"k={k}" if k > known.depth
-            else None
-        )  # fmt: skip
-        if asked is not None:
+        needs = f"k={k}" if asked is None and k > known.depth else asked
+        if needs is not None:
             raise QueryError(
-                f"top contexts with {asked} were asked for; on corpus {name!r} not all firings of "
+                f"top contexts with {needs} were asked for; on corpus {name!r} not all firings of "
                 f"{sae.name} are known ({known.what}, BOS left out); name another corpus, query "
                 "peaks in SQL, or ingest it with all firings into another corpus"
             )

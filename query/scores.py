@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from scopelake.errors import InvalidArgumentError, NotIngestedError
-from scopelake.names import RANKINGS, Ranking
+from scopelake.names import FIRING_RANKINGS, FiringRanking
 from scopelake.query.connect import Connection
 from scopelake.store.firings import band
 
@@ -29,13 +29,13 @@ def check_by(by: str) -> None:
     Raises:
         InvalidArgumentError: there is none of that name.
     """
-    if by not in RANKINGS:
+    if by not in FIRING_RANKINGS:
         raise InvalidArgumentError(
-            f"a ranking by {by!r} was asked for; there are {', '.join(RANKINGS)}; choose one"
+            f"a ranking by {by!r} was asked for; there are {', '.join(FIRING_RANKINGS)}; choose one"
         )
 
 
-def scores(connection: Connection, firings: pa.Table, by: Ranking, corpus: str) -> Scores:
+def scores(connection: Connection, firings: pa.Table, by: FiringRanking, corpus: str) -> Scores:
     """Return the score of each firing, [n]; NaN where nothing can be said.
 
     - ``activation``: itself.
@@ -49,7 +49,7 @@ def scores(connection: Connection, firings: pa.Table, by: Ranking, corpus: str) 
     Args:
         connection: from `connect`.
         firings: sae, feature, activation.
-        by: one of `RANKINGS`.
+        by: one of `FIRING_RANKINGS`.
         corpus: whose statistics say what is usual.
 
     Raises:

@@ -68,7 +68,8 @@ def context_texts(connection: Connection, keys: list[Key]) -> dict[Key, ContextT
         rows = connection.rows("contexts", _TEXT, filters)
         for i, context in enumerate(rows["context"].to_pylist()):
             row = {name: rows[name][i] for name in _TEXT}
-            documents = [(d["position"], d["document"]) for d in row["documents"].as_py() or ()]
+            listed = row["documents"].as_py() or ()
+            documents = [(d["position"], d["document"]) for d in listed]
             text = row["text"].as_py()
             starts = row["token_starts"].values.to_numpy()
             found[corpus, context] = ContextText(
@@ -77,6 +78,17 @@ def context_texts(connection: Connection, keys: list[Key]) -> dict[Key, ContextT
                 np.append(starts, np.int32(len(text))),
                 row["kinds"].values.to_numpy(),
             )
+    return found
+
+
+def documents_of(connection: Connection, keys: list[Key]) -> dict[Key, str | None]:
+    """Return the document of each context named; None of packed ones, which have several."""
+    found: dict[Key, str | None] = {}
+    columns = ("context", "document", "documents")
+    for corpus, numbers in _by_corpus(keys).items():
+        filters = [("corpus", "=", corpus), ("context", "in", numbers)]
+        for row in connection.rows("contexts", columns, filters).to_pylist():
+            found[corpus, row["context"]] = None if row["documents"] else row["document"]
     return found
 
 

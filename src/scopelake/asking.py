@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from scopelake.handle import LakeHandle
-from scopelake.names import Ranking, Site, check_text, check_whole
+from scopelake.names import ContextRanking, FiringRanking, Sampling, Site, check_text, check_whole
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from scopelake.query.contexts import TopContexts
     from scopelake.query.firing import FeaturesAt
     from scopelake.query.info import LakeInfo
+    from scopelake.query.rank_contexts import Ranking
+    from scopelake.query.resolve import SaeInfo
+    from scopelake.query.samples import SampledContexts
 
 
 class Asking(LakeHandle):
@@ -29,10 +32,12 @@ class Asking(LakeHandle):
         site: Site | None = None,
         sae: str | None = None,
         k: int = 20,
-        window: int = 16,
+        window: int | None = 16,
         corpus: str | None = None,
         where: str | None = None,
         bos: bool = False,
+        by: ContextRanking = "max",
+        distinct: bool = False,
     ) -> TopContexts:
         """Return the contexts in which a feature is strongest, with the tokens around its peak.
 
@@ -43,31 +48,127 @@ class Asking(LakeHandle):
             site: ``resid_post``, ``attn_out``, ``mlp_out`` or ``mlp_in`` (transcoders).
             sae: full name, or any ending of it that is unique.
             k: number of contexts.
-            window: tokens shown on either side of the peak.
+            window: tokens shown on either side of the peak; the whole context if None.
             corpus: only this corpus.
-            where: SQL predicate over the peak's token and its context, e.g. ``role = 'user'``.
+            where: SQL predicate that a firing must meet to count, over its activation and its
+                token's and its context's columns, e.g. ``role = 'user'``.
             bos: whether firings on BOS count.
+            by: what ranks a context: its strongest firing (``max``), or the ``mean``, ``sum`` or
+                ``count`` of all of the feature's firings in it.
+            distinct: of each document only its first context.
 
         Raises:
             SaeNotFoundError, AmbiguousSaeError, LayerNotFoundError, FeatureNotFoundError,
             CorpusNotFoundError, NotIngestedError, InvalidArgumentError, QueryError.
         """
         from scopelake.query.contexts import top_contexts
+
+        window = None if window is None else check_whole("window", window)
+        ranking = self._ranking(
+            feature, layer, site, sae,
+            k=k, corpus=corpus, where=where, bos=bos, by=by, distinct=distinct,
+        )  # fmt: skip
+        return top_contexts(self._connection, ranking, window=window)
+
+    def explain_top_contexts(
+        self,
+        feature: int,
+        *,
+        layer: int | None = None,
+        site: Site | None = None,
+        sae: str | None = None,
+        k: int = 20,
+        corpus: str | None = None,
+        where: str | None = None,
+        bos: bool = False,
+        by: ContextRanking = "max",
+        distinct: bool = False,
+    ) -> str:
+        """Return the SQL that ranks the contexts of `top_contexts`, as `sql` runs it.
+
+        Raises:
+            What `top_contexts` does of its arguments.
+        """
+        return self._ranking(
+            feature, layer, site, sae,
+            k=k, corpus=corpus, where=where, bos=bos, by=by, distinct=distinct,
+        ).sql()[0]  # fmt: skip
+
+    def sample_contexts(
+        self,
+        feature: int,
+        how: Sampling = "quantile",
+        *,
+        layer: int | None = None,
+        site: Site | None = None,
+        sae: str | None = None,
+        k: int = 20,
+        n_bands: int = 5,
+        seed: int = 0,
+        window: int | None = 16,
+        corpus: str | None = None,
+        where: str | None = None,
+        bos: bool = False,
+        distinct: bool = False,
+    ) -> SampledContexts:
+        """Return contexts at random from bands of a feature's activation, not only the strongest.
+
+        Args:
+            feature: index in the SAE, from 0; layer, site, sae, corpus, where, bos and distinct
+                are as in `top_contexts`.
+            how: ``quantile``, bands of equally many contexts, or ``uniform``, bands of equal width
+                from the lowest to the highest activation; a context has that of its peak.
+            k: number of contexts, as many of each band, or all that it has.
+            n_bands: number of bands.
+            seed: of the choice; equal arguments give equal contexts.
+            window: tokens shown on either side of the peak; the whole context if None.
+
+        Raises:
+            What `top_contexts` does.
+        """
+        from scopelake.query.samples import sample_contexts
+
+        check_text("how", how)
+        n_bands, seed = check_whole("n_bands", n_bands), check_whole("seed", seed)
+        window = None if window is None else check_whole("window", window)
+        ranking = self._ranking(
+            feature, layer, site, sae,
+            k=k, corpus=corpus, where=where, bos=bos, by="max", distinct=distinct,
+        )  # fmt: skip
+        return sample_contexts(
+            self._connection, ranking, how, n_bands=n_bands, seed=seed, window=window
+        )
+
+    def _ranking(
+        self,
+        feature: int,
+        layer: int | None,
+        site: Site | None,
+        sae: str | None,
+        *,
+        k: int,
+        corpus: str | None,
+        **asked: Any,  # noqa: ANN401
+    ) -> Ranking:
+        from scopelake.query.rank_contexts import Ranking
+
+        _check_names(sae=sae, corpus=corpus, site=site, where=asked["where"], by=asked["by"])
+        info = self._sae(feature, layer, site, sae, corpus)
+        return Ranking(info, int(feature), check_whole("k", k), corpus, **asked)
+
+    def _sae(
+        self,
+        feature: int,
+        layer: int | None,
+        site: Site | None,
+        sae: str | None,
+        corpus: str | None,
+    ) -> SaeInfo:
         from scopelake.query.resolve import resolve_sae
 
-        feature, k, window = (
-            check_whole(what, value)
-            for what, value in (("feature", feature), ("k", k), ("window", window))
-        )
-        _check_names(sae=sae, corpus=corpus, site=site, where=where)
-        layer = None if layer is None else check_whole("layer", layer)
-        info = resolve_sae(
-            self._saes, sae=sae, layer=layer, site=site, feature=feature,
-            preferred=self._on_corpus(corpus),
-        )  # fmt: skip
-        return top_contexts(
-            self._connection, info, feature,
-            k=k, window=window, corpus=corpus, where=where, bos=bos,
+        return resolve_sae(
+            self._saes, sae=sae, layer=None if layer is None else check_whole("layer", layer),
+            site=site, feature=check_whole("feature", feature), preferred=self._on_corpus(corpus),
         )  # fmt: skip
 
     def features_at(
@@ -78,7 +179,7 @@ class Asking(LakeHandle):
         corpus: str | None = None,
         sae: str | None = None,
         k: int | None = None,
-        by: Ranking = "activation",
+        by: FiringRanking = "activation",
         usual: str | None = None,
         whole: bool = False,
     ) -> FeaturesAt:

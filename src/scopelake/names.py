@@ -20,10 +20,20 @@ norm; after the pre-feedforward norm."""
 
 SITES: Final[tuple[Site, ...]] = get_args(Site)
 
-Ranking = Literal["activation", "mean", "max", "surprise"]
+FiringRanking = Literal["activation", "mean", "max", "surprise"]
 """What ranks firings: the activation, it over its feature's mean or max, or its surprise."""
 
-RANKINGS: Final[tuple[Ranking, ...]] = get_args(Ranking)
+FIRING_RANKINGS: Final[tuple[FiringRanking, ...]] = get_args(FiringRanking)
+
+ContextRanking = Literal["max", "mean", "sum", "count"]
+"""What ranks contexts: a feature's strongest firing in one, or the mean, sum or number of all."""
+
+CONTEXT_RANKINGS: Final[tuple[ContextRanking, ...]] = get_args(ContextRanking)
+
+Sampling = Literal["quantile", "uniform"]
+"""How contexts are sampled: from bands of equally many, or of equal width of activation."""
+
+SAMPLINGS: Final[tuple[Sampling, ...]] = get_args(Sampling)
 
 KINDS: Final = ("content", "template", "bos", "generated")
 """What a token is; stored as its index, int8."""

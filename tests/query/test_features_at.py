@@ -15,7 +15,7 @@ from scopelake.errors import (
     NotIngestedError,
     SaeNotFoundError,
 )
-from scopelake.names import RANKINGS
+from scopelake.names import FIRING_RANKINGS
 from scopelake.query.firing import FeaturesAt, features_at
 from scopelake.query.resolve import list_saes
 
@@ -118,7 +118,7 @@ def score(built, row, by) -> float | None:
     return row.activation / (max(known) if by == "max" else sum(known) / len(known))
 
 
-@pytest.mark.parametrize("by", RANKINGS)
+@pytest.mark.parametrize("by", FIRING_RANKINGS)
 @pytest.mark.parametrize("corpus", ["plain", "chats"])
 @pytest.mark.parametrize("position", [None, 0, 1])
 @pytest.mark.parametrize("k", [None, 1, 3])
@@ -140,7 +140,7 @@ def test_rankings_agree_with_brute_force(built, by, corpus, position, k):
         assert found.table["score"].to_pylist() == pytest.approx([s for s, _ in expected], rel=1e-6)
 
 
-@pytest.mark.parametrize("by", RANKINGS)
+@pytest.mark.parametrize("by", FIRING_RANKINGS)
 @pytest.mark.parametrize("k", [None, 2])
 def test_features_of_a_whole_context_agree_with_brute_force(built, by, k):
     for context in range(0, 40, 3):

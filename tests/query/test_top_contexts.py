@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -11,8 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from scopelake.errors import CorpusNotFoundError, InvalidArgumentError, QueryError
-from scopelake.names import KINDS, ROLES
-from scopelake.query.contexts import explain_top_contexts, top_contexts
+from scopelake.names import CONTEXT_RANKINGS, KINDS, ROLES
+from scopelake.query import contexts
+from scopelake.query.contexts import TopContexts
+from scopelake.query.rank_contexts import Ranking
 from scopelake.query.sql import sql
 
 Keep = Callable[[Any, Any], bool]
@@ -34,27 +37,53 @@ WHERES: dict[str | None, Keep] = {
 }
 
 
-def oracle(built, sae, feature, *, k, window, corpus, where, bos):
+def top_contexts(connection, sae, feature, *, window=16, **asked) -> TopContexts:
+    return contexts.top_contexts(connection, Ranking(sae, feature, **asked), window=window)
+
+
+def explain_top_contexts(sae, feature, **asked) -> str:
+    return Ranking(sae, feature, **asked).sql()[0]
+
+
+VALUES: dict[str, Callable[[list[float]], float]] = {
+    "max": max,
+    "mean": lambda a: math.fsum(a) / len(a),
+    "sum": math.fsum,
+    "count": len,
+}
+
+
+def oracle(built, sae, feature, *, k, window, corpus, where, bos, by="max", distinct=False):
     """The answer by sorting every firing there is."""
     mine = [
         r for r in built.rows
         if r.sae == sae.name and r.feature == feature and (bos or r.kind != "bos")
     ]  # fmt: skip
     fired = {(r.corpus, r.context, r.position): r.activation for r in mine}
-    best: dict[tuple[str, int], tuple[float, int]] = {}
+    counted: dict[tuple[str, int], list[tuple[float, int]]] = {}
     for r in mine:
         context = built.contexts[r.corpus, r.context]
         if corpus in (None, r.corpus) and WHERES[where](r, context):
-            key = (r.corpus, r.context)
-            best[key] = min(best.get(key, (0.0, 0)), (-r.activation, r.position))
-    ranked = sorted((a, *key, p) for key, (a, p) in best.items())[:k]
+            counted.setdefault((r.corpus, r.context), []).append((-r.activation, r.position))
+    ranked = sorted(
+        (-VALUES[by]([-a for a, _ in firings]), *key, *min(firings))
+        for key, firings in counted.items()
+    )
+    if distinct:
+        first: dict[tuple[str, str], tuple] = {}
+        for row in ranked:
+            first.setdefault((row[1], built.contexts[row[1:3]].document), row)
+        ranked = list(first.values())
     rows = []
-    for rank, (negative, name, number, position) in enumerate(ranked):
+    for rank, (value, name, number, negative, position) in enumerate(ranked[:k]):
         context = built.contexts[name, number]
-        start, stop = max(0, position - window), min(len(context.pieces), position + window + 1)
+        start, stop = 0, len(context.pieces)
+        if window is not None:
+            start, stop = max(0, position - window), min(stop, position + window + 1)
         rows.append({
             "rank": rank, "corpus": name, "context": number, "position": position,
-            "activation": -negative, "document": context.document, "start": start, "stop": stop,
+            "activation": -negative, "value": pytest.approx(-value, rel=1e-12),
+            "document": context.document, "start": start, "stop": stop,
             "tokens": context.shown[start:stop],
             "activations": [fired.get((name, number, p), 0.0) for p in range(start, stop)],
             "text": "".join(context.shown[start:stop]),
@@ -63,20 +92,25 @@ def oracle(built, sae, feature, *, k, window, corpus, where, bos):
 
 
 @settings(
-    max_examples=40, deadline=None, derandomize=True,
+    max_examples=60, deadline=None, derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )  # fmt: skip
 @given(
     feature=st.integers(0, 11),
     k=st.sampled_from([1, 2, 20, 256, 257, 5000]),
-    window=st.sampled_from([0, 1, 4, 100]),
+    window=st.sampled_from([0, 1, 4, 100, None]),
     corpus=st.sampled_from([None, "plain", "chats"]),
     where=st.sampled_from(list(WHERES)),
     bos=st.booleans(),
+    by=st.sampled_from(CONTEXT_RANKINGS),
+    distinct=st.booleans(),
     place=st.sampled_from([(1, "resid_post"), (2, "mlp_out")]),
 )
-def test_it_agrees_with_brute_force(built, feature, k, window, corpus, where, bos, place):
+def test_it_agrees_with_brute_force(
+    built, feature, k, window, corpus, where, bos, by, distinct, place
+):  # fmt: skip
     asked = {"k": k, "window": window, "corpus": corpus, "where": where, "bos": bos}
+    asked |= {"by": by, "distinct": distinct}
     sae = built.sae(*place)
     found = top_contexts(built.connection, sae, feature, **asked)
     assert found.table.to_pylist() == oracle(built, sae, feature, **asked)
@@ -89,22 +123,45 @@ def test_peaks_and_postings_give_the_same_answer(built, feature, k):
     deep = top_contexts(built.connection, built.sae(), feature, k=k, where="true")
     deeper = top_contexts(built.connection, built.sae(), feature, k=100_000)
     assert shallow.table == deep.table == deeper.table.slice(0, k)
+    documents = top_contexts(built.connection, built.sae(), feature, k=k, distinct=True)
+    all_firings = {"k": k, "distinct": True, "where": "true"}
+    assert (
+        documents.table == top_contexts(built.connection, built.sae(), feature, **all_firings).table
+    )
     assert "peaks" in explain_top_contexts(built.sae(), feature, k=k)
     assert "postings" in explain_top_contexts(built.sae(), feature, k=257)
 
 
-@pytest.mark.parametrize(("where", "k"), [(None, 5), (None, 300), ("role = 'user'", 5)])
-def test_explain_gives_sql_that_ranks_the_same(built, where, k):
-    query = explain_top_contexts(built.sae(), 0, k=k, corpus="chats", where=where)
-    found = top_contexts(built.connection, built.sae(), 0, k=k, corpus="chats", where=where)
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"k": 5},
+        {"k": 300},
+        {"k": 5, "where": "role = 'user'"},
+        {"k": 5, "by": "sum", "where": "role = 'user'"},
+        {"k": 5, "distinct": True},
+        {"k": 300, "distinct": True, "by": "count"},
+    ],
+)
+def test_explain_gives_sql_that_ranks_the_same(built, asked):
+    query = explain_top_contexts(built.sae(), 0, corpus="chats", **asked)
+    found = top_contexts(built.connection, built.sae(), 0, corpus="chats", **asked)
     ranked = sql(built.connection, query)
     assert ranked.num_rows > 1
     assert ranked == found.table.select(ranked.column_names)
 
 
-@pytest.mark.parametrize("asked", [{"k": 0}, {"k": -3}, {"k": 2.5}, {"window": -1}])
-def test_arguments_out_of_range_are_refused(built, asked):
-    with pytest.raises(InvalidArgumentError, match=f"{next(iter(asked))}="):
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ({"k": 0}, "k=0"),
+        ({"k": -3}, "k=-3"),
+        ({"window": -1}, "window=-1"),
+        ({"by": "loudness"}, "by 'loudness' was asked for; there are max, mean, sum, count"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(built, asked, says):
+    with pytest.raises(InvalidArgumentError, match=says):
         top_contexts(built.connection, built.sae(), 0, **asked)
 
 

@@ -1,4 +1,4 @@
-"""Verbs that ask: top, features-at, sql, info."""
+"""Verbs that ask: top, sample, features-at, sql, info."""
 
 from __future__ import annotations
 
@@ -8,12 +8,34 @@ from typing import Any, Final
 import scopelake
 from scopelake.cli.parsing import add_json, add_lake, add_verb, show
 from scopelake.errors import InvalidArgumentError
-from scopelake.names import RANKINGS, SITES
+from scopelake.names import CONTEXT_RANKINGS, FIRING_RANKINGS, SAMPLINGS, SITES
 from scopelake.render import to_json
 
 
 def _add_top(verbs: Any) -> None:  # noqa: ANN401
     parser = add_verb(verbs, "top", _top, "show the strongest contexts of a feature")
+    _add_contexts(parser)
+    parser.add_argument(
+        "--by", choices=CONTEXT_RANKINGS, default="max",
+        help="the strongest firing in a context, or the mean, sum or count of all; max by default",
+    )  # fmt: skip
+    add_json(parser, "a context")
+
+
+def _add_sample(verbs: Any) -> None:  # noqa: ANN401
+    parser = add_verb(verbs, "sample", _sample, "show contexts from all over a feature's range")
+    _add_contexts(parser)
+    parser.add_argument(
+        "--how", choices=SAMPLINGS, default="quantile",
+        help="bands of equally many contexts (quantile, the default) or of equal width (uniform)",
+    )  # fmt: skip
+    parser.add_argument("--bands", type=int, default=5, help="number of bands; 5 by default")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice; 0 by default")
+    add_json(parser, "a context")
+
+
+def _add_contexts(parser: argparse.ArgumentParser) -> None:
+    """Add which contexts of which feature."""
     add_lake(parser)
     parser.add_argument("feature", type=int, help="its index in the SAE, from 0")
     parser.add_argument("--layer", type=int, help="the SAE of this layer, if only one fits")
@@ -21,19 +43,37 @@ def _add_top(verbs: Any) -> None:  # noqa: ANN401
     parser.add_argument("--sae", help="name of the SAE, or a unique ending of it")
     parser.add_argument("-k", type=int, default=20, help="number of contexts; 20 by default")
     parser.add_argument(
-        "--window", type=int, default=16, help="tokens on either side; 16 by default"
-    )
+        "--window", type=_window, default=16, metavar="N",
+        help="tokens on either side, or all for the whole context; 16 by default",
+    )  # fmt: skip
     parser.add_argument("--corpus", help="only this corpus; all by default")
     parser.add_argument("--where", help="SQL predicate, e.g. \"role = 'user'\"")
     parser.add_argument("--bos", action="store_true", help="count firings on BOS too")
-    add_json(parser, "a context")
+    parser.add_argument(
+        "--distinct", action="store_true", help="of each document only its first context"
+    )
+
+
+def _window(text: str) -> int | None:
+    return None if text == "all" else int(text)
+
+
+def _contexts(arguments: argparse.Namespace) -> dict[str, Any]:
+    names = ("layer", "site", "sae", "k", "window", "corpus", "where", "bos", "distinct")
+    return {name: getattr(arguments, name) for name in names}
 
 
 def _top(arguments: argparse.Namespace) -> None:
     found = scopelake.open(arguments.lake, arguments.snapshot).top_contexts(
-        arguments.feature, layer=arguments.layer, site=arguments.site, sae=arguments.sae,
-        k=arguments.k, window=arguments.window, corpus=arguments.corpus, where=arguments.where,
-        bos=arguments.bos,
+        arguments.feature, by=arguments.by, **_contexts(arguments)
+    )
+    show(found, arguments.json)
+
+
+def _sample(arguments: argparse.Namespace) -> None:
+    found = scopelake.open(arguments.lake, arguments.snapshot).sample_contexts(
+        arguments.feature, arguments.how, n_bands=arguments.bands, seed=arguments.seed,
+        **_contexts(arguments),
     )  # fmt: skip
     show(found, arguments.json)
 
@@ -54,7 +94,7 @@ def _add_at(verbs: Any) -> None:  # noqa: ANN401
         "-k", type=int, help="at most so many for each SAE and token; all by default"
     )
     parser.add_argument(
-        "--by", choices=RANKINGS, default="activation",
+        "--by", choices=FIRING_RANKINGS, default="activation",
         help="activation; it over the feature's mean or max; or its surprise in bits",
     )  # fmt: skip
     parser.add_argument(
@@ -114,4 +154,4 @@ def _info(arguments: argparse.Namespace) -> None:
         print(found.to_text())
 
 
-VERBS: Final = (_add_top, _add_at, _add_sql, _add_info)
+VERBS: Final = (_add_top, _add_sample, _add_at, _add_sql, _add_info)
