@@ -60,7 +60,7 @@ def variants(table: str) -> Iterator[tuple[str, parquet.Style]]:
             f"{column} by delta",
             replace(own, dictionary=others, encodings=encodings | {column: "DELTA_BINARY_PACKED"}),
         )
-    for rows in (32_768, 524_288, 1_048_576):
+    for rows in (32_768, 131_072, 524_288):
         yield f"row groups of {rows:,}", replace(own, row_group=rows)
     for level in (3, 9):
         yield f"zstd {level}", replace(own, level=level)
