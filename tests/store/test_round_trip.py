@@ -153,7 +153,7 @@ def test_contexts_come_back_and_have_small_row_groups(store):
     receipts = write_contexts(store.root, table, "web.v1", "corpus:web.v1")
     with pq.ParquetFile(store.root.path / receipts[0].path) as file:
         sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
-    assert sizes == [64, 64, 2]
+    assert sizes == [16] * 8 + [2]
     snapshot = commit(store, receipts, "corpus:web.v1")
     assert store.read("contexts", snapshot).sort_by("context").equals(table)
     assert pl.scan_delta(store.table_uri("contexts")).collect().height == 130
