@@ -127,7 +127,8 @@ class Committer:
         self._others |= bool(self.last) and snapshot.id != self.last
         if self._others or not self.last:
             check_catalogue(store, snapshot, corpus, self._model, self._plan.coders)
-            check_precision(store, snapshot, self._config, self._model, self._plan.coders)
+            names = [coder.name for coder in self._plan.coders]
+            check_precision(store, snapshot, self._config, self._model.dtype, names)
             stale += [files for files in made if _is_stale(self._writer, snapshot, corpus, files)]
         is_same = find_corpus(store, snapshot, corpus)["n_tokens"] == self._plan.corpus["n_tokens"]
         of_all = "evaluations" in commit.rows or any(r.table == "features" for r in commit.receipts)
