@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final
@@ -11,7 +10,7 @@ from uuid import uuid4
 import pyarrow as pa
 
 from scopelake.errors import LakeBusyError
-from scopelake.ingest.look_back import StaleLookBackError, check_seen
+from scopelake.ingest.look_back import is_seen
 from scopelake.ingest.model import ModelIdentity
 from scopelake.ingest.plan import (
     IngestConfig,
@@ -20,13 +19,12 @@ from scopelake.ingest.plan import (
     check_precision,
     find_corpus,
 )
+from scopelake.ingest.report import LOG
 from scopelake.ingest.shard_files import ShardFiles
 from scopelake.store.commit import Writer
 from scopelake.store.planned import Commit
 from scopelake.store.receipts import Receipt
 from scopelake.store.snapshot import Snapshot
-
-LOG: Final = logging.getLogger("scopelake.ingest")
 
 _REPLACED: Final = {
     "saes": ("sae",),
@@ -129,7 +127,9 @@ class Committer:
             check_catalogue(store, snapshot, corpus, self._model, self._plan.coders)
             names = [coder.name for coder in self._plan.coders]
             check_precision(store, snapshot, self._config, self._model.dtype, names)
-            stale += [files for files in made if _is_stale(self._writer, snapshot, corpus, files)]
+            stale += [
+                files for files in made if not is_seen(store, snapshot, corpus, files.looked_back)
+            ]
         is_same = find_corpus(store, snapshot, corpus)["n_tokens"] == self._plan.corpus["n_tokens"]
         of_all = "evaluations" in commit.rows or any(r.table == "features" for r in commit.receipts)
         if of_all and not is_same:
@@ -150,14 +150,6 @@ class Committer:
         if made and not kept:
             return None
         return replace(commit, receipts=tuple(kept))
-
-
-def _is_stale(writer: Writer, snapshot: Snapshot, corpus: str, files: ShardFiles) -> bool:
-    try:
-        check_seen(writer.store, snapshot, corpus, files.looked_back)
-    except StaleLookBackError:
-        return True
-    return False
 
 
 def _committed(files: ShardFiles, snapshot: Snapshot) -> dict[str, object]:

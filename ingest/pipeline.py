@@ -20,12 +20,12 @@ from scopelake.errors import EncoderWarning, ShardWarning
 from scopelake.ingest.budget import WRITERS, Budget, parse_memory
 from scopelake.ingest.capture import site_width
 from scopelake.ingest.coders import CoderFiles
-from scopelake.ingest.committer import LOG, Committer
+from scopelake.ingest.committer import Committer
 from scopelake.ingest.crews import Crew
 from scopelake.ingest.evaluation_rows import unevaluated
 from scopelake.ingest.ledger import Ledger
 from scopelake.ingest.plan import IngestConfig, IngestPlan, Shard, make_plan, without_committed
-from scopelake.ingest.report import IngestSummary, Progress
+from scopelake.ingest.report import LOG, IngestSummary, Progress
 from scopelake.ingest.rows import RunTotals, model_table, run_table, sae_table
 from scopelake.ingest.run_here import Work
 from scopelake.ingest.shard_files import ShardFiles

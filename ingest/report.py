@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from scopelake.ingest.shard_files import FailedShard
+
+LOG: Final = logging.getLogger("scopelake.ingest")
+"""Of all that an ingest logs; a record's attribute `scopelake` has the fields."""
 
 
 @dataclass(frozen=True)
