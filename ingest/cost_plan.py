@@ -10,6 +10,7 @@ from typing import Any
 from scopelake.ingest.devices import Basis
 from scopelake.ingest.memory_need import Part
 from scopelake.ingest.stored_sizes import TableSize
+from scopelake.names import counted
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,7 @@ def _row(what: str, value: str, basis: str) -> str:
 def _work(plan: CostPlan) -> list[str]:
     of = f"corpus {plan.corpus}" if plan.corpus else "a corpus that is not there yet"
     kept = "" if plan.keep == "all" else f", keep {plan.keep}"
-    lines = [f"{of}, {plan.model}, {len(plan.coders)} SAEs, on {plan.device}{kept}"]
+    lines = [f"{of}, {plan.model}, {counted(len(plan.coders), 'SAE')}, on {plan.device}{kept}"]
     lines.append(_row("tokens", f"{plan.tokens:,}", "exact"))
     lines.append(_row("contexts in shards", f"{plan.n_contexts:,} in {plan.n_shards:,}", "exact"))
     layers = f"{plan.layers_run} of {plan.n_layers}"

@@ -18,6 +18,7 @@ from scopelake.errors import InvalidArgumentError, MissingDependencyError, Model
 from scopelake.ingest.attention import register
 from scopelake.ingest.digest import digest_files
 from scopelake.ingest.hub import fetch_snapshot, is_local, repo_of_cached
+from scopelake.names import counted
 
 _ARCHITECTURES = ("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration")
 TEXT_KEYS: Final = {r"^(?:model\.)?language_model\.(?:model\.)?": "model."}
@@ -272,7 +273,8 @@ def _load_text_model(files: ModelFiles, dtype: torch.dtype, device_map: DeviceMa
         ) from error
     if missing := sorted(report["missing_keys"]):
         raise ModelError(
-            f"model {files.name!r} was asked for; {files.path} lacks {len(missing)} tensors "
+            f"model {files.name!r} was asked for; {files.path} lacks "
+            f"{counted(len(missing), 'tensor')} "
             f"({missing[0]}, ...); check that its files are complete"
         )
     return module

@@ -37,7 +37,7 @@ from scopelake.ingest.rows_law import Profile
 from scopelake.ingest.shapes import ModelShape
 from scopelake.ingest.stored_sizes import FILE_OVERHEAD, FIRING_TABLES
 from scopelake.ingest.time_need import Stages, commit_growth
-from scopelake.names import KIND_BOS, SiteLayer
+from scopelake.names import KIND_BOS, SiteLayer, counted
 from scopelake.store.commit import Writer
 from scopelake.store.firings import BANDS, band
 from scopelake.store.lake_store import LakeStore
@@ -95,7 +95,10 @@ def run_pilot(
             _dense_ratios(store, config.work.model, ran.tokens),
             _foretell(config.work, device, ran),
         )
-    notes = [*plain.notes, f"the pilot ran shard {config.work.first_shard}: {ran.tokens:,} tokens"]
+    notes = [
+        *plain.notes,
+        f"the pilot ran shard {config.work.first_shard}: {counted(ran.tokens, 'token')}",
+    ]
     found = estimate(config.work, device, tokens_per_second, measures, notes)
     return replace(found, compared=_compare(plain, found, ran))
 

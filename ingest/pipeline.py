@@ -32,6 +32,7 @@ from scopelake.ingest.shard_files import ShardFiles
 from scopelake.ingest.statistics import without_statistics, write_statistics
 from scopelake.ingest.worker import Assignment
 from scopelake.kernels.encode import choose
+from scopelake.names import counted
 from scopelake.store.commit import Writer
 from scopelake.store.dense import ensure_array
 from scopelake.store.lake_store import LakeStore
@@ -289,7 +290,7 @@ def _warn_if_slow(device: torch.device) -> None:
 
 def _warn_of_failed(ledger: Ledger, plan: IngestPlan) -> None:
     warnings.warn(
-        f"{len(ledger.aside)} of {plan.n_shards} shards "
+        f"{len(ledger.aside)} of {counted(plan.n_shards, 'shard')} "
         f"{'was' if len(ledger.aside) == 1 else 'were'} set aside: "
         f"{'; '.join(map(str, ledger.aside))}; mend the cause and ingest again, which makes these "
         "only",

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from html import escape
 from typing import Any
 
+from scopelake.names import counted
 from scopelake.store.catalog import published_examples
 from scopelake.store.lake_store import LakeStore
 from scopelake.store.layout import DENSE
@@ -138,14 +139,16 @@ class LakeInfo:
         """Return a summary of a few lines and a row for each SAE and corpus."""
         lines = [f"{self.path}, snapshot {self.snapshot}, {self.total_bytes / 1e6:,.1f} MB"]
         lines += [
-            f"  corpus {c.corpus}: {c.documents:,} documents, {c.contexts:,} contexts, "
-            f"{c.tokens:,} tokens"
+            f"  corpus {c.corpus}: {counted(c.documents, 'document')}, "
+            f"{counted(c.contexts, 'context')}, "
+            f"{counted(c.tokens, 'token')}"
             for c in self.corpora
         ]
         lines += [f"  model {m}" for m in self.models]
         lines += _codes_lines(self)
         lines += [
-            f"  examples of {e.sae} on {e.corpus}: {e.firings:,} firings, {e.n_bytes / 1e6:,.1f} MB"
+            f"  examples of {e.sae} on {e.corpus}: {counted(e.firings, 'firing')}, "
+            f"{e.n_bytes / 1e6:,.1f} MB"
             for e in self.examples
         ]
         lines += [
@@ -256,7 +259,7 @@ def _bytes_a_firing(codes: list[CodesInfo] | tuple[CodesInfo, ...]) -> dict[str,
 def _codes_lines(lake: LakeInfo) -> list[str]:
     if not lake.codes:
         return []
-    lines = [f"  {lake.firings:,} firings{_weights(lake.bytes_a_firing())}"]
+    lines = [f"  {counted(lake.firings, 'firing')}{_weights(lake.bytes_a_firing())}"]
     width = max(len(c.sae) for c in lake.codes)
     corpus_width = max(len(c.corpus) for c in lake.codes)
     for c in lake.codes:
@@ -272,7 +275,7 @@ def _evaluation_line(e: EvaluationInfo) -> str:
     loss = "" if e.loss_spliced is None else f", loss {e.loss:.3f} -> {e.loss_spliced:.3f} nat"
     return (
         f"  {e.sae} on {e.corpus}, layer {e.layer}: FVU {e.fvu:.3f}, L0 {e.l0:.1f}, "
-        f"{e.dead:,} dead{loss} ({e.n_tokens:,} tokens)"
+        f"{e.dead:,} dead{loss} ({counted(e.n_tokens, 'token')})"
     )
 
 

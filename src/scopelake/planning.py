@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from scopelake.errors import InvalidArgumentError, ModelError
 from scopelake.handle import LakeHandle
 from scopelake.named import bundled_coders, coder_specs, model_files, site_layers
-from scopelake.names import Site, check_whole
+from scopelake.names import Site, check_whole, counted
 from scopelake.store.folder_root import FolderRoot
 
 if TYPE_CHECKING:
@@ -265,7 +265,9 @@ def _notes(asked: Asked) -> list[str]:
         notes.append("with a device map: the time is as if one device held the model")
     guessed = [c.name for c in asked.coders if c.l0_basis == "guessed"]
     if guessed:
-        notes.append(f"{len(guessed)} coders state no L0; it is guessed from their labels")
+        notes.append(
+            f"of {counted(len(guessed), 'coder')} no L0 is stated; it is guessed from the labels"
+        )
     if any(c.l0_basis == "grid" for c in asked.coders):
         notes.append(
             "coders are those of the published grid, of which some were never uploaded: scopelake "

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Final
 
+from scopelake.names import counted
+
 if TYPE_CHECKING:
     from scopelake.ingest.report import Progress
 
@@ -27,7 +29,7 @@ def corpus_progress(corpus: str) -> Iterator[Callable[[int, int], None]]:
         return
     with console.status(f"{corpus}: reading") as status:
         yield lambda documents, tokens: status.update(
-            f"{corpus}: {documents:,} documents, {tokens:,} tokens"
+            f"{corpus}: {counted(documents, 'document')}, {counted(tokens, 'token')}"
         )
 
 

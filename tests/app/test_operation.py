@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -42,13 +43,16 @@ def arguments(lake, *more):
             "--sae", str(tiny.coders_path() / SAE), *more]  # fmt: skip
 
 
-def test_a_dry_run_checks_and_writes_nothing(lake, capsys):
+def test_a_dry_run_checks_and_writes_nothing(lake, tmp_path, capsys):
     before = sorted(p for p in lake.path.rglob("*") if p.is_file())
     assert main(arguments(lake, "--dry-run")) == 0
     said = capsys.readouterr().out
     n_shards = n_shards_of(lake)
     assert f"{n_shards} shards are left, about {corpus_of(lake)['n_tokens']:,} tokens" in said
     assert sorted(p for p in lake.path.rglob("*") if p.is_file()) == before
+    log = tmp_path / "log.jsonl"
+    assert main(arguments(lake, "--dry-run", "--log", str(log))) == 0
+    assert not log.exists()
     assert main(arguments(lake, "--dry-run", "--model-name", "other")) == 2  # another's coders
     assert main(arguments(lake)) == 0
     capsys.readouterr()
@@ -198,3 +202,19 @@ def test_a_run_that_stored_nothing_does_not_say_what_is_kept(lake):
     assert len(lake.features_at(0).table)
     with pytest.raises(CoderMismatchError, match="keep=peaks was asked for"):
         lake.ingest("text", keep="peaks", **asked)
+
+
+def test_one_of_a_thing_is_not_spoken_of_as_many(tmp_path, capsys):
+    (tmp_path / "text.txt").write_text("import os\n")
+    lake = str(tmp_path / "lake")
+    assert main(["create", lake]) == 0
+    assert main(["add-corpus", lake, "text", str(tmp_path / "text.txt"), "--tokenizer",
+                 tiny.MODEL_NAME]) == 0  # fmt: skip
+    asked = ["text", "--model", tiny.MODEL_NAME, "--sae", str(tiny.coders_path() / SAE)]
+    for command in (["ingest", lake, *asked, "--dry-run"], ["plan", lake, *asked],
+                    ["ingest", lake, *asked], ["info", lake]):  # fmt: skip
+        assert main(command) == 0
+    said = capsys.readouterr().out
+    for words in ("1 document (", "1 context, ", "1 shard is left", ", 1 SAE, on "):
+        assert words in said
+    assert not re.search(r"(?<![\d.,])1 (shards|SAEs|contexts|documents|tokens|coders)\b", said)
