@@ -8,6 +8,7 @@ from typing import Final
 from uuid import uuid4
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from scopelake.errors import LakeBusyError
 from scopelake.ingest.look_back import is_seen
@@ -24,6 +25,7 @@ from scopelake.ingest.shard_files import ShardFiles
 from scopelake.store.commit import Writer
 from scopelake.store.planned import Commit
 from scopelake.store.receipts import Receipt
+from scopelake.store.run_states import interrupted_runs
 from scopelake.store.snapshot import Snapshot
 
 _REPLACED: Final = {
@@ -137,6 +139,11 @@ class Committer:
                 f"statistics on {corpus!r} were to be committed; documents were appended to it "
                 "meanwhile; ingest again, which does what is new"
             )
+        rows = dict(commit.rows)
+        if "runs" in rows:
+            mine = rows["runs"].filter(pc.equal(rows["runs"]["run"], self._plan.run))
+            others = interrupted_runs(store, snapshot, but=self._plan.run)
+            rows["runs"] = pa.concat_tables([mine, others])
         gone = {receipt.path for files in stale for receipt in files.receipts}
         kept = [
             r
@@ -149,7 +156,7 @@ class Committer:
         ]
         if made and not kept:
             return None
-        return replace(commit, receipts=tuple(kept))
+        return replace(commit, receipts=tuple(kept), rows=rows)
 
 
 def _committed(files: ShardFiles, snapshot: Snapshot) -> dict[str, object]:

@@ -16,14 +16,14 @@ from dataclasses import dataclass
 import pyarrow as pa
 import torch
 
-from scopelake.errors import EncoderWarning, ShardWarning
+from scopelake.errors import EncoderWarning, ScopelakeError, ShardWarning
 from scopelake.ingest.budget import WRITERS, Budget, parse_memory
 from scopelake.ingest.capture import site_width
 from scopelake.ingest.coders import CoderFiles
 from scopelake.ingest.committer import Committer
 from scopelake.ingest.crews import Crew
 from scopelake.ingest.evaluation_rows import unevaluated
-from scopelake.ingest.ledger import Ledger
+from scopelake.ingest.ledger import Ledger, one_line
 from scopelake.ingest.plan import IngestConfig, IngestPlan, Shard, make_plan, without_committed
 from scopelake.ingest.report import LOG, IngestSummary, Progress
 from scopelake.ingest.rows import RunTotals, model_table, run_table, sae_table
@@ -131,6 +131,8 @@ class _Job:
             if state != "complete":
                 evaluated = []  # the next ingest has more to do anyway
             self._finish(without_statistics(self.store, self.plan), evaluated, state)
+        elif self._was_broken_off():
+            self._finish([], [], state)  # other runs have done its work since
         if self.ledger.aside:
             _warn_of_failed(self.ledger, self.plan)
         return self._summary(state, len(evaluated), len(pending))
@@ -199,9 +201,27 @@ class _Job:
             LOG.error("ingest broken off", extra={"scopelake": {
                 "run": self.plan.run, "error": type(error).__name__,
             }})  # fmt: skip
+            self._say_interrupted()
             if isinstance(error, _CallersError):
                 raise error.original from None
             raise
+
+    def _was_broken_off(self) -> bool:
+        """Return whether the lake has this run as one that was not complete."""
+        rows = self.store.read(
+            "runs", self.store.snapshot(), ["state"], [("run", "=", self.plan.run)]
+        )
+        return any(state != "complete" for state in rows["state"].to_pylist())
+
+    def _say_interrupted(self) -> None:
+        """Say in the lake that this run goes on no more, if the lake can still be written."""
+        try:
+            self.committer.rows("interrupt", {"runs": self._run_row("interrupted")})
+        except (ScopelakeError, OSError) as error:
+            # What broke the ingest off is raised; `info` sees that the process is gone.
+            LOG.warning("run not marked as interrupted", extra={"scopelake": {
+                "run": self.plan.run, "error": one_line(error),
+            }})  # fmt: skip
 
     def _ready(self) -> Callable[[Work], None]:
         coders = [c for c in self.plan.coders if any(c in s.coders for s in self.plan.shards)]

@@ -21,6 +21,7 @@ from scopelake.ingest.plan import IngestConfig, IngestPlan
 from scopelake.ingest.stages import Stages
 from scopelake.store.keeping import parse_keep
 from scopelake.store.precision import relative_error
+from scopelake.store.processes import this_process
 from scopelake.store.schema import SCHEMAS
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "deltalake", "pyarrow", "zarr", "numpy")
@@ -117,8 +118,8 @@ def run_table(
         model: whose activations are encoded.
         totals: what this call of ingest did.
         origin: how the activations come about.
-        state: ``running``, ``complete``, ``stopped`` (on request) or ``incomplete`` (shards were
-            set aside).
+        state: ``running``, ``complete``, ``stopped`` (on request), ``incomplete`` (shards were
+            set aside) or ``interrupted`` (it was broken off).
     """
     now = datetime.now(UTC)
     is_over, seconds = state != "running", max((now - totals.started_at).total_seconds(), 1e-6)
@@ -169,7 +170,7 @@ def _inputs(plan: IngestPlan, model: ModelIdentity) -> dict[str, Any]:
 
 def _host() -> dict[str, Any]:
     return {"name": platform.node(), "machine": platform.machine(), "cpus": os.cpu_count(),
-            "system": platform.system()}  # fmt: skip
+            "system": platform.system(), "process": this_process()}  # fmt: skip
 
 
 def versions() -> dict[str, str]:

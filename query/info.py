@@ -10,6 +10,7 @@ from scopelake.names import counted
 from scopelake.store.catalog import published_examples
 from scopelake.store.lake_store import LakeStore
 from scopelake.store.layout import DENSE
+from scopelake.store.run_states import INTERRUPTED, RUNNING, state_now
 from scopelake.store.snapshot import Snapshot
 
 
@@ -91,8 +92,22 @@ class RunInfo:
     corpus: str
     model: str
     state: str
-    """``running`` (or killed and not yet resumed), ``complete``, ``stopped`` (on request),
-    ``incomplete`` (shards were set aside), or ``imported``."""
+    """``running``, ``complete``, ``stopped`` (on request), ``incomplete`` (shards were set aside),
+    ``interrupted`` (broken off, or its process is gone), or ``imported``."""
+    elsewhere: str | None = None
+    """Of one that is running: the machine, if it is another, from which nothing tells whether it
+    still runs."""
+
+    def to_text(self) -> str:
+        """Return it as a line."""
+        if self.state != RUNNING:
+            said = f"was {self.state}"
+        elif self.elsewhere is None:
+            said = "is running"
+        else:
+            said = f"is running on {self.elsewhere}, or was killed there"
+        advice = "" if said == "is running" else "; ingest again to resume it"
+        return f"run {self.run} ({self.model} on {self.corpus}) {said}, not complete{advice}"
 
 
 @dataclass(frozen=True)
@@ -156,12 +171,7 @@ class LakeInfo:
             for d in self.dense
         ]
         lines += [_evaluation_line(e) for e in self.evaluations]
-        lines += [
-            f"  run {r.run} ({r.model} on {r.corpus}) is {r.state}, not complete; ingest again "
-            "to resume it"
-            for r in self.runs
-            if r.state == "running"
-        ]
+        lines += [f"  {run.to_text()}" for run in self.runs if run.state in (RUNNING, INTERRUPTED)]
         return "\n".join(lines)
 
     def __str__(self) -> str:
@@ -174,7 +184,6 @@ class LakeInfo:
 def info(store: LakeStore, snapshot: Snapshot) -> LakeInfo:
     """Return what `store` holds at `snapshot`, from its catalogue alone."""
     corpora = store.read("corpora", snapshot).sort_by("corpus").to_pylist()
-    runs = store.read("runs", snapshot, ["run", "corpus", "model", "state"]).sort_by("run")
     columns = ["kind", "corpus", "sae", "model", "site", "layer", "n_rows", "n_bytes"]
     files = store.read("files", snapshot, columns).to_pylist()
     published = published_examples(store, snapshot)
@@ -190,8 +199,17 @@ def info(store: LakeStore, snapshot: Snapshot) -> LakeInfo:
         examples=_examples([f for f in files if (f["sae"], f["corpus"]) in published]),
         dense=_dense(files),
         evaluations=_evaluations(store, snapshot),
-        runs=tuple(RunInfo(**row) for row in runs.to_pylist()),
+        runs=_runs(store, snapshot),
         total_bytes=sum(f["n_bytes"] for f in files),
+    )
+
+
+def _runs(store: LakeStore, snapshot: Snapshot) -> tuple[RunInfo, ...]:
+    columns = ["run", "corpus", "model", "state", "config"]
+    rows = store.read("runs", snapshot, columns).sort_by("run").to_pylist()
+    return tuple(
+        RunInfo(r["run"], r["corpus"], r["model"], *state_now(r["state"], r["config"]))
+        for r in rows
     )
 
 
