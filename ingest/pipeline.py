@@ -135,16 +135,16 @@ class _Job:
             self._finish([], [], state)  # other runs have done its work since
         if self.ledger.aside:
             _warn_of_failed(self.ledger, self.plan)
-        return self._summary(state, len(evaluated), len(pending))
+        return self._summary(len(evaluated), len(pending))
 
     def preview(self) -> IngestSummary:
         """Return what is left to do; nothing is written."""
         pending = without_statistics(self.store, self.plan)
         if self.plan.shards:
             self._ready()
-        return self._summary("running", len(self._coders_to_evaluate()), len(pending))
+        return self._summary(len(self._coders_to_evaluate()), len(pending))
 
-    def _summary(self, state: str, n_evaluated: int, n_described: int) -> IngestSummary:
+    def _summary(self, n_evaluated: int, n_described: int) -> IngestSummary:
         totals = self.totals
         return IngestSummary(
             self.plan.run,
@@ -154,7 +154,7 @@ class _Job:
             totals.tokens,
             totals.firings,
             totals.n_bytes,
-            float(self._run_row(state)["seconds"][0].as_py()),
+            totals.seconds,
             totals.stages.seconds,
             tuple(self.ledger.aside),
             self.ledger.n_left,
@@ -271,6 +271,7 @@ class _Job:
         if evaluated:
             with self.totals.stages.timed("evaluate"):
                 rows["evaluations"] = self.crew.evaluate(self._assignment, evaluated)
+        self.totals.end()
         rows["runs"] = self._run_row(state)
         snapshot = self.committer.rows("finish", rows, receipts)
         LOG.info("ingest ended", extra={"scopelake": {
@@ -278,6 +279,11 @@ class _Job:
             "tokens": self.totals.tokens, "firings": self.totals.firings,
             "bytes": self.totals.n_bytes, "stages": dict(self.totals.stages.seconds),
         }})  # fmt: skip
+
+        try:
+            self._count(0, 0)
+        except _CallersError as error:
+            raise error.original from None
 
     def _coders_to_evaluate(self) -> list[CoderFiles]:
         if not self.config.evaluate:
@@ -294,7 +300,10 @@ class _Job:
             self.totals.tokens += tokens
             self.totals.firings += firings
             totals = self.totals
-            now = Progress(totals.tokens, self.plan.n_tokens_left, totals.firings, totals.n_bytes)
+            now = Progress(
+                totals.tokens, self.plan.n_tokens_left, totals.firings, totals.n_bytes,
+                totals.seconds,
+            )  # fmt: skip
             if self.hooks.on_progress is not None:
                 try:
                     self.hooks.on_progress(now)

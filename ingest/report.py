@@ -22,6 +22,8 @@ class Progress:
     firings: int
     n_bytes: int
     """Bytes of data files committed."""
+    seconds: float
+    """Since the ingest began, as `IngestSummary.seconds`."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class IngestSummary:
     firings: int
     n_bytes: int
     seconds: float
+    """From its begin to its last commit, with the model in memory already; as in ``runs``."""
     stages: Mapping[str, float]
     """Seconds of each stage, see `ingest.stages`."""
     failed: tuple[FailedShard, ...] = ()

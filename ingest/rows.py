@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import platform
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from typing import Any
 
@@ -29,13 +30,25 @@ _PACKAGES = ("torch", "transformers", "tokenizers", "deltalake", "pyarrow", "zar
 
 @dataclass
 class RunTotals:
-    """What a run has done so far."""
+    """What a run has done so far, and its clock."""
 
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    began: float = field(default_factory=time.perf_counter)
+    ended: float | None = None
     tokens: int = 0
     firings: int = 0
     n_bytes: int = 0
     stages: Stages = field(default_factory=Stages)
+
+    @property
+    def seconds(self) -> float:
+        """Since it began; once it has ended, until then."""
+        until = time.perf_counter() if self.ended is None else self.ended
+        return max(until - self.began, 1e-6)
+
+    def end(self) -> None:
+        """Stop the clock."""
+        self.ended = time.perf_counter()
 
 
 def sae_table(coders: Sequence[CoderFiles], model: ModelIdentity) -> pa.Table:
@@ -121,8 +134,7 @@ def run_table(
         state: ``running``, ``complete``, ``stopped`` (on request), ``incomplete`` (shards were
             set aside) or ``interrupted`` (it was broken off).
     """
-    now = datetime.now(UTC)
-    is_over, seconds = state != "running", max((now - totals.started_at).total_seconds(), 1e-6)
+    is_over, seconds = state != "running", totals.seconds
     row: dict[str, Any] = {
         "run": plan.run,
         "corpus": config.corpus,
@@ -149,7 +161,7 @@ def run_table(
             }
         ),
         "started_at": totals.started_at,
-        "finished_at": now if is_over else None,
+        "finished_at": totals.started_at + timedelta(seconds=seconds) if is_over else None,
         "tokens": totals.tokens,
         "firings": totals.firings,
         "n_bytes": totals.n_bytes,

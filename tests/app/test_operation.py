@@ -155,9 +155,9 @@ def test_a_run_says_what_it_was_made_of_and_where(lake):
 def test_progress_as_json_lines(capsys, monkeypatch):
     monkeypatch.setattr(progress, "_LOG_EVERY_S", 0.0)
     with progress.ingest_progress("notes", "json") as show:
-        show(Progress(tokens=500, n_tokens=1000, firings=9000, n_bytes=3_000_000))
+        show(Progress(tokens=500, n_tokens=1000, firings=9000, n_bytes=3_000_000, seconds=4.0))
     with progress.ingest_progress("notes", "none") as show:
-        show(Progress(tokens=600, n_tokens=1000, firings=9000, n_bytes=3_000_000))
+        show(Progress(tokens=600, n_tokens=1000, firings=9000, n_bytes=3_000_000, seconds=4.0))
     said, last = map(json.loads, capsys.readouterr().err.splitlines())
     assert said["corpus"] == last["corpus"] == "notes"
     assert said["tokens"] == 500
@@ -218,3 +218,29 @@ def test_one_of_a_thing_is_not_spoken_of_as_many(tmp_path, capsys):
     for words in ("1 document (", "1 context, ", "1 shard is left", ", 1 SAE, on "):
         assert words in said
     assert not re.search(r"(?<![\d.,])1 (shards|SAEs|contexts|documents|tokens|coders)\b", said)
+
+
+def test_progress_summary_and_run_have_one_clock(lake):
+    seen = []
+    done = lake.ingest("text", model=tiny.MODEL_NAME, saes=[tiny.coders_path() / SAE],
+                       device="cpu", progress=seen.append)  # fmt: skip
+    seconds = [now.seconds for now in seen]
+    assert seconds == sorted(seconds)
+    assert seconds[0] > 0
+    query = "SELECT seconds, epoch(finished_at - started_at) AS took FROM runs"
+    (row,) = lake.sql(query).to_pylist()
+    assert seconds[-1] == done.seconds == row["seconds"]
+    assert row["took"] == pytest.approx(done.seconds, abs=1e-5)
+    assert lake.ingest("text", model=tiny.MODEL_NAME, saes=[tiny.coders_path() / SAE],
+                       device="cpu").already_complete  # fmt: skip
+
+
+def test_what_fails_in_the_last_call_of_progress_is_the_callers(lake):
+    def fail(now):
+        if scopelake.open(lake.path).sql("SELECT state FROM runs")["state"][0].as_py() != "running":
+            raise KeyError("theirs")
+
+    asked = {"model": tiny.MODEL_NAME, "saes": [tiny.coders_path() / SAE], "device": "cpu"}
+    with pytest.raises(KeyError, match="theirs"):
+        lake.ingest("text", progress=fail, **asked)
+    assert lake.ingest("text", **asked).already_complete
