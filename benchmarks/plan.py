@@ -1,13 +1,16 @@
-"""How near a plan comes: bytes, firings and time, guessed and with a pilot, against the ingest.
+"""How near a plan comes: bytes, firings, time and memory, guessed and piloted, against the ingest.
 
     make bench-plan            the demo's corpus and all coders; bytes a firing by width and bits
 
-Plan, pilot and ingest run one after the other, each repeat in a new lake.
+Plan, pilot and ingest run one after the other, each repeat in a new lake. Memory, and what is
+stored with ``--keep``, are of ingests by the command line, each in a process of its own.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import subprocess
 import sys
 import tempfile
 import time
@@ -31,6 +34,15 @@ WIDTHS = ((4_096, 40), (16_384, 20), (16_384, 60), (65_536, 60), (262_144, 60), 
 """Features and L0 of synthetic coders."""
 BITS = (7, 10, 16, 23)
 CONTEXTS, LENGTH = 64, 1_024
+KEEPS = ("all", "peaks", "sample:0.1")
+
+INGEST = """
+import json, sys
+from record import peak_mib
+from scopelake import cli
+status = cli.main(["ingest", *sys.argv[1:]])
+print(json.dumps({"peak": peak_mib(), "status": status}))
+"""
 
 
 def near(folder: Path) -> dict[str, float]:
@@ -54,6 +66,30 @@ def near(folder: Path) -> dict[str, float]:
         found |= ratios(name, plan, stored, done.firings, took)
     both = (pilot.seconds.value + after.seconds.value) / 2
     return found | {"pilot over ingest: time, pilots before and behind": both / took}
+
+
+def kept(folder: Path, keep: str) -> dict[str, float]:
+    """Make a plan and the ingest in a process of its own; return the plan over what came."""
+    lake = empty(folder / "lake")
+    plan = lake.plan(
+        CORPUS, model=tiny.MODEL_NAME, saes=[tiny.coders_path()], dense=["resid_post/3"], keep=keep
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", INGEST, str(lake.path), CORPUS, "--model", tiny.MODEL_NAME, "--sae",
+         str(tiny.coders_path()), "--dense", "resid_post/3", "--keep", keep],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    ran = json.loads(done.stdout.splitlines()[-1])
+    if ran["status"]:
+        raise SystemExit(done.stderr)
+    lake.refresh()
+    rows = lake.sql("SELECT kind, sum(n_bytes)::BIGINT AS n FROM files GROUP BY kind").to_pylist()
+    memory = sum(part.n_bytes for part in plan.host_memory) / 2**20
+    found = {f"keep {keep}: host memory": memory / ran["peak"]}
+    for row in rows:
+        if plan.table(row["kind"]).n_bytes:
+            found[f"keep {keep}: {row['kind']}, bytes"] = plan.table(row["kind"]).n_bytes / row["n"]
+    return found
 
 
 def empty(path: Path) -> Lake:
@@ -110,7 +146,12 @@ def main() -> int:
     runs = []
     for _ in range(repeats):
         with tempfile.TemporaryDirectory() as folder:
-            runs.append(near(Path(folder)))
+            found = near(Path(folder))
+        for keep in KEEPS:
+            with tempfile.TemporaryDirectory() as folder:
+                of_keep = kept(Path(folder), keep)
+            found |= {f"plan over ingest, {what}": ratio for what, ratio in of_keep.items()}
+        runs.append(found)
     measures = [
         Measure(name, tuple(run[name] for run in runs), "s" if "seconds" in name else "ratio")
         for name in runs[0]

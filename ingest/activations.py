@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -71,6 +71,16 @@ class ActivationSource(Protocol):
         """From the stream to logits, [d_model, vocab], float32; None if it is not known."""
 
 
+def live_token_bytes(widths: Iterable[int], layer_floats: int) -> int:
+    """Return what a token takes on a CPU: sites of such widths, captured and joined, and a layer.
+
+    Args:
+        widths: of the sites that are captured.
+        layer_floats: numbers that a layer holds of each token.
+    """
+    return 4 * (2 * sum(widths) + layer_floats)
+
+
 @dataclass(frozen=True)
 class LiveActivations:
     """Those of a model that runs."""
@@ -92,7 +102,7 @@ class LiveActivations:
         """Return what captured sites and a layer take; nothing of the host's if on a GPU."""
         if self.model.device.type != "cpu":
             return 0
-        return 4 * (2 * sum(site_width(self.model, s) for s in sites) + self.model.layer_floats)
+        return live_token_bytes([site_width(self.model, s) for s in sites], self.model.layer_floats)
 
     def batches(
         self, tokens: ShardTokens, groups: Sequence[list[int]], sites: Sequence[SiteLayer]

@@ -87,10 +87,16 @@ def find_appendable(store: LakeStore, snapshot: Snapshot, config: AppendConfig) 
         asked = getattr(config, what)
         if asked is not None and asked != has:
             raise InvalidArgumentError(
-                f"{what}={asked!r} was asked for; corpus {config.name!r} was made with "
-                f"{what}={has!r}, and all of a corpus is; leave {what} out, or make another corpus"
+                f"{what}={asked!r} was asked for; corpus {config.name!r} was made "
+                f"{_with(what, has)}, and all of a corpus is; leave {what} out, or make another "
+                "corpus"
             )
     return row
+
+
+def _with(what: str, has: object) -> str:
+    """Return in words what a corpus was made with."""
+    return f"with {what}={has!r}" if has else f"without {what}"
 
 
 def append_corpus(
@@ -173,15 +179,15 @@ class _Revise:
 
 def _check_tokenizer(row: Mapping[str, Any], source: Source, tokenizer: Tokenizer) -> None:
     """Refuse a tokenizer or chat template that is not the corpus's."""
-    asked = {"tokenizer": (row["tokenizer_digest"], tokenizer.digest)}
+    asked = {"itself": (row["tokenizer_digest"], tokenizer.digest)}
     if source.chat:
         template = digest_text(tokenizer.chat_template)
-        asked["chat template"] = (row["chat_template_digest"], template)
+        asked["its chat template"] = (row["chat_template_digest"], template)
     for what, (there, given) in asked.items():
         if there != given:
             raise InvalidArgumentError(
-                f"documents were to be appended with the {what} of {tokenizer.name} ({given}); "
-                f"corpus {row['corpus']!r} was made with that of {row['tokenizer']} ({there}); "
+                f"tokenizer={tokenizer.name!r} was asked for, {what} {given}; corpus "
+                f"{row['corpus']!r} was made with tokenizer={row['tokenizer']!r}, {what} {there}; "
                 "give the same, or make another corpus"
             )
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
-
-import psutil
+from typing import Final, Protocol
 
 from scopelake.errors import InvalidArgumentError, TooLittleMemoryError
-from scopelake.ingest.coders import CoderFiles
+from scopelake.ingest.machine import machine_memory, taken_memory
+from scopelake.names import SiteLayer
 
 HELD: Final = 8
 """Bytes of a firing that waits to be written: feature and activation."""
@@ -54,18 +53,19 @@ _UNITS: Final = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12,
 _MEMORY: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]I?)?B?\Z", re.IGNORECASE)
 
 
-def parse_memory(memory: str | int | None) -> int:
+def parse_memory(memory: str | int | None, machine: int | None = None) -> int:
     """Return the bytes that a process may take.
 
     Args:
         memory: a number of bytes, ``8GB``, ``500MiB``, or ``auto`` or None: 60 % of the machine's,
             or of the control group's if that has less.
+        machine: bytes that the machine has; None: this one.
 
     Raises:
         InvalidArgumentError: it is none of these.
     """
     if memory is None or memory == "auto":
-        return int(_AUTO * _machine_memory())
+        return int(_AUTO * (machine or machine_memory()))
     if isinstance(memory, int) and not isinstance(memory, bool) and memory > 0:
         return memory
     found = _MEMORY.match(memory.strip()) if isinstance(memory, str) else None
@@ -75,19 +75,6 @@ def parse_memory(memory: str | int | None) -> int:
             f"memory={memory!r} was asked for; it is no size; give for example '8GB', or 'auto'"
         )
     return n_bytes
-
-
-def _machine_memory() -> int:
-    found: int = psutil.virtual_memory().total
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            with open(path) as file:
-                text = file.read().strip()
-        except OSError:
-            continue  # no such group here
-        if text.isdigit():
-            found = min(found, int(text))
-    return found
 
 
 @dataclass(frozen=True)
@@ -101,6 +88,42 @@ class Needs:
     longest: int
     """Tokens of the longest context: no batch has fewer."""
 
+    @classmethod
+    def of(
+        cls, token: int, dense_width: int, context_length: int, shard_contexts: int, n_tokens: int
+    ) -> Needs:
+        """Return those of a corpus.
+
+        Args:
+            token: bytes of a token of a batch while it is computed.
+            dense_width: of all sites whose activations are stored, together.
+            context_length: most tokens in a context.
+            shard_contexts: contexts in a shard.
+            n_tokens: of the whole corpus.
+        """
+        dense = 2 * context_length * shard_contexts * dense_width
+        return cls(token, dense, min(context_length, n_tokens))
+
+
+class Firing(Protocol):
+    """What is known of a coder before it fires."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+
+    @property
+    def width(self) -> int:
+        """Number of features, of all encoders together."""
+
+    @property
+    def l0(self) -> float | None:
+        """Firings a token, if it says."""
+
+    @property
+    def sites(self) -> tuple[SiteLayer, ...]:
+        """What its encoders read."""
+
 
 class Budget:
     """Cuts batches and pieces so that the process stays within `limit`.
@@ -111,7 +134,7 @@ class Budget:
         batch_tokens: most tokens in a batch, whatever the memory.
     """
 
-    def __init__(self, limit: int, coders: Sequence[CoderFiles], batch_tokens: int) -> None:
+    def __init__(self, limit: int, coders: Sequence[Firing], batch_tokens: int) -> None:
         self.limit, self._batch_tokens = limit, batch_tokens
         # Of a coder that does not say 1 % of the features are taken to fire on every token.
         self._rates = {c.name: (c.l0 or 0.01 * c.width) * len(c.sites) for c in coders}
@@ -120,13 +143,18 @@ class Budget:
         self._n_features = sum(c.width for c in coders)
         self._left: int | None = None
 
-    def begin(self, needs: Needs) -> None:
-        """Take what the process takes now as what it needs besides shards.
+    def begin(self, needs: Needs, taken: int | None = None) -> None:
+        """Take what the process takes besides shards.
+
+        Args:
+            needs: what parts of a shard take.
+            taken: bytes that the process takes, with the model and the coders; None: as now.
 
         Raises:
             TooLittleMemoryError: not even one context fits beside it.
         """
-        taken: int = psutil.Process().memory_info().rss
+        self._needs = needs
+        taken = taken_memory() if taken is None else taken
         taken += COMMITS + _FEATURE * self._n_features
         self._left = self.limit - taken - PIECES * needs.dense
         of_firings = _per_token(self._rates) / _FIRINGS
@@ -141,7 +169,6 @@ class Budget:
                 f"needs {least / 1e9:.3g} GB; give {needed / 1e9:.2f}GB, "
                 "fewer coders, or a corpus of smaller shards"
             )
-        self._needs = needs
 
     def batch_tokens(self) -> int:
         """Return the most tokens, padding included, of a batch."""
@@ -158,7 +185,7 @@ class Budget:
 
     def statistics_rows(self) -> int:
         """Return the most firings that each of `WRITERS` may make statistics of at once."""
-        left = self.limit - psutil.Process().memory_info().rss
+        left = self.limit - taken_memory()
         return max(_FEWEST_ROWS, int(left / WRITERS / _STATISTICS))
 
     def measured(self, coder: str, firings: int, tokens: int) -> None:
@@ -167,6 +194,24 @@ class Budget:
             rate = 1.25 * firings / tokens
             known = self._rates[coder] if self._is_measured[coder] else 0.0
             self._rates[coder], self._is_measured[coder] = max(known, rate), True
+
+    def takes(self, shard_tokens: int) -> Mapping[str, int]:
+        """Return in bytes what shards take beside the process, by what it is.
+
+        Args:
+            shard_tokens: of the largest; a batch has a context at least, whatever the memory.
+        """
+        longest = self._needs.longest
+        batch, piece = (
+            min(max(n, longest), shard_tokens) for n in (self.batch_tokens(), self.piece_tokens())
+        )
+        return {
+            "activations of one batch": batch * self._needs.token,
+            "firings of two pieces": int(piece * _per_token(self._rates)),
+            "dense activations of two shards": PIECES * self._needs.dense,
+            "writing and committing": COMMITS,
+            "what peaks and samples look back at": _FEATURE * self._n_features,
+        }
 
     def _room(self) -> int:
         if self._left is None:

@@ -24,7 +24,7 @@ from scopelake.ingest.examples_corpus import Progress
 from scopelake.ingest.model import LoadedModel, check_vocabulary
 from scopelake.kernels.encode import encode
 from scopelake.kernels.weights import EncoderWeights
-from scopelake.names import KIND_BOS, check_seed, check_whole
+from scopelake.names import KIND_BOS, check_seed, check_whole, counted
 from scopelake.store.catalog import published_examples
 from scopelake.store.integrity import check_files
 from scopelake.store.lake_store import LakeStore
@@ -77,7 +77,7 @@ class SaeCheck:
         """Return the comparison in a line."""
         if self.n_examples == 0:
             return (
-                f"{self.sae}: not checked, no examples in {self.n_contexts} contexts of "
+                f"{self.sae}: not checked, no examples in {counted(self.n_contexts, 'context')} of "
                 f"{self.corpus}; sample more"
             )
         errors = "none fires"
@@ -85,8 +85,9 @@ class SaeCheck:
             errors = f"relative error {self.median_error:.2%} median, {self.max_error:.2%} largest"
         return (
             f"{self.sae}: {'agrees' if self.agrees else 'DISAGREES'}, "
-            f"{self.n_agree / self.n_examples:.1%} of {self.n_examples:,} examples in "
-            f"{self.n_contexts} contexts of {self.corpus} ({errors}; {self.n_silent:,} do not "
+            f"{self.n_agree / self.n_examples:.1%} of {counted(self.n_examples, 'example')} in "
+            f"{counted(self.n_contexts, 'context')} of {self.corpus} ({errors}; "
+            f"{self.n_silent:,} do not "
             f"fire; {self.n_unlisted:,} fire unlisted)"
         )
 

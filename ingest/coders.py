@@ -27,6 +27,7 @@ from scopelake.ingest.coder_identity import (
 from scopelake.ingest.digest import digest_files
 from scopelake.ingest.families import FolderName, is_of_width
 from scopelake.ingest.model import ModelIdentity
+from scopelake.names import counted
 
 PARAMS: Final = "params.safetensors"
 LAYER_PARAMS: Final = re.compile(r"params_layer_(\d+)\.safetensors\Z")
@@ -134,7 +135,8 @@ def check_fits(coder: CoderHeaders, model: ModelIdentity) -> None:
     check_model(coder, model.name)
     if coder.type == "clt" and len(coder.sites) != model.n_layers:
         raise CoderMismatchError(
-            f"coder {coder.name} has files for {len(coder.sites)} layers; {model.name} has "
+            f"coder {coder.name} has files for {counted(len(coder.sites), 'layer')}; "
+            f"{model.name} has "
             f"{model.n_layers}; fetch all of them, or use a coder of this model"
         )
     for site, width in (
@@ -185,7 +187,8 @@ def check_headers(headers: dict[str, Header], parsed: FolderName, name: str) -> 
             )
     if first.n_out != len(headers):
         raise CoderFileError(
-            f"coder {name} was asked for; its decoder writes to {first.n_out} layers and it has "
+            f"coder {name} was asked for; its decoder writes to {counted(first.n_out, 'layer')} "
+            f"and it has "
             f"files for {len(headers)}; fetch the others"
         )
     width = first.width * len(headers)

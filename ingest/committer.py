@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 from uuid import uuid4
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from scopelake.errors import LakeBusyError
-from scopelake.ingest.look_back import StaleLookBackError, check_seen
+from scopelake.ingest.look_back import is_seen
 from scopelake.ingest.model import ModelIdentity
 from scopelake.ingest.plan import (
     IngestConfig,
@@ -20,13 +20,13 @@ from scopelake.ingest.plan import (
     check_precision,
     find_corpus,
 )
+from scopelake.ingest.report import LOG
 from scopelake.ingest.shard_files import ShardFiles
 from scopelake.store.commit import Writer
 from scopelake.store.planned import Commit
 from scopelake.store.receipts import Receipt
+from scopelake.store.run_states import interrupted_runs
 from scopelake.store.snapshot import Snapshot
-
-LOG: Final = logging.getLogger("scopelake.ingest")
 
 _REPLACED: Final = {
     "saes": ("sae",),
@@ -127,8 +127,11 @@ class Committer:
         self._others |= bool(self.last) and snapshot.id != self.last
         if self._others or not self.last:
             check_catalogue(store, snapshot, corpus, self._model, self._plan.coders)
-            check_precision(store, snapshot, self._config, self._model, self._plan.coders)
-            stale += [files for files in made if _is_stale(self._writer, snapshot, corpus, files)]
+            names = [coder.name for coder in self._plan.coders]
+            check_precision(store, snapshot, self._config, self._model.dtype, names)
+            stale += [
+                files for files in made if not is_seen(store, snapshot, corpus, files.looked_back)
+            ]
         is_same = find_corpus(store, snapshot, corpus)["n_tokens"] == self._plan.corpus["n_tokens"]
         of_all = "evaluations" in commit.rows or any(r.table == "features" for r in commit.receipts)
         if of_all and not is_same:
@@ -136,6 +139,11 @@ class Committer:
                 f"statistics on {corpus!r} were to be committed; documents were appended to it "
                 "meanwhile; ingest again, which does what is new"
             )
+        rows = dict(commit.rows)
+        if "runs" in rows:
+            mine = rows["runs"].filter(pc.equal(rows["runs"]["run"], self._plan.run))
+            others = interrupted_runs(store, snapshot, but=self._plan.run)
+            rows["runs"] = pa.concat_tables([mine, others])
         gone = {receipt.path for files in stale for receipt in files.receipts}
         kept = [
             r
@@ -148,15 +156,7 @@ class Committer:
         ]
         if made and not kept:
             return None
-        return replace(commit, receipts=tuple(kept))
-
-
-def _is_stale(writer: Writer, snapshot: Snapshot, corpus: str, files: ShardFiles) -> bool:
-    try:
-        check_seen(writer.store, snapshot, corpus, files.looked_back)
-    except StaleLookBackError:
-        return True
-    return False
+        return replace(commit, receipts=tuple(kept), rows=rows)
 
 
 def _committed(files: ShardFiles, snapshot: Snapshot) -> dict[str, object]:

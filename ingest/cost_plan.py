@@ -10,6 +10,7 @@ from typing import Any
 from scopelake.ingest.devices import Basis
 from scopelake.ingest.memory_need import Part
 from scopelake.ingest.stored_sizes import TableSize
+from scopelake.names import counted
 
 
 @dataclass(frozen=True)
@@ -81,12 +82,17 @@ class CostPlan:
     """Rows, bytes and objects that come, by table; dense activations and catalogue too."""
     bytes_basis: Basis
     """Of the bytes of firings."""
+    keep: str
+    """Which firings are stored."""
     device_memory: tuple[Part, ...]
-    """On a CPU in the machine's memory, beside `host_memory`."""
+    """Of a GPU; empty on a CPU, where all is in `host_memory`."""
     host_memory: tuple[Part, ...]
+    """The most that the process takes, within `memory`."""
     device_memory_there: int | None
     """Bytes; None: no GPU, or not known."""
-    host_memory_there: int | None
+    host_memory_there: int
+    memory: int
+    """Bytes that the process may take."""
     misfits: tuple[str, ...]
     """What would not fit, and what to do."""
     notes: tuple[str, ...]
@@ -160,7 +166,8 @@ def _row(what: str, value: str, basis: str) -> str:
 
 def _work(plan: CostPlan) -> list[str]:
     of = f"corpus {plan.corpus}" if plan.corpus else "a corpus that is not there yet"
-    lines = [f"{of}, {plan.model}, {len(plan.coders)} SAEs, on {plan.device}"]
+    kept = "" if plan.keep == "all" else f", keep {plan.keep}"
+    lines = [f"{of}, {plan.model}, {counted(len(plan.coders), 'SAE')}, on {plan.device}{kept}"]
     lines.append(_row("tokens", f"{plan.tokens:,}", "exact"))
     lines.append(_row("contexts in shards", f"{plan.n_contexts:,} in {plan.n_shards:,}", "exact"))
     layers = f"{plan.layers_run} of {plan.n_layers}"
@@ -194,7 +201,10 @@ def _memory(plan: CostPlan) -> list[str]:
         ("host", plan.host_memory, plan.host_memory_there),
     ):
         total = sum(p.n_bytes for p in parts)
+        if not parts:
+            continue
         has = "" if there is None else f" of {scaled(there, 'B')}"
+        has += f"; the process may take {scaled(plan.memory, 'B')}" if what == "host" else ""
         lines.append(f"  memory, {what}: {scaled(total, 'B')}{has}")
         lines += [f"    {p.what:<38}{scaled(p.n_bytes, 'B'):>12}" for p in parts if p.n_bytes]
     return lines

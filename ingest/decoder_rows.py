@@ -31,6 +31,8 @@ EARLY_SHARE: Final = 0.01
 """Of a row's norm, at layers before its encoder's."""
 _TOKEN_COLUMNS: Final = ("top_tokens", "top_logits", "bottom_tokens", "bottom_logits")
 _TILE: Final = 1024
+TILE_BYTES: Final = 64 << 20
+"""Of the logits of so many features at most."""
 
 
 def decoder_columns(
@@ -91,8 +93,9 @@ class _Tokens:
     def fill(self, first: int, directions: torch.Tensor, readout: torch.Tensor) -> None:
         """Set what features from `first` on promote and suppress, given their directions."""
         k = self.values[_TOKEN_COLUMNS[0]].shape[1]
-        for start in range(0, len(directions), _TILE):
-            logits = directions[start : start + _TILE] @ readout
+        step = max(1, min(_TILE, TILE_BYTES // (4 * readout.shape[1])))
+        for start in range(0, len(directions), step):
+            logits = directions[start : start + step] @ readout
             top = logits.topk(k, dim=1)
             bottom = logits.topk(k, dim=1, largest=False)
             parts = (top.indices, top.values, bottom.indices, bottom.values)

@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final, Literal
 
 import torch
+
+from scopelake.ingest.machine import machine_memory
 
 Basis = Literal["exact", "stated", "grid", "measured", "assumed", "guessed", "mixed"]
 """Where a number comes from."""
@@ -38,8 +39,8 @@ class Device:
     """Of these rates."""
     memory: int | None
     """Bytes of the GPU; None: there is none, or it is not known."""
-    host_memory: int | None
-    """Bytes of the machine's memory; None: not known."""
+    host_memory: int
+    """Bytes of the machine's memory."""
     cores: int
     """Of the machine, that this process may use."""
 
@@ -64,30 +65,9 @@ def this_device(device: torch.device, dtype: torch.dtype) -> Device:
         same if dtype == torch.float32 else _gemm(device, torch.float32),
         "measured",
         int(torch.cuda.get_device_properties(device).total_memory) if is_gpu else None,
-        host_memory(),
+        machine_memory(),
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
     )
-
-
-def host_memory() -> int | None:
-    """Return the bytes of memory of this machine, or of its container; None if nothing tells."""
-    limits = []
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        file = Path(path)
-        if file.is_file() and (text := file.read_text().strip()).isdecimal():
-            limits.append(int(text))
-    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    return min(limits, default=None)
-
-
-def peak_memory() -> int | None:
-    """Return the peak resident memory of this process so far, bytes; None off Linux."""
-    status = Path("/proc/self/status")
-    if not status.is_file():
-        return None
-    (line,) = [ln for ln in status.read_text().splitlines() if ln.startswith("VmHWM")]
-    return int(line.split()[1]) * 1024
 
 
 def _gemm(device: torch.device, dtype: torch.dtype) -> float:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from scopelake.errors import ClusterError, InvalidArgumentError, MissingDependencyError
 
 if TYPE_CHECKING:
-    from distributed import Client, Future, LocalCluster
+    from distributed import Client, Future, LocalCluster, Worker, WorkerPlugin
 
 _TIMEOUT: Final = 10
 """Seconds that a scheduler or a worker is waited for."""
@@ -73,6 +74,8 @@ class Cluster:
                 f"scheduler {scheduler!r} was asked for; it does not answer ({error}); give the "
                 "address of a dask scheduler, or start one with dask scheduler"
             ) from error
+        if self._local is not None:
+            self._client.register_plugin(_deaf_to_interrupts())
 
     def __call__(self, act: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
         """Yield results as they come, in any order.
@@ -182,6 +185,17 @@ class Cluster:
 
     def __exit__(self, *of_error: Any) -> None:  # noqa: ANN401
         self.close()
+
+
+def _deaf_to_interrupts() -> WorkerPlugin:
+    """Return what lets workers go on at Ctrl-C, which a terminal sends to them too."""
+    from distributed import WorkerPlugin
+
+    class Deaf(WorkerPlugin):  # type: ignore[misc]  # it has no types
+        def setup(self, worker: Worker) -> None:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    return Deaf()
 
 
 def _local_cluster(n_workers: int) -> LocalCluster:

@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from scopelake.ingest.cost_plan import CoderCost, CostPlan, Quantity, total
 from scopelake.ingest.devices import Basis, Device, encode_share, forward_share
 from scopelake.ingest.flops import encode_flops_a_token, forward_flops, layers_run, readout_flops
-from scopelake.ingest.memory_need import Load, device_memory, host_memory, misfits
+from scopelake.ingest.memory_need import Cut, Load, memory_need, misfits
 from scopelake.ingest.rows_law import Profile, guessed_profile
 from scopelake.ingest.shapes import CoderShape, CorpusShape, ModelShape, Shards
 from scopelake.ingest.stored_sizes import (
     CONTEXT_TOKEN,
     FILE_OVERHEAD,
     FIRING_TABLES,
+    TABLES,
     CommitCounts,
     TableSize,
     catalogue_size,
@@ -26,6 +27,7 @@ from scopelake.ingest.stored_sizes import (
     peaks_bytes,
     postings_bytes,
     samples_bytes,
+    tallies_bytes,
 )
 from scopelake.ingest.time_need import (
     DENSE_RATE,
@@ -37,6 +39,7 @@ from scopelake.ingest.time_need import (
     commit_seconds,
 )
 from scopelake.names import SiteLayer
+from scopelake.store.keeping import KEEP_ALL, Keep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +67,11 @@ class Work:
     new_arrays: int = 0
     """Dense arrays that the lake lacks."""
     disk_free: int | None = None
+    keep: Keep = KEEP_ALL
+    memory: str | int | None = None
+    """What the process may take, as of `ingest`."""
+    is_spread: bool = False
+    """Whether a device map spreads the model."""
 
     @property
     def n_files(self) -> int:
@@ -114,16 +122,12 @@ def estimate(
         measures: what a pilot found.
         notes: more to say.
     """
-    coders = [_coder(work, coder, shards, measures) for coder, shards in work.coders]
+    load = _load(work, measures)
+    need = memory_need(load, device)
+    coders = [_coder(work, coder, shards, measures, need.cut) for coder, shards in work.coders]
     firings = sum(cost.firings for cost, _ in coders)
     tables = _tables(work, [sizes for _, sizes in coders], measures)
     stages = measures.stages if measures else guess_stages(work, device, firings, tables)
-    load = Load(
-        work.model, tuple(c for c, _ in work.coders), tuple(s for s, _ in work.dense), work.corpus,
-        work.batch_tokens, work.value_bytes,
-        {cost.sae: cost.firings_a_token.value for cost, _ in coders}, work.shards.largest,
-    )  # fmt: skip
-    parts = {"device": device_memory(load, device), "host": host_memory(load, device)}
     n_layers = layers_run(work.sites)
     seconds, rate, basis = _time(work, device, stages, tokens_per_second, measures)
     found: Basis = "measured" if measures else "guessed"
@@ -145,33 +149,57 @@ def estimate(
         coders=tuple(cost for cost, _ in coders),
         tables=tuple(tables),
         bytes_basis=found,
-        device_memory=parts["device"],
-        host_memory=parts["host"],
+        keep=str(work.keep),
+        device_memory=need.device,
+        host_memory=need.host,
         device_memory_there=device.memory,
         host_memory_there=device.host_memory,
-        misfits=misfits(load, device, parts, (sum(t.n_bytes for t in tables), work.disk_free)),
+        memory=need.limit,
+        misfits=misfits(load, device, need, (sum(t.n_bytes for t in tables), work.disk_free)),
         notes=tuple(notes),
     )
 
 
+def _rate(coder: CoderShape, measures: Measures | None) -> float:
+    """Return a coder's firings a token."""
+    known = measures.coders.get(coder.name) if measures else None
+    return known.firings_a_token if known else coder.l0
+
+
+def _load(work: Work, measures: Measures | None) -> Load:
+    return Load(
+        model=work.model,
+        coders=tuple(coder for coder, _ in work.coders),
+        loaded=tuple(coder for coder, shards in work.coders if len(shards)),
+        dense=tuple(site for site, _ in work.dense),
+        corpus=work.corpus,
+        batch_tokens=work.batch_tokens,
+        value_bytes=work.value_bytes,
+        firings_a_token={coder.name: _rate(coder, measures) for coder, _ in work.coders},
+        shard_tokens=work.shards.largest,
+        memory=work.memory,
+        is_spread=work.is_spread,
+    )
+
+
 def _coder(
-    work: Work, coder: CoderShape, shards: Shards, measures: Measures | None
+    work: Work, coder: CoderShape, shards: Shards, measures: Measures | None, cut: Cut
 ) -> tuple[CoderCost, list[TableSize]]:
     """Return what a coder costs, and its part of each table."""
-    n, length, bits = len(shards), work.corpus.context_length, work.activation_bits
+    n, length, bits = cut.pieces(shards), work.corpus.context_length, work.activation_bits
     known = measures.coders.get(coder.name) if measures else None
-    rate = known.firings_a_token if known else coder.l0
+    rate = _rate(coder, measures)
     profile = known.profile if known else guessed_profile(coder.width, coder.l0, length)
     firings = rate * shards.n_tokens
     rows = {
-        "codes": firings,
-        "postings": firings,
+        "codes": firings * work.keep.share,
+        "postings": firings * work.keep.share,
         "peaks": profile.peaks(shards) if n else 0.0,
         "samples": profile.samples(shards) if n else 0.0,
     }
     n_bytes = {
-        "codes": codes_bytes(coder, firings, n, bits),
-        "postings": postings_bytes(coder, firings, n, bits, length),
+        "codes": codes_bytes(coder, rows["codes"], n, bits),
+        "postings": postings_bytes(coder, rows["postings"], n, bits, length),
         "peaks": peaks_bytes(coder, rows["peaks"], n, bits),
         "samples": samples_bytes(rows["samples"], n, bits),
     }
@@ -181,12 +209,15 @@ def _coder(
             for table in FIRING_TABLES
         }
     sizes = [TableSize(table, rows[table], n_bytes[table], n) for table in FIRING_TABLES]
+    if n and not work.keep.is_all:
+        tallied, bins = profile.tallied(shards)
+        sizes.append(TableSize("tallies", tallied, tallies_bytes(tallied, bins, n), n))
     if n:
         sizes.append(TableSize("features", coder.width, features_bytes(coder), 1))
     basis: Basis = "measured" if known else _l0_basis(coder)
     cost = CoderCost(
-        coder.name, coder.width, Quantity(rate, "firings/token", basis), n, shards.n_tokens,
-        firings, sum(one.n_bytes for one in sizes),
+        coder.name, coder.width, Quantity(rate, "firings/token", basis), len(shards),
+        shards.n_tokens, firings, sum(one.n_bytes for one in sizes),
     )  # fmt: skip
     return cost, sizes
 
@@ -205,8 +236,7 @@ def _tables(
 ) -> list[TableSize]:
     """Return all that comes, by table."""
     sizes = [one for of_coder in coders for one in of_coder]
-    names = (*FIRING_TABLES, "features")
-    tables = [total([s for s in sizes if s.table == name], name) for name in names]
+    tables = [total([s for s in sizes if s.table == name], name) for name in TABLES]
     tables.append(total([_dense(work, s, shards, measures) for s, shards in work.dense], "dense"))
     files = {t.table: t.objects for t in tables}
     if not work.corpus.is_stored:
@@ -215,7 +245,7 @@ def _tables(
                                 -(-work.corpus.n_contexts // 4096)))  # fmt: skip
     mean = name_bytes([coder for coder, _ in work.coders])
     counts = CommitCounts(
-        len(work.shards), files, dict.fromkeys(names, mean), dict(work.versions), work.is_new_run
+        len(work.shards), files, dict.fromkeys(TABLES, mean), dict(work.versions), work.is_new_run
     )
     catalogue = catalogue_size(counts)
     # The metadata of an array and of the folders above it.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter, deque
 from collections.abc import Iterable
 from typing import Final
@@ -14,9 +13,8 @@ from scopelake.errors import (
     TooLittleMemoryError,
 )
 from scopelake.ingest.plan import Shard
+from scopelake.ingest.report import LOG
 from scopelake.ingest.shard_files import FailedShard
-
-LOG: Final = logging.getLogger("scopelake.ingest")
 
 TRIES: Final = 3
 """Times that a shard is tried before it is set aside."""

@@ -5,16 +5,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 
-from scopelake.errors import LakeBusyError
 from scopelake.store.catalog import committed_shards
 from scopelake.store.lake_store import LakeStore
 from scopelake.store.receipts import Receipt
 from scopelake.store.running import Running
 from scopelake.store.snapshot import Snapshot
-
-
-class StaleLookBackError(LakeBusyError):
-    """A shard that was looked back at is not in the lake any more."""
 
 
 class LookBack:
@@ -94,18 +89,18 @@ class LookBack:
             self._running.clear()
 
 
-def check_seen(
+def is_seen(
     store: LakeStore, snapshot: Snapshot, corpus: str, seen: Mapping[str, frozenset[int]]
-) -> None:
-    """Refuse files whose peaks left out what a shard had that a repair has taken out since.
+) -> bool:
+    """Return whether the lake still has every shard that peaks were left out for.
 
-    Raises:
-        StaleLookBackError: then look back again, and write the shard again.
+    If not, a repair has taken one out since, and what looked back at it has to be made again.
+
+    Args:
+        store: the lake.
+        snapshot: as of which.
+        corpus: the corpus.
+        seen: by coder, the shards that were looked back at.
     """
     done = committed_shards(store, snapshot, corpus)
-    for sae, shards in seen.items():
-        if gone := {shard for shard in shards if (sae, shard) not in done}:
-            raise StaleLookBackError(
-                f"a shard of {sae} on {corpus} was to be committed; a repair has taken out shards "
-                f"{sorted(gone)} meanwhile; ingest again"
-            )
+    return all((sae, shard) in done for sae, shards in seen.items() for shard in shards)

@@ -1,4 +1,8 @@
-"""Memory that an ingest needs on the device and on the host, part by part, in bytes."""
+"""Memory that an ingest needs on the device and on the host, part by part, in bytes.
+
+What shards take on the host says the ingest's own `Budget`; here is what the process takes besides,
+which an ingest looks up when it runs.
+"""
 
 from __future__ import annotations
 
@@ -6,34 +10,22 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from scopelake.errors import TooLittleMemoryError
+from scopelake.ingest.activations import live_token_bytes
+from scopelake.ingest.budget import WRITERS, Budget, Needs, parse_memory
+from scopelake.ingest.decoder_rows import TILE_BYTES
 from scopelake.ingest.devices import Device
-from scopelake.ingest.shapes import CoderShape, CorpusShape, ModelShape
+from scopelake.ingest.shapes import CoderShape, CorpusShape, ModelShape, Shards
 from scopelake.names import SiteLayer
 
-FIRING: Final = 21
-"""Bytes of a firing in columns: context 8, position, feature and activation 4 each, kind 1."""
-
-_ARRIVED: Final = 8
-"""Bytes of a firing as it comes from the encoder: feature and activation."""
-
-_SORTING: Final = 60
-"""Bytes of a firing beside its columns while it is rounded, sorted and written."""
-
-_WRITERS: Final = 2
-"""Coders that are written at once."""
-
-_LOOK_BACK: Final = 800
-"""Bytes of a feature that are held of what the lake has: 256 peaks of 2 bytes, counts and samples
-of 32 bands."""
-
-_PROCESS: Final = 450 * 2**20
-"""Of a process that has imported torch, transformers and Arrow."""
-
-_PACKED: Final = 72 * 2**20
-"""What encoding takes beside its input: tiles and packed weights."""
+_PROCESS: Final = 575 * 2**20
+"""Of a process that has imported torch, transformers and Arrow, on a CPU (measured)."""
 
 _MAPPED: Final = 4 * 2**30
 """Encoders of so many bytes stay in their files on CPUs."""
+
+_MANY: Final = 1_000_000
+"""Tokens that a coder's rate is told of."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +36,15 @@ class Part:
     n_bytes: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Load:
     """What is in memory while an ingest runs."""
 
     model: ModelShape
     coders: tuple[CoderShape, ...]
+    """All that are asked for."""
+    loaded: tuple[CoderShape, ...]
+    """Those with work left."""
     dense: tuple[SiteLayer, ...]
     corpus: CorpusShape
     batch_tokens: int
@@ -59,66 +54,149 @@ class Load:
     """By coder."""
     shard_tokens: int
     """Of the largest shard."""
+    memory: str | int | None = None
+    """What the process may take, as `parse_memory` reads it."""
+    is_spread: bool = False
+    """Whether a device map puts what a GPU does not hold of the model into the host's memory."""
+
+    @property
+    def sites(self) -> set[SiteLayer]:
+        """What is captured."""
+        return {s for c in self.loaded for s in c.sites} | set(self.dense)
 
 
-def device_memory(load: Load, device: Device) -> tuple[Part, ...]:
-    """Return what the device holds: on a CPU these parts are the host's."""
-    encoders = (
-        4 * c.features_per_layer * (c.d_in + 2)
-        for c in load.coders
-        for _ in c.sites
-    )  # fmt: skip
-    held = (n for n in encoders if device.kind == "gpu" or n < _MAPPED)
+@dataclass(frozen=True)
+class Cut:
+    """How the budget cuts shards into pieces, each of which is a file of each table of firings."""
+
+    first: int
+    """Most tokens of a coder's first piece, before it is known how often it fires."""
+    others: int
+    context_length: int
+
+    def pieces(self, shards: Shards) -> int:
+        """Return how many pieces all of a coder's shards make."""
+        per = self._contexts(self.others)
+        whole = sum(-(-n // per) for n in shards.contexts)
+        if not len(shards):
+            return 0
+        begun = shards.contexts[0]
+        rest = max(0, begun - self._contexts(self.first))
+        return whole - -(-begun // per) + 1 + -(-rest // per)
+
+    def _contexts(self, n_tokens: int) -> int:
+        return max(1, n_tokens // self.context_length)
+
+
+@dataclass(frozen=True)
+class MemoryNeed:
+    """What an ingest takes in memory."""
+
+    device: tuple[Part, ...]
+    """Of a GPU; empty: there is none, and all is the host's."""
+    host: tuple[Part, ...]
+    limit: int
+    """Bytes that the process may take."""
+    refusal: str | None
+    """What the ingest would say of a limit that is too small."""
+    cut: Cut
+
+
+def memory_need(load: Load, device: Device) -> MemoryNeed:
+    """Return what an ingest takes on a device and on its host."""
+    on_device = _device_parts(load, device)
+    held = _held(load, device)
+    limit = parse_memory(load.memory, device.host_memory)
+    budget = Budget(limit, load.coders, load.batch_tokens)
+    refusal = None
+    try:
+        budget.begin(_needs(load, device), sum(p.n_bytes for p in held))
+    except TooLittleMemoryError as error:
+        refusal = str(error)
+    first = budget.piece_tokens()
+    for name, rate in load.firings_a_token.items():
+        budget.measured(name, round(rate * _MANY), _MANY)
+    shards = [Part(what, n_bytes) for what, n_bytes in budget.takes(load.shard_tokens).items()]
+    cut = Cut(first, budget.piece_tokens(), load.corpus.context_length)
+    return MemoryNeed(on_device, (*held, *_peak(load, device, shards)), limit, refusal, cut)
+
+
+def _needs(load: Load, device: Device) -> Needs:
+    """Return what `Worker.begin` tells the budget."""
+    model, corpus = load.model, load.corpus
+    widths = [model.width(site) for site in load.sites]
+    token = live_token_bytes(widths, model.layer_floats) if device.kind == "cpu" else 0
+    dense_width = sum(model.width(site) for site in load.dense)
+    return Needs.of(
+        token, dense_width, corpus.context_length, corpus.shard_contexts, corpus.n_tokens
+    )
+
+
+def _held(load: Load, device: Device) -> tuple[Part, ...]:
+    """Return what the host's memory has besides shards."""
+    process, weights = Part("the process", _PROCESS), load.model.n_params * load.value_bytes
+    if device.kind == "cpu":
+        encoders = sum(n for n in _encoders(load) if n < _MAPPED)
+        return (
+            process, Part("the model's weights", weights), Part("encoders of all coders", encoders),
+        )  # fmt: skip
+    spread = weights - _weights_there(load, device)
+    return (process, Part("the model's weights that are not on the device", spread))
+
+
+def _peak(load: Load, device: Device, shards: list[Part]) -> list[Part]:
+    """Return what is in memory beside what is held, when it is most: shards, or statistics."""
+    kept = [p for p in shards if p.what.startswith(("writing", "what peaks"))]
+    passing = [p for p in shards if p not in kept]
+    logits = 0
+    if device.kind == "cpu" and any(coder.has_readout for coder in load.loaded):
+        logits = 4 * load.model.d_model * load.model.vocab + WRITERS * TILE_BYTES
+    if logits <= sum(p.n_bytes for p in passing):
+        return shards
+    return [*kept, Part("unembedding, for the tokens that features promote", logits)]
+
+
+def _device_parts(load: Load, device: Device) -> tuple[Part, ...]:
+    if device.kind == "cpu":
+        return ()
     return (
-        Part("the model's weights", load.model.n_params * load.value_bytes),
-        Part("encoders of all coders", sum(held)),
+        Part("the model's weights", _weights_there(load, device)),
+        Part("encoders of all coders", sum(_encoders(load))),
         Part("activations of one batch", _batch(load)),
     )
 
 
-def host_memory(load: Load, device: Device) -> tuple[Part, ...]:
-    """Return what the host holds beside the device's parts."""
-    firings = [load.shard_tokens * rate for rate in load.firings_a_token.values()]
-    # One shard is gathered, coder by coder, while the one before is written.
-    arriving = sum(firings) * FIRING + max(firings, default=0) * _ARRIVED
-    writing = sum(firings) * FIRING
-    sorting = sum(sorted(firings)[-_WRITERS:]) * _SORTING
-    per_shard = load.corpus.shard_contexts * load.corpus.context_length
-    dense = sum(2 * per_shard * load.model.width(site) for site in load.dense)
-    return (
-        Part("the process", _PROCESS + _PACKED),
-        Part("firings of two shards", int(arriving + writing)),
-        Part("sorting what is written", int(sorting)),
-        Part("dense activations of two shards", 2 * dense),
-        Part("what peaks and samples look back at", sum(c.width for c in load.coders) * _LOOK_BACK),
-    )
+def _weights_there(load: Load, device: Device) -> int:
+    """Return the bytes of the model's weights that a GPU holds."""
+    weights = load.model.n_params * load.value_bytes
+    if not load.is_spread or device.memory is None:
+        return weights
+    return min(weights, max(0, device.memory - sum(_encoders(load)) - _batch(load)))
+
+
+def _encoders(load: Load) -> list[int]:
+    """Return the bytes of each encoder as it is loaded."""
+    return [c.encoder_bytes // len(c.sites) for c in load.loaded for _ in c.sites]
 
 
 def misfits(
-    load: Load,
-    device: Device,
-    parts: Mapping[str, tuple[Part, ...]],
-    disk: tuple[float, int | None],
+    load: Load, device: Device, need: MemoryNeed, disk: tuple[float, int | None]
 ) -> tuple[str, ...]:
     """Return in words what would not fit, and what to do.
 
     Args:
         load: what is in memory.
         device: where.
-        parts: memory by ``device`` and ``host``.
+        need: how much of it.
         disk: bytes that the ingest adds, and those that are free, if known.
     """
-    found: list[str] = []
-    on_device = sum(p.n_bytes for p in parts["device"])
-    on_host = sum(p.n_bytes for p in parts["host"])
-    if device.kind == "gpu":
-        found += _over(
-            "the device's memory", on_device, device.memory, _device_advice(load, device)
-        )
-        found += _over("the host's memory", on_host, device.host_memory, _host_advice(load))
-    else:
-        total = on_device + on_host
-        found += _over("the machine's memory", total, device.host_memory, _host_advice(load))
+    on_device, on_host = (sum(p.n_bytes for p in parts) for parts in (need.device, need.host))
+    found = [
+        *_over("the device's memory", on_device, device.memory, _device_advice(load, device)),
+        *([f"the host's memory: {need.refusal}"] if need.refusal is not None else []),
+    ]
+    if need.refusal is None:
+        found += _over("the host's memory", on_host, device.host_memory, "give less as memory")
     found += _over("the lake's disk", disk[0], disk[1], "free some, or use an object store")
     return tuple(found)
 
@@ -131,32 +209,24 @@ def _over(what: str, needed: float, there: int | None, advice: str) -> Iterable[
 
 def _device_advice(load: Load, device: Device) -> str:
     a_token = _batch(load) / load.batch_tokens
-    free = (device.memory or 0) - load.model.n_params * load.value_bytes
+    free = (device.memory or 0) - _weights_there(load, device)
     room = free - a_token * load.corpus.context_length
-    encoders = sum(c.encoder_bytes for c in load.coders)
-    if room < max((c.encoder_bytes for c in load.coders), default=0):
-        return "use --device-map auto, which spreads the model, or a larger device"
+    encoders = sum(c.encoder_bytes for c in load.loaded)
+    if room < max((c.encoder_bytes for c in load.loaded), default=0):
+        larger = "use a larger device"
+        return larger if load.is_spread else f"{larger}, or --device-map auto, which spreads it"
     if encoders <= room:
         return f"use --batch-tokens {int((free - encoders) / a_token) // 1024 * 1024 or 1024}"
     passes = int(-(-encoders // room))
     least = load.corpus.context_length
     return (
-        f"give the coders in {passes} ingests of {max(1, len(load.coders) // passes)} or fewer "
+        f"give the coders in {passes} ingests of {max(1, len(load.loaded) // passes)} or fewer "
         f"each, with --batch-tokens {least}"
     )
 
 
-def _host_advice(load: Load) -> str:
-    contexts = load.corpus.shard_contexts
-    return (
-        f"add the corpus with fewer contexts a shard than {contexts}, or give fewer coders at a "
-        "time"
-    )
-
-
 def _batch(load: Load) -> int:
-    """Captured sites, and what a layer works with, of one batch."""
-    sites = {s for c in load.coders for s in c.sites} | set(load.dense)
-    captured = sum(load.model.width(site) for site in sites)
+    """Captured sites, and what a layer works with, of one batch on a GPU."""
+    captured = sum(load.model.width(site) for site in load.sites)
     working = 3 * load.model.ffn + 6 * load.model.d_model + 3 * load.model.attention_width
     return load.batch_tokens * (captured + working) * load.value_bytes

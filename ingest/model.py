@@ -18,6 +18,7 @@ from scopelake.errors import InvalidArgumentError, MissingDependencyError, Model
 from scopelake.ingest.attention import register
 from scopelake.ingest.digest import digest_files
 from scopelake.ingest.hub import fetch_snapshot, is_local, repo_of_cached
+from scopelake.names import counted
 
 _ARCHITECTURES = ("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration")
 TEXT_KEYS: Final = {r"^(?:model\.)?language_model\.(?:model\.)?": "model."}
@@ -152,7 +153,7 @@ def load_model(
         InvalidArgumentError: both a device and a device map.
         MissingDependencyError: a device map without accelerate.
     """
-    _check_device_map(device_map, device)
+    check_device_map(device_map, device)
     target = choose_device(device)
     name = ("float32" if target.type == "cpu" else "bfloat16") if dtype == "auto" else dtype
     if name not in _DTYPES:
@@ -177,12 +178,18 @@ def load_model(
         attention_width=int(text.num_attention_heads * text.head_dim),
         vocab_size=int(text.vocab_size),
         max_positions=int(text.max_position_embeddings),
-        layer_floats=3 * int(text.intermediate_size)
-        + 8 * int(text.hidden_size)
-        + 4 * int(text.num_attention_heads * text.head_dim),
+        layer_floats=floats_of_layer(
+            int(text.intermediate_size), int(text.hidden_size),
+            int(text.num_attention_heads * text.head_dim),
+        ),
         dtype=name,
         device=target,
-    )
+    )  # fmt: skip
+
+
+def floats_of_layer(ffn: int, d_model: int, attention_width: int) -> int:
+    """Return how many numbers a layer holds of each token while it runs."""
+    return 3 * ffn + 8 * d_model + 4 * attention_width
 
 
 def weights_digest(files: ModelFiles) -> str:
@@ -216,7 +223,13 @@ def weight_of(model: LoadedModel, module: Any) -> torch.Tensor:  # noqa: ANN401
         return cast("torch.Tensor", module.weight.float().clone())
 
 
-def _check_device_map(device_map: DeviceMap, device: str) -> None:
+def check_device_map(device_map: DeviceMap, device: str) -> None:
+    """Refuse a device map that cannot be followed.
+
+    Raises:
+        InvalidArgumentError: a device is given too.
+        MissingDependencyError: accelerate is not installed.
+    """
     if device_map is None:
         return
     if device != "auto":
@@ -260,7 +273,8 @@ def _load_text_model(files: ModelFiles, dtype: torch.dtype, device_map: DeviceMa
         ) from error
     if missing := sorted(report["missing_keys"]):
         raise ModelError(
-            f"model {files.name!r} was asked for; {files.path} lacks {len(missing)} tensors "
+            f"model {files.name!r} was asked for; {files.path} lacks "
+            f"{counted(len(missing), 'tensor')} "
             f"({missing[0]}, ...); check that its files are complete"
         )
     return module

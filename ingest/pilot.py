@@ -24,11 +24,12 @@ from scopelake.ingest.activations import LiveActivations, ShardTokens
 from scopelake.ingest.coders import CoderFiles
 from scopelake.ingest.cost_plan import Compared, CostPlan
 from scopelake.ingest.crews import Here
-from scopelake.ingest.devices import Device, peak_memory
+from scopelake.ingest.devices import Device
 from scopelake.ingest.encode_shard import batches
 from scopelake.ingest.estimate import CoderMeasure, Measures, Work, estimate
 from scopelake.ingest.flops import readout_flops
-from scopelake.ingest.model import LoadedModel, ModelFiles, load_model
+from scopelake.ingest.machine import peak_memory
+from scopelake.ingest.model import DeviceMap, LoadedModel, ModelFiles, load_model
 from scopelake.ingest.pipeline import Hooks, ingest
 from scopelake.ingest.plan import IngestConfig, check_tokenizer, find_corpus
 from scopelake.ingest.report import IngestSummary, Progress
@@ -36,7 +37,7 @@ from scopelake.ingest.rows_law import Profile
 from scopelake.ingest.shapes import ModelShape
 from scopelake.ingest.stored_sizes import FILE_OVERHEAD, FIRING_TABLES
 from scopelake.ingest.time_need import Stages, commit_growth
-from scopelake.names import KIND_BOS, SiteLayer
+from scopelake.names import KIND_BOS, SiteLayer, counted
 from scopelake.store.commit import Writer
 from scopelake.store.firings import BANDS, band
 from scopelake.store.lake_store import LakeStore
@@ -62,6 +63,7 @@ class PilotConfig:
     coders: tuple[CoderFiles, ...]
     device: str
     dtype: str
+    device_map: DeviceMap = None
 
 
 def run_pilot(
@@ -93,7 +95,10 @@ def run_pilot(
             _dense_ratios(store, config.work.model, ran.tokens),
             _foretell(config.work, device, ran),
         )
-    notes = [*plain.notes, f"the pilot ran shard {config.work.first_shard}: {ran.tokens:,} tokens"]
+    notes = [
+        *plain.notes,
+        f"the pilot ran shard {config.work.first_shard}: {counted(ran.tokens, 'token')}",
+    ]
     found = estimate(config.work, device, tokens_per_second, measures, notes)
     return replace(found, compared=_compare(plain, found, ran))
 
@@ -147,7 +152,9 @@ def _coders(config: PilotConfig) -> list[CoderFiles]:
 
 def _run(config: PilotConfig, store: LakeStore, on_progress: OnProgress | None) -> _Ran:
     work, start = config.work, time.perf_counter()
-    model = load_model(config.files, device=config.device, dtype=config.dtype)
+    model = load_model(
+        config.files, device=config.device, dtype=config.dtype, device_map=config.device_map
+    )
     _warm_up(store, model, work)
     loaded = time.perf_counter() - start
     marks = [_Mark(0, 0, time.perf_counter(), time.process_time())]
@@ -158,7 +165,10 @@ def _run(config: PilotConfig, store: LakeStore, on_progress: OnProgress | None) 
             on_progress(now)
 
     dense = tuple(site for site, shards in work.dense if len(shards))
-    made = IngestConfig(work.corpus.name, dense, work.activation_bits, work.batch_tokens)
+    # All firings are kept: how often features fire is counted from them.
+    made = IngestConfig(
+        work.corpus.name, dense, work.activation_bits, work.batch_tokens, memory=work.memory
+    )
     summary = ingest(store, made, Here(LiveActivations(model)), _coders(config), Hooks(mark))
     if summary.failed:
         raise ModelError(
@@ -302,7 +312,7 @@ def _compare(plain: CostPlan, found: CostPlan, ran: _Ran) -> tuple[Compared, ...
             pairs.append(Compared(table, guess.n_bytes / 1e6, real.n_bytes / 1e6, "MB"))
     if ran.peak is not None:
         parts = (*plain.device_memory, *plain.host_memory)
-        halved = sum(p.n_bytes / (2 if "two shards" in p.what else 1) for p in parts)
+        halved = sum(p.n_bytes / (2 if " of two " in p.what else 1) for p in parts)
         pairs.append(Compared("peak memory, one shard", halved / 1e6, ran.peak / 1e6, "MB"))
     return tuple(pairs)
 

@@ -16,22 +16,23 @@ from dataclasses import dataclass
 import pyarrow as pa
 import torch
 
-from scopelake.errors import EncoderWarning, ShardWarning
+from scopelake.errors import EncoderWarning, ScopelakeError, ShardWarning
 from scopelake.ingest.budget import WRITERS, Budget, parse_memory
 from scopelake.ingest.capture import site_width
 from scopelake.ingest.coders import CoderFiles
-from scopelake.ingest.committer import LOG, Committer
+from scopelake.ingest.committer import Committer
 from scopelake.ingest.crews import Crew
 from scopelake.ingest.evaluation_rows import unevaluated
-from scopelake.ingest.ledger import Ledger
+from scopelake.ingest.ledger import Ledger, one_line
 from scopelake.ingest.plan import IngestConfig, IngestPlan, Shard, make_plan, without_committed
-from scopelake.ingest.report import IngestSummary, Progress
+from scopelake.ingest.report import LOG, IngestSummary, Progress
 from scopelake.ingest.rows import RunTotals, model_table, run_table, sae_table
 from scopelake.ingest.run_here import Work
 from scopelake.ingest.shard_files import ShardFiles
 from scopelake.ingest.statistics import without_statistics, write_statistics
 from scopelake.ingest.worker import Assignment
 from scopelake.kernels.encode import choose
+from scopelake.names import counted
 from scopelake.store import native
 from scopelake.store.commit import Writer
 from scopelake.store.dense import ensure_array
@@ -131,18 +132,20 @@ class _Job:
             if state != "complete":
                 evaluated = []  # the next ingest has more to do anyway
             self._finish(without_statistics(self.store, self.plan), evaluated, state)
+        elif self._was_broken_off():
+            self._finish([], [], state)  # other runs have done its work since
         if self.ledger.aside:
             _warn_of_failed(self.ledger, self.plan)
-        return self._summary(state, len(evaluated), len(pending))
+        return self._summary(len(evaluated), len(pending))
 
     def preview(self) -> IngestSummary:
         """Return what is left to do; nothing is written."""
         pending = without_statistics(self.store, self.plan)
         if self.plan.shards:
             self._ready()
-        return self._summary("running", len(self._coders_to_evaluate()), len(pending))
+        return self._summary(len(self._coders_to_evaluate()), len(pending))
 
-    def _summary(self, state: str, n_evaluated: int, n_described: int) -> IngestSummary:
+    def _summary(self, n_evaluated: int, n_described: int) -> IngestSummary:
         totals = self.totals
         return IngestSummary(
             self.plan.run,
@@ -152,7 +155,7 @@ class _Job:
             totals.tokens,
             totals.firings,
             totals.n_bytes,
-            float(self._run_row(state)["seconds"][0].as_py()),
+            totals.seconds,
             totals.stages.seconds,
             tuple(self.ledger.aside),
             self.ledger.n_left,
@@ -199,9 +202,27 @@ class _Job:
             LOG.error("ingest broken off", extra={"scopelake": {
                 "run": self.plan.run, "error": type(error).__name__,
             }})  # fmt: skip
+            self._say_interrupted()
             if isinstance(error, _CallersError):
                 raise error.original from None
             raise
+
+    def _was_broken_off(self) -> bool:
+        """Return whether the lake has this run as one that was not complete."""
+        rows = self.store.read(
+            "runs", self.store.snapshot(), ["state"], [("run", "=", self.plan.run)]
+        )
+        return any(state != "complete" for state in rows["state"].to_pylist())
+
+    def _say_interrupted(self) -> None:
+        """Say in the lake that this run goes on no more, if the lake can still be written."""
+        try:
+            self.committer.rows("interrupt", {"runs": self._run_row("interrupted")})
+        except (ScopelakeError, OSError) as error:
+            # What broke the ingest off is raised; `info` sees that the process is gone.
+            LOG.warning("run not marked as interrupted", extra={"scopelake": {
+                "run": self.plan.run, "error": one_line(error),
+            }})  # fmt: skip
 
     def _ready(self) -> Callable[[Work], None]:
         coders = [c for c in self.plan.coders if any(c in s.coders for s in self.plan.shards)]
@@ -251,6 +272,7 @@ class _Job:
         if evaluated:
             with self.totals.stages.timed("evaluate"):
                 rows["evaluations"] = self.crew.evaluate(self._assignment, evaluated)
+        self.totals.end()
         rows["runs"] = self._run_row(state)
         snapshot = self.committer.rows("finish", rows, receipts)
         LOG.info("ingest ended", extra={"scopelake": {
@@ -258,6 +280,11 @@ class _Job:
             "tokens": self.totals.tokens, "firings": self.totals.firings,
             "bytes": self.totals.n_bytes, "stages": dict(self.totals.stages.seconds),
         }})  # fmt: skip
+
+        try:
+            self._count(0, 0)
+        except _CallersError as error:
+            raise error.original from None
 
     def _coders_to_evaluate(self) -> list[CoderFiles]:
         if not self.config.evaluate:
@@ -274,7 +301,10 @@ class _Job:
             self.totals.tokens += tokens
             self.totals.firings += firings
             totals = self.totals
-            now = Progress(totals.tokens, self.plan.n_tokens_left, totals.firings, totals.n_bytes)
+            now = Progress(
+                totals.tokens, self.plan.n_tokens_left, totals.firings, totals.n_bytes,
+                totals.seconds,
+            )  # fmt: skip
             if self.hooks.on_progress is not None:
                 try:
                     self.hooks.on_progress(now)
@@ -292,7 +322,7 @@ def _warn_if_slow(device: torch.device) -> None:
 
 def _warn_of_failed(ledger: Ledger, plan: IngestPlan) -> None:
     warnings.warn(
-        f"{len(ledger.aside)} of {plan.n_shards} shards "
+        f"{len(ledger.aside)} of {counted(plan.n_shards, 'shard')} "
         f"{'was' if len(ledger.aside) == 1 else 'were'} set aside: "
         f"{'; '.join(map(str, ledger.aside))}; mend the cause and ingest again, which makes these "
         "only",

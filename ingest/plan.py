@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -137,7 +137,7 @@ def make_plan(
     for site in config.dense:
         site_width(model, site)
     check_catalogue(store, snapshot, config.corpus, model, coders)
-    check_precision(store, snapshot, config, model, coders)
+    check_precision(store, snapshot, config, model.dtype, [c.name for c in coders])
     numbers = ContextNumbers.of(corpus)
     n_shards = numbers.n_shards
     done = _done(store, snapshot, config.corpus, model.name)
@@ -187,17 +187,24 @@ def check_precision(
     store: LakeStore,
     snapshot: Snapshot,
     config: IngestConfig,
-    model: ModelIdentity,
-    coders: Sequence[CoderFiles],
+    dtype: str,
+    coders: Iterable[str],
 ) -> None:
     """Refuse another precision than that of the shards that a coder has on the corpus.
+
+    Args:
+        store: the lake.
+        snapshot: as of which.
+        config: what is asked for.
+        dtype: of the activations.
+        coders: their names.
 
     Raises:
         CoderMismatchError: then.
     """
     asked: dict[str, Any] = {
         "activation_bits": config.activation_bits,
-        "dtype": model.dtype,
+        "dtype": dtype,
         "keep": str(parse_keep(config.keep)),
     }
     filters = [("corpus", "=", config.corpus), ("kind", "=", "codes")]
@@ -207,14 +214,14 @@ def check_precision(
     runs = store.read("runs", snapshot, columns, filters).to_pylist()
     partly = partly_kept(store, snapshot)
     for coder in coders:
-        of_coder = {file["run"] for file in files if file["sae"] == coder.name}
-        keep = str(partly.get((coder.name, config.corpus), KEEP_ALL))
-        mine = [run | {"keep": keep} for run in runs_of(runs, coder.name, config.corpus, of_coder)]
+        of_coder = {file["run"] for file in files if file["sae"] == coder}
+        keep = str(partly.get((coder, config.corpus), KEEP_ALL))
+        mine = [run | {"keep": keep} for run in runs_of(runs, coder, config.corpus, of_coder)]
         for name, value in asked.items():
             stored = sorted({run[name] for run in mine})
             if stored and value not in stored:
                 raise CoderMismatchError(
-                    f"{name}={value} was asked for; {coder.name} on {config.corpus} is stored with "
+                    f"{name}={value} was asked for; {coder} on {config.corpus} is stored with "
                     f"{' and '.join(map(str, stored))}, and a coder has one {_what(name)} on a "
                     f"corpus; {_advice(value, stored[0])}, or use another lake"
                 )

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from scopelake.ingest.shard_files import FailedShard
+
+LOG: Final = logging.getLogger("scopelake.ingest")
+"""Of all that an ingest logs; a record's attribute `scopelake` has the fields."""
 
 
 @dataclass(frozen=True)
@@ -17,6 +22,8 @@ class Progress:
     firings: int
     n_bytes: int
     """Bytes of data files committed."""
+    seconds: float
+    """Since the ingest began, as `IngestSummary.seconds`."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,7 @@ class IngestSummary:
     firings: int
     n_bytes: int
     seconds: float
+    """From its begin to its last commit, with the model in memory already; as in ``runs``."""
     stages: Mapping[str, float]
     """Seconds of each stage, see `ingest.stages`."""
     failed: tuple[FailedShard, ...] = ()

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import platform
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from typing import Any
 
@@ -21,6 +22,7 @@ from scopelake.ingest.plan import IngestConfig, IngestPlan
 from scopelake.ingest.stages import Stages
 from scopelake.store.keeping import parse_keep
 from scopelake.store.precision import relative_error
+from scopelake.store.processes import this_process
 from scopelake.store.schema import SCHEMAS
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "deltalake", "pyarrow", "zarr", "numpy")
@@ -28,13 +30,25 @@ _PACKAGES = ("torch", "transformers", "tokenizers", "deltalake", "pyarrow", "zar
 
 @dataclass
 class RunTotals:
-    """What a run has done so far."""
+    """What a run has done so far, and its clock."""
 
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    began: float = field(default_factory=time.perf_counter)
+    ended: float | None = None
     tokens: int = 0
     firings: int = 0
     n_bytes: int = 0
     stages: Stages = field(default_factory=Stages)
+
+    @property
+    def seconds(self) -> float:
+        """Since it began; once it has ended, until then."""
+        until = time.perf_counter() if self.ended is None else self.ended
+        return max(until - self.began, 1e-6)
+
+    def end(self) -> None:
+        """Stop the clock."""
+        self.ended = time.perf_counter()
 
 
 def sae_table(coders: Sequence[CoderFiles], model: ModelIdentity) -> pa.Table:
@@ -117,11 +131,10 @@ def run_table(
         model: whose activations are encoded.
         totals: what this call of ingest did.
         origin: how the activations come about.
-        state: ``running``, ``complete``, ``stopped`` (on request) or ``incomplete`` (shards were
-            set aside).
+        state: ``running``, ``complete``, ``stopped`` (on request), ``incomplete`` (shards were
+            set aside) or ``interrupted`` (it was broken off).
     """
-    now = datetime.now(UTC)
-    is_over, seconds = state != "running", max((now - totals.started_at).total_seconds(), 1e-6)
+    is_over, seconds = state != "running", totals.seconds
     row: dict[str, Any] = {
         "run": plan.run,
         "corpus": config.corpus,
@@ -148,7 +161,7 @@ def run_table(
             }
         ),
         "started_at": totals.started_at,
-        "finished_at": now if is_over else None,
+        "finished_at": totals.started_at + timedelta(seconds=seconds) if is_over else None,
         "tokens": totals.tokens,
         "firings": totals.firings,
         "n_bytes": totals.n_bytes,
@@ -169,7 +182,7 @@ def _inputs(plan: IngestPlan, model: ModelIdentity) -> dict[str, Any]:
 
 def _host() -> dict[str, Any]:
     return {"name": platform.node(), "machine": platform.machine(), "cpus": os.cpu_count(),
-            "system": platform.system()}  # fmt: skip
+            "system": platform.system(), "process": this_process()}  # fmt: skip
 
 
 def versions() -> dict[str, str]:

@@ -8,6 +8,7 @@ measured.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 from statistics import NormalDist
@@ -18,6 +19,7 @@ import numpy.typing as npt
 
 from scopelake.ingest.shapes import Shards
 from scopelake.store.running import PEAKS_DEPTH, SAMPLES_PER_BAND
+from scopelake.store.tallies import BINS
 
 _Array = npt.NDArray[np.float64]
 
@@ -67,6 +69,15 @@ class Profile:
         before = self.bands * shards.contexts_before * per_context
         total = before + self.bands * shards.n_tokens
         return self.bands_weight * _rows(rates, before, total, SAMPLES_PER_BAND)
+
+    def tallied(self, shards: Shards) -> tuple[float, float]:
+        """Return the rows of tallies that the shards bring, and the bins in them."""
+        rows = bins = 0.0
+        for n, times in Counter(shards.contexts).items():
+            rows += times * float((1 - np.exp(-self.contexts * n)).sum())
+        for n, times in Counter(shards.tokens).items():
+            bins += times * float((1 - np.exp(-self.bands * n / BINS)).sum())
+        return self.contexts_weight * rows, self.bands_weight * BINS * bins
 
 
 def _rows(per_shard: list[_Array], before: _Array, total: _Array, k: int) -> float:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scopelake.ingest.coders import CoderHeaders
-from scopelake.ingest.model import ModelFiles, read_config
+from scopelake.ingest.model import ModelFiles, floats_of_layer, read_config
 from scopelake.names import SiteLayer
 
 
@@ -45,6 +45,11 @@ class ModelShape:
     def width(self, site: SiteLayer) -> int:
         """Width of a site's tensor."""
         return self.attention_width if site.site == "attn_out" else self.d_model
+
+    @property
+    def layer_floats(self) -> int:
+        """Numbers that a layer holds of each token while it runs."""
+        return floats_of_layer(self.ffn, self.d_model, self.attention_width)
 
     @property
     def layer_params(self) -> int:

@@ -20,7 +20,7 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from scopelake.errors import InvalidArgumentError
-from scopelake.names import KIND_BOS, check_whole
+from scopelake.names import KIND_BOS, check_whole, counted
 from scopelake.store.context_numbers import NUMBER_COLUMNS, ContextNumbers
 from scopelake.store.dense import StoredSite
 from scopelake.store.dense_reader import DenseReader, find_whole, open_reader
@@ -206,7 +206,8 @@ class ActivationStream(IterableDataset[torch.Tensor]):
             world_size *= worker.num_workers
             if self.n_tokens < self._config.batch_tokens * world_size:
                 raise InvalidArgumentError(
-                    f"an epoch of {self.n_tokens} tokens was to be shared by {world_size} workers "
+                    f"an epoch of {counted(self.n_tokens, 'token')} was to be shared by "
+                    f"{counted(world_size, 'worker')} "
                     f"in batches of {self._config.batch_tokens}; no batch is left; use fewer"
                 )
         elif self._batch and self._batch == len(self):
@@ -335,8 +336,10 @@ def stream(
     if not len(made):
         most = made.n_tokens // config.world_size
         raise InvalidArgumentError(
-            f"batches of {config.batch_tokens} tokens on each of {config.world_size} ranks were "
-            f"asked for; {found.corpus} has {made.n_tokens} tokens without BOS; give batch_tokens "
+            f"batches of {counted(config.batch_tokens, 'token')} on each of {config.world_size} "
+            f"ranks were "
+            f"asked for; {found.corpus} has {counted(made.n_tokens, 'token')} without BOS; give "
+            f"batch_tokens "
             f"{most} at most"
         )
     return made

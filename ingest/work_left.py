@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from scopelake.ingest.shapes import (
 from scopelake.names import SiteLayer
 from scopelake.store.catalog import committed_dense_shards, committed_shards
 from scopelake.store.context_numbers import ContextNumbers
+from scopelake.store.keeping import KEEP_ALL, Keep
 from scopelake.store.lake_store import LakeStore
 from scopelake.store.layout import ACTIVATIONS, array_name
 from scopelake.store.snapshot import Snapshot
@@ -36,6 +38,10 @@ class Asked:
     activation_bits: int
     batch_tokens: int
     value_bytes: int
+    keep: Keep = KEEP_ALL
+    memory: str | int | None = None
+    is_spread: bool = False
+    """Whether a device map spreads the model."""
 
     def __post_init__(self) -> None:
         for coder in self.coders:
@@ -43,6 +49,13 @@ class Asked:
                 self._check(site, coder.d_in, f"coder {coder.name}")
         for site in self.dense:
             self._check(site, self.model.width(site), f"dense site {site}")
+
+    def terms(self) -> dict[str, Any]:
+        """Return what `Work` takes as it is."""
+        names = (
+            "activation_bits", "batch_tokens", "value_bytes", "keep", "memory", "is_spread",
+        )  # fmt: skip
+        return {name: getattr(self, name) for name in names}
 
     def _check(self, site: SiteLayer, width: int, what: str) -> None:
         if site.layer >= self.model.n_layers or self.model.width(site) != width:
@@ -92,14 +105,12 @@ def work_in_lake(
             corpus, int(row["context_length"]), per_shard, of_length, counts, is_stored=True
         ),
         shards=_shards(cut, some),
-        activation_bits=asked.activation_bits,
-        batch_tokens=asked.batch_tokens,
-        value_bytes=asked.value_bytes,
         versions=snapshot.versions,
         is_new_run=asked.model.name not in models or not names >= {c.name for c in asked.coders},
         first_shard=min(some, default=0),
         new_arrays=_new_arrays(store, corpus, asked),
         disk_free=disk_free,
+        **asked.terms(),
     )
 
 
@@ -123,10 +134,8 @@ def work_of_tokens(n_tokens: int, context_length: int, shard_contexts: int, aske
         dense=tuple((site, shards) for site in asked.dense),
         corpus=corpus,
         shards=shards,
-        activation_bits=asked.activation_bits,
-        batch_tokens=asked.batch_tokens,
-        value_bytes=asked.value_bytes,
         new_arrays=len(asked.dense),
+        **asked.terms(),
     )
 
 

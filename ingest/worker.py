@@ -90,11 +90,14 @@ class Worker:
             TooLittleMemoryError: not even one context fits beside it.
         """
         corpus, dense_sites = self._assignment.corpus, self._assignment.config.dense
-        length = min(int(corpus["context_length"]), int(corpus["n_tokens"]))
         sites = sorted({s for c in coders for s in c.sites} | set(dense_sites), key=str)
-        n_places = int(corpus["context_length"]) * int(corpus["shard_contexts"])
-        dense = 2 * n_places * sum(site_width(self._source.model, site) for site in dense_sites)
-        self._budget.begin(Needs(self._source.token_bytes(sites), dense, length))
+        self._budget.begin(
+            Needs.of(
+                self._source.token_bytes(sites),
+                sum(site_width(self._source.model, site) for site in dense_sites),
+                *(int(corpus[n]) for n in ("context_length", "shard_contexts", "n_tokens")),
+            )
+        )
 
     def hold(self) -> None:
         """Begin no more shards; those that are begun are made."""

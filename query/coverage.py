@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable
 from functools import cached_property
 
 from scopelake.errors import CorpusNotFoundError, NotIngestedError, QueryError
+from scopelake.names import counted
 from scopelake.query.resolve import SaeInfo
 from scopelake.store.catalog import committed_shards
 from scopelake.store.context_numbers import NUMBER_COLUMNS, ContextNumbers
@@ -37,7 +38,9 @@ class Coverage:
         """Return in words how far the ingest of an SAE is; nothing if it is complete."""
         n_shards = self._sizes[corpus].n_shards
         n = self._n_shards(sae, corpus)
-        return "" if n == n_shards else f"incomplete, {n:,} of {n_shards:,} shards ingested"
+        return (
+            "" if n == n_shards else f"incomplete, {n:,} of {counted(n_shards, 'shard')} ingested"
+        )
 
     def check_corpus(self, corpus: str) -> None:
         """Refuse a corpus that the lake does not have.

@@ -18,7 +18,7 @@ from scopelake.errors import (
     InvalidArgumentError,
     QueryError,
 )
-from scopelake.names import KIND_BOS, FiringRanking, check_whole
+from scopelake.names import KIND_BOS, FiringRanking, check_whole, counted
 from scopelake.query.connect import Connection
 from scopelake.query.coverage import Coverage
 from scopelake.query.resolve import SaeInfo, resolve_sae
@@ -290,7 +290,7 @@ def _chosen(
     coverage.check_any(corpus, unknown)
     missing = coverage.check_shard(coverage.saes(corpus) - unknown, corpus, context)
     parts = [
-        f"without {n:,} SAEs {why}"
+        f"without {counted(n, 'SAE')} {why}"
         for n, why in (
             (len(unknown), "of which not all firings are known here"),
             (len(missing), "whose ingest has not come to this context"),

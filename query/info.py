@@ -6,9 +6,11 @@ from dataclasses import asdict, dataclass, fields
 from html import escape
 from typing import Any
 
+from scopelake.names import counted
 from scopelake.store.catalog import published_examples
 from scopelake.store.lake_store import LakeStore
 from scopelake.store.layout import DENSE
+from scopelake.store.run_states import INTERRUPTED, RUNNING, state_now
 from scopelake.store.snapshot import Snapshot
 
 
@@ -90,8 +92,22 @@ class RunInfo:
     corpus: str
     model: str
     state: str
-    """``running`` (or killed and not yet resumed), ``complete``, ``stopped`` (on request),
-    ``incomplete`` (shards were set aside), or ``imported``."""
+    """``running``, ``complete``, ``stopped`` (on request), ``incomplete`` (shards were set aside),
+    ``interrupted`` (broken off, or its process is gone), or ``imported``."""
+    elsewhere: str | None = None
+    """Of one that is running: the machine, if it is another, from which nothing tells whether it
+    still runs."""
+
+    def to_text(self) -> str:
+        """Return it as a line."""
+        if self.state != RUNNING:
+            said = f"was {self.state}"
+        elif self.elsewhere is None:
+            said = "is running"
+        else:
+            said = f"is running on {self.elsewhere}, or was killed there"
+        advice = "" if said == "is running" else "; ingest again to resume it"
+        return f"run {self.run} ({self.model} on {self.corpus}) {said}, not complete{advice}"
 
 
 @dataclass(frozen=True)
@@ -138,14 +154,16 @@ class LakeInfo:
         """Return a summary of a few lines and a row for each SAE and corpus."""
         lines = [f"{self.path}, snapshot {self.snapshot}, {self.total_bytes / 1e6:,.1f} MB"]
         lines += [
-            f"  corpus {c.corpus}: {c.documents:,} documents, {c.contexts:,} contexts, "
-            f"{c.tokens:,} tokens"
+            f"  corpus {c.corpus}: {counted(c.documents, 'document')}, "
+            f"{counted(c.contexts, 'context')}, "
+            f"{counted(c.tokens, 'token')}"
             for c in self.corpora
         ]
         lines += [f"  model {m}" for m in self.models]
         lines += _codes_lines(self)
         lines += [
-            f"  examples of {e.sae} on {e.corpus}: {e.firings:,} firings, {e.n_bytes / 1e6:,.1f} MB"
+            f"  examples of {e.sae} on {e.corpus}: {counted(e.firings, 'firing')}, "
+            f"{e.n_bytes / 1e6:,.1f} MB"
             for e in self.examples
         ]
         lines += [
@@ -153,12 +171,7 @@ class LakeInfo:
             for d in self.dense
         ]
         lines += [_evaluation_line(e) for e in self.evaluations]
-        lines += [
-            f"  run {r.run} ({r.model} on {r.corpus}) is {r.state}, not complete; ingest again "
-            "to resume it"
-            for r in self.runs
-            if r.state == "running"
-        ]
+        lines += [f"  {run.to_text()}" for run in self.runs if run.state in (RUNNING, INTERRUPTED)]
         return "\n".join(lines)
 
     def __str__(self) -> str:
@@ -171,7 +184,6 @@ class LakeInfo:
 def info(store: LakeStore, snapshot: Snapshot) -> LakeInfo:
     """Return what `store` holds at `snapshot`, from its catalogue alone."""
     corpora = store.read("corpora", snapshot).sort_by("corpus").to_pylist()
-    runs = store.read("runs", snapshot, ["run", "corpus", "model", "state"]).sort_by("run")
     columns = ["kind", "corpus", "sae", "model", "site", "layer", "n_rows", "n_bytes"]
     files = store.read("files", snapshot, columns).to_pylist()
     published = published_examples(store, snapshot)
@@ -187,8 +199,17 @@ def info(store: LakeStore, snapshot: Snapshot) -> LakeInfo:
         examples=_examples([f for f in files if (f["sae"], f["corpus"]) in published]),
         dense=_dense(files),
         evaluations=_evaluations(store, snapshot),
-        runs=tuple(RunInfo(**row) for row in runs.to_pylist()),
+        runs=_runs(store, snapshot),
         total_bytes=sum(f["n_bytes"] for f in files),
+    )
+
+
+def _runs(store: LakeStore, snapshot: Snapshot) -> tuple[RunInfo, ...]:
+    columns = ["run", "corpus", "model", "state", "config"]
+    rows = store.read("runs", snapshot, columns).sort_by("run").to_pylist()
+    return tuple(
+        RunInfo(r["run"], r["corpus"], r["model"], *state_now(r["state"], r["config"]))
+        for r in rows
     )
 
 
@@ -256,7 +277,7 @@ def _bytes_a_firing(codes: list[CodesInfo] | tuple[CodesInfo, ...]) -> dict[str,
 def _codes_lines(lake: LakeInfo) -> list[str]:
     if not lake.codes:
         return []
-    lines = [f"  {lake.firings:,} firings{_weights(lake.bytes_a_firing())}"]
+    lines = [f"  {counted(lake.firings, 'firing')}{_weights(lake.bytes_a_firing())}"]
     width = max(len(c.sae) for c in lake.codes)
     corpus_width = max(len(c.corpus) for c in lake.codes)
     for c in lake.codes:
@@ -272,7 +293,7 @@ def _evaluation_line(e: EvaluationInfo) -> str:
     loss = "" if e.loss_spliced is None else f", loss {e.loss:.3f} -> {e.loss_spliced:.3f} nat"
     return (
         f"  {e.sae} on {e.corpus}, layer {e.layer}: FVU {e.fvu:.3f}, L0 {e.l0:.1f}, "
-        f"{e.dead:,} dead{loss} ({e.n_tokens:,} tokens)"
+        f"{e.dead:,} dead{loss} ({counted(e.n_tokens, 'token')})"
     )
 
 

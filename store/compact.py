@@ -16,6 +16,7 @@ from uuid import uuid4
 import pyarrow as pa
 
 from scopelake.errors import InvalidArgumentError, LakeBusyError
+from scopelake.names import counted
 from scopelake.store.catalog import shards_of_files
 from scopelake.store.commit import Writer
 from scopelake.store.feature_ranges import ROWS_AT_ONCE
@@ -52,7 +53,7 @@ class Compacted:
         if not self.n_parts:
             return f"nothing to compact (snapshot {self.snapshot})"
         return (
-            f"compacted {self.n_rows:,} rows: {self.files_before:,} files became "
+            f"compacted {counted(self.n_rows, 'row')}: {counted(self.files_before, 'file')} became "
             f"{self.files_after:,}, {self.n_bytes / 1e6:,.1f} MB (snapshot {self.snapshot})"
         )
 

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scopelake.errors import DamagedFileError, LayerNotFoundError
+from scopelake.names import counted
 from scopelake.store.context_numbers import NUMBER_COLUMNS, ContextNumbers
 from scopelake.store.dense import DenseArray, StoredSite, dense_filters, find_dense, open_stored
 from scopelake.store.lake_store import LakeStore
@@ -39,7 +40,8 @@ def find_whole(
     if missing := sorted(set(range(n_shards)) - set(rows)):
         raise LayerNotFoundError(
             f"all dense activations of {site}/{layer} of {found.model} on {found.corpus} were "
-            f"asked for; {len(missing):,} of {n_shards:,} shards are not stored, the first is "
+            f"asked for; {len(missing):,} of {counted(n_shards, 'shard')} "
+            f"{'is' if len(missing) == 1 else 'are'} not stored, the first is "
             f"{missing[0]}; ingest the corpus with dense {site}/{layer}"
         )
     return found

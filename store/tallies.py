@@ -23,6 +23,9 @@ from scopelake.store.schema import SCHEMAS, file_schema
 from scopelake.store.summary import QUANTILES
 
 _MANTISSA_BITS: Final = 5
+BINS: Final = 2**_MANTISSA_BITS
+"""Bins of a power of two."""
+
 _SHIFT: Final = np.uint32(23 - _MANTISSA_BITS)
 """Bits of a float32 below those of its bin."""
 

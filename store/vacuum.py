@@ -12,6 +12,7 @@ from typing import Final
 from uuid import uuid4
 
 from scopelake.errors import InvalidArgumentError
+from scopelake.names import counted
 from scopelake.store import delta
 from scopelake.store.checkpoints import old_checkpoints
 from scopelake.store.commit import Writer
@@ -68,8 +69,8 @@ class Vacuumed:
         """Return it as a line."""
         verb = "would delete" if self.dry_run else "deleted"
         return (
-            f"{verb} {self.n_files:,} files, {self.n_bytes / 1e6:,.1f} MB, and "
-            f"{self.n_snapshots:,} snapshots (snapshot {self.snapshot} is the latest)"
+            f"{verb} {counted(self.n_files, 'file')}, {self.n_bytes / 1e6:,.1f} MB, and "
+            f"{counted(self.n_snapshots, 'snapshot')} (snapshot {self.snapshot} is the latest)"
         )
 
     def __str__(self) -> str:
@@ -99,7 +100,7 @@ def vacuum(writer: Writer, config: VacuumConfig) -> Vacuumed:
         writer.commit(
             [],
             transaction=f"vacuum:{uuid4().hex}",
-            reason=f"remove {len(gone)} snapshots",
+            reason=f"remove {counted(len(gone), 'snapshot')}",
             remove={"snapshots": ("snapshot", gone)},
         )
     _delete(store, files, time.time() - config.grace.total_seconds())

@@ -60,7 +60,7 @@ def shown(shell):
 def test_the_readme_example_runs_as_printed(shown):
     assert blocks(README, "python")[0].count("\n") <= 16
     assert "feature " in shown
-    assert "corpus notes: 1 documents" in shown
+    assert "corpus notes: 1 document" in shown
 
 
 def test_the_page_of_the_command_line_says_what_the_code_does(shell, shown):
@@ -109,7 +109,7 @@ def test_the_readme_commands_run(shell):
     (block,) = (b for b in blocks(README, "sh") if "other-lake" in b)
     printed = shell("bash", "-ec", block)
     assert "created an empty lake" in printed
-    assert "corpus notes: 1 documents" in printed
+    assert "corpus notes: 1 document" in printed
 
 
 def test_the_format_page_reads_a_lake_without_this_package(shell, shown):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from scopelake.errors import ScopelakeError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from scopelake.ingest.cost_plan import CostPlan
     from scopelake.lake import Lake
@@ -61,8 +61,11 @@ def plan(
     shard_contexts: int = 256,
     device: str = "auto",
     dtype: str = "auto",
+    device_map: str | Mapping[str, int | str] | None = None,
     activation_bits: int = 10,
     batch_tokens: int = 16384,
+    keep: str = "all",
+    memory: str | int | None = None,
     tokens_per_second: float | None = None,
     model_name: str | None = None,
 ) -> CostPlan:
@@ -79,21 +82,25 @@ def plan(
         shard_contexts: contexts in a shard.
         device: ``auto``, ``cpu``, ``cuda``, or ``h100``, whose rates are assumed.
         dtype: as in `Lake.ingest`.
+        device_map: as in `Lake.ingest`; the time is as if one device held the model.
         activation_bits: as in `Lake.ingest`.
         batch_tokens: as in `Lake.ingest`.
+        keep: as in `Lake.ingest`; the time is that of keeping all, which bounds it.
+        memory: as in `Lake.ingest`; by default 60 % of the machine's that the plan is for.
         tokens_per_second: a throughput that is known, from which the time follows.
         model_name: what the coders call the model, if a local folder has another name.
 
     Raises:
-        ModelError, CoderFileError, CoderMismatchError, InvalidArgumentError.
+        ModelError, CoderFileError, CoderMismatchError, InvalidArgumentError,
+        MissingDependencyError.
     """
     from scopelake.planning import plan as plan_of_tokens
 
     return plan_of_tokens(
         tokens, model=model, saes=saes, dense=dense, context_length=context_length,
         shard_contexts=shard_contexts, device=device, dtype=dtype,
-        activation_bits=activation_bits, batch_tokens=batch_tokens,
-        tokens_per_second=tokens_per_second, model_name=model_name,
+        device_map=device_map, activation_bits=activation_bits, batch_tokens=batch_tokens,
+        keep=keep, memory=memory, tokens_per_second=tokens_per_second, model_name=model_name,
     )  # fmt: skip
 
 

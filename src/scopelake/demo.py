@@ -16,6 +16,7 @@ import scopelake
 from scopelake import tiny
 from scopelake.errors import LakeError, LakeExistsError, NotALakeError
 from scopelake.lake import Lake
+from scopelake.names import counted
 from scopelake.progress import corpus_progress, ingest_progress
 from scopelake.render import print_table
 
@@ -110,8 +111,9 @@ def add_demo_corpora(lake: Lake) -> bool:
                 root=root, progress=progress,
             )  # fmt: skip
         print(
-            f"corpus {name}: {added.n_documents:,} documents, {added.n_contexts:,} contexts, "
-            f"{added.n_tokens:,} tokens"
+            f"corpus {name}: {counted(added.n_documents, 'document')}, "
+            f"{counted(added.n_contexts, 'context')}, "
+            f"{counted(added.n_tokens, 'token')}"
         )
     return not there >= set(sources)
 
@@ -140,7 +142,8 @@ def _ingest(lake: Lake) -> bool:
         if not done.already_complete:
             worked = True
             print(
-                f"ingested {corpus}: {done.tokens:,} tokens and {done.firings:,} firings in "
+                f"ingested {corpus}: {counted(done.tokens, 'token')} and "
+                f"{counted(done.firings, 'firing')} in "
                 f"{done.seconds:.1f} s ({done.tokens / done.seconds:,.0f} tokens/s, "
                 f"{done.firings / done.seconds:,.0f} firings/s)"
             )

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Final
 
+from scopelake.names import counted
+
 if TYPE_CHECKING:
     from scopelake.ingest.report import Progress
 
@@ -27,7 +29,7 @@ def corpus_progress(corpus: str) -> Iterator[Callable[[int, int], None]]:
         return
     with console.status(f"{corpus}: reading") as status:
         yield lambda documents, tokens: status.update(
-            f"{corpus}: {documents:,} documents, {tokens:,} tokens"
+            f"{corpus}: {counted(documents, 'document')}, {counted(tokens, 'token')}"
         )
 
 
@@ -62,12 +64,11 @@ def ingest_progress(corpus: str, how: str = "auto") -> Iterator[Callable[[Progre
         TextColumn("{task.fields[rates]}"),
         TimeRemainingColumn(),
     )
-    started = time.monotonic()
     with Bar(*columns, console=console) as bar:
         task = bar.add_task(corpus, total=None, rates="")
 
         def show(now: Progress) -> None:
-            bar.update(task, total=now.n_tokens, completed=now.tokens, rates=_rates(now, started))
+            bar.update(task, total=now.n_tokens, completed=now.tokens, rates=_rates(now))
 
         yield show
 
@@ -105,9 +106,9 @@ def bytes_progress(what: str) -> Iterator[Callable[[int, int], None]]:
 class _NowAndThen:
     """Prints how far an ingest is, but not more often than every few seconds."""
 
-    def __init__(self, line: Callable[[str, Progress, float], str], corpus: str) -> None:
+    def __init__(self, line: Callable[[str, Progress], str], corpus: str) -> None:
         self._line, self._corpus = line, corpus
-        self._started = self._last = time.monotonic()
+        self._last = time.monotonic()
         self._now: Progress | None = None
 
     def __call__(self, now: Progress) -> None:
@@ -122,38 +123,34 @@ class _NowAndThen:
 
     def _print(self, now: Progress) -> None:
         self._last = time.monotonic()
-        line = self._line(self._corpus, now, self._last - self._started)
-        print(line, file=sys.stderr, flush=True)
+        print(self._line(self._corpus, now), file=sys.stderr, flush=True)
 
 
-def _line(corpus: str, now: Progress, elapsed: float) -> str:
+def _line(corpus: str, now: Progress) -> str:
     share = now.tokens / max(now.n_tokens, 1)
-    return (
-        f"{corpus}: {share:4.0%}  {_rates(now, time.monotonic() - elapsed)}  "
-        f"{_left(now, elapsed):.0f} s left"
-    )
+    return f"{corpus}: {share:4.0%}  {_rates(now)}  {_left(now):.0f} s left"
 
 
-def _json_line(corpus: str, now: Progress, elapsed: float) -> str:
+def _json_line(corpus: str, now: Progress) -> str:
     return json.dumps(
         {
             "corpus": corpus,
             **asdict(now),
-            "seconds": round(elapsed, 1),
-            "tokens_per_second": round(now.tokens / max(elapsed, 1e-9), 1),
-            "seconds_left": round(_left(now, elapsed), 1),
+            "seconds": round(now.seconds, 1),
+            "tokens_per_second": round(now.tokens / max(now.seconds, 1e-9), 1),
+            "seconds_left": round(_left(now), 1),
         }
     )
 
 
-def _left(now: Progress, elapsed: float) -> float:
+def _left(now: Progress) -> float:
     """Return how many seconds are left, at the rate so far."""
     share = now.tokens / max(now.n_tokens, 1)
-    return max(0.0, elapsed / share - elapsed) if share else 0.0
+    return max(0.0, now.seconds / share - now.seconds) if share else 0.0
 
 
-def _rates(now: Progress, started: float) -> str:
-    elapsed = max(time.monotonic() - started, 1e-9)
+def _rates(now: Progress) -> str:
+    elapsed = max(now.seconds, 1e-9)
     return (
         f"{now.tokens / elapsed:,.0f} tokens/s  {now.firings / elapsed:,.0f} firings/s  "
         f"{now.n_bytes / 1e6:,.0f} MB written"

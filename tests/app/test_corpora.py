@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 
 import pytest
 
@@ -30,7 +31,7 @@ def test_every_option_comes_through(lake, tmp_path, capsys):
     assert add(lake, f"{tmp_path}/*.jsonl.gz", "--text-column", "body", "--bos", "document",
                "--stride", "8", "--duplicates", "drop", "--shard-contexts", "3") == 0  # fmt: skip
     out = capsys.readouterr().out
-    assert "1 documents (1 longer than a context, split), 3 duplicates (dropped), " in out
+    assert "1 document (1 longer than a context, split), 3 duplicates (dropped), " in out
     row = scopelake.open(lake).sql("SELECT * FROM corpora").to_pylist()[0]
     assert (row["bos"], row["stride"], row["duplicates"], row["n_bos"]) == (
         "document",
@@ -40,7 +41,7 @@ def test_every_option_comes_through(lake, tmp_path, capsys):
     )
     (tmp_path / "b.txt").write_text("def more(lake): ...\n")
     assert main(["append-corpus", lake, "text", str(tmp_path / "b.txt")]) == 0
-    assert "appended to corpus text: 1 documents" in capsys.readouterr().out
+    assert "appended to corpus text: 1 document" in capsys.readouterr().out
     assert scopelake.open(lake).sql("SELECT n_documents AS n FROM corpora")["n"][0].as_py() == 2
 
 
@@ -65,12 +66,40 @@ def test_appending_with_another_setting_is_refused(lake, tmp_path, capsys):
     assert add(lake, str(tmp_path / "a.jsonl.gz"), "--text-column", "body", "--packing") == 0
     (tmp_path / "b.txt").write_text("x\n")
     capsys.readouterr()
+    made = "; corpus 'text' was made "
     for options, message in (
-        (["--context-length", "32"], "corpus 'text' was made with --context-length 16"),
-        (["--bos", "none"], "corpus 'text' was made with --bos 'each'"),
-    ):
+        (["--context-length", "32"], f"--context-length 32 was asked for{made}with "
+                                     "--context-length 16"),
+        (["--bos", "none"], f"--bos none was asked for{made}with --bos each"),
+        (["--stride", "8"], f"--stride 8 was asked for{made}without --stride, and all of a corpus "
+                            "is; leave --stride out, or make another corpus"),
+        (["--chat"], f"--chat was asked for{made}without --chat"),
+    ):  # fmt: skip
         command = ["append-corpus", lake, "text", str(tmp_path / "b.txt"), *options]
         assert main(command) == 2
-        assert message in capsys.readouterr().err
+        error = capsys.readouterr().err
+        assert message in error
+        assert "None" not in error
     assert main(["append-corpus", lake, "no", str(tmp_path / "b.txt")]) == 2
     assert scopelake.open(lake).snapshot == 2
+
+
+def test_a_wrong_tokenizer_names_both(lake, tmp_path, capsys):
+    assert add(lake, str(tmp_path / "a.jsonl.gz"), "--text-column", "body") == 0
+    (tmp_path / "b.txt").write_text("x\n")
+    other = tmp_path / "other"
+    shutil.copytree(tiny.model_path(), other)
+    said = json.loads((other / "tokenizer.json").read_text())
+    said["model"]["merges"] = said["model"]["merges"][:-1]
+    (other / "tokenizer.json").write_text(json.dumps(said))
+    capsys.readouterr()
+    command = ["append-corpus", lake, "text", str(tmp_path / "b.txt")]
+    assert main([*command, "--tokenizer", str(other)]) == 2
+    error = capsys.readouterr().err
+    assert "--tokenizer other was asked for, itself " in error
+    assert f"was made with --tokenizer {tiny.MODEL_NAME}, itself " in error
+    assert error.count("\n") == 1
+    assert main([*command, "--packing"]) == 2
+    assert "--packing was asked for; corpus 'text' was made without --packing" in (
+        capsys.readouterr().err
+    )

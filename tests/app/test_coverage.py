@@ -86,7 +86,7 @@ def test_what_others_lack_is_said_and_the_corpus_chooses_among_saes(lake, tmp_pa
         lake.ingest("bare", model=tiny.MODEL_NAME, saes=[SAE], progress=kill_after_first_commit)
     lake.refresh()
     found = lake.features_at(5, corpus="bare")
-    assert found.note == "without 1 SAEs whose ingest has not come to this context"
+    assert found.note == "without 1 SAE whose ingest has not come to this context"
     assert set(found.table["sae"].to_pylist()) == {OTHER}
     assert lake.features_at(0, corpus="bare").note == ""
     assert lake.top_contexts(1, corpus="whole").sae == SAE

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -42,13 +43,16 @@ def arguments(lake, *more):
             "--sae", str(tiny.coders_path() / SAE), *more]  # fmt: skip
 
 
-def test_a_dry_run_checks_and_writes_nothing(lake, capsys):
+def test_a_dry_run_checks_and_writes_nothing(lake, tmp_path, capsys):
     before = sorted(p for p in lake.path.rglob("*") if p.is_file())
     assert main(arguments(lake, "--dry-run")) == 0
     said = capsys.readouterr().out
     n_shards = n_shards_of(lake)
     assert f"{n_shards} shards are left, about {corpus_of(lake)['n_tokens']:,} tokens" in said
     assert sorted(p for p in lake.path.rglob("*") if p.is_file()) == before
+    log = tmp_path / "log.jsonl"
+    assert main(arguments(lake, "--dry-run", "--log", str(log))) == 0
+    assert not log.exists()
     assert main(arguments(lake, "--dry-run", "--model-name", "other")) == 2  # another's coders
     assert main(arguments(lake)) == 0
     capsys.readouterr()
@@ -151,9 +155,9 @@ def test_a_run_says_what_it_was_made_of_and_where(lake):
 def test_progress_as_json_lines(capsys, monkeypatch):
     monkeypatch.setattr(progress, "_LOG_EVERY_S", 0.0)
     with progress.ingest_progress("notes", "json") as show:
-        show(Progress(tokens=500, n_tokens=1000, firings=9000, n_bytes=3_000_000))
+        show(Progress(tokens=500, n_tokens=1000, firings=9000, n_bytes=3_000_000, seconds=4.0))
     with progress.ingest_progress("notes", "none") as show:
-        show(Progress(tokens=600, n_tokens=1000, firings=9000, n_bytes=3_000_000))
+        show(Progress(tokens=600, n_tokens=1000, firings=9000, n_bytes=3_000_000, seconds=4.0))
     said, last = map(json.loads, capsys.readouterr().err.splitlines())
     assert said["corpus"] == last["corpus"] == "notes"
     assert said["tokens"] == 500
@@ -198,3 +202,45 @@ def test_a_run_that_stored_nothing_does_not_say_what_is_kept(lake):
     assert len(lake.features_at(0).table)
     with pytest.raises(CoderMismatchError, match="keep=peaks was asked for"):
         lake.ingest("text", keep="peaks", **asked)
+
+
+def test_one_of_a_thing_is_not_spoken_of_as_many(tmp_path, capsys):
+    (tmp_path / "text.txt").write_text("import os\n")
+    lake = str(tmp_path / "lake")
+    assert main(["create", lake]) == 0
+    assert main(["add-corpus", lake, "text", str(tmp_path / "text.txt"), "--tokenizer",
+                 tiny.MODEL_NAME]) == 0  # fmt: skip
+    asked = ["text", "--model", tiny.MODEL_NAME, "--sae", str(tiny.coders_path() / SAE)]
+    for command in (["ingest", lake, *asked, "--dry-run"], ["plan", lake, *asked],
+                    ["ingest", lake, *asked], ["info", lake]):  # fmt: skip
+        assert main(command) == 0
+    said = capsys.readouterr().out
+    for words in ("1 document (", "1 context, ", "1 shard is left", ", 1 SAE, on "):
+        assert words in said
+    assert not re.search(r"(?<![\d.,])1 (shards|SAEs|contexts|documents|tokens|coders)\b", said)
+
+
+def test_progress_summary_and_run_have_one_clock(lake):
+    seen = []
+    done = lake.ingest("text", model=tiny.MODEL_NAME, saes=[tiny.coders_path() / SAE],
+                       device="cpu", progress=seen.append)  # fmt: skip
+    seconds = [now.seconds for now in seen]
+    assert seconds == sorted(seconds)
+    assert seconds[0] > 0
+    query = "SELECT seconds, epoch(finished_at - started_at) AS took FROM runs"
+    (row,) = lake.sql(query).to_pylist()
+    assert seconds[-1] == done.seconds == row["seconds"]
+    assert row["took"] == pytest.approx(done.seconds, abs=1e-5)
+    assert lake.ingest("text", model=tiny.MODEL_NAME, saes=[tiny.coders_path() / SAE],
+                       device="cpu").already_complete  # fmt: skip
+
+
+def test_what_fails_in_the_last_call_of_progress_is_the_callers(lake):
+    def fail(now):
+        if scopelake.open(lake.path).sql("SELECT state FROM runs")["state"][0].as_py() != "running":
+            raise KeyError("theirs")
+
+    asked = {"model": tiny.MODEL_NAME, "saes": [tiny.coders_path() / SAE], "device": "cpu"}
+    with pytest.raises(KeyError, match="theirs"):
+        lake.ingest("text", progress=fail, **asked)
+    assert lake.ingest("text", **asked).already_complete

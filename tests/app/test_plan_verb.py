@@ -56,7 +56,8 @@ def test_what_a_billion_tokens_would_cost(capsys):
     assert found["tokens"] == 10**9
     assert len(found["coders"]) == 26
     assert found["encode_flops"]["value"] == 10**9 * 26 * 2 * 1152 * 16384
-    assert found["tables"][0]["objects"] == 26 * -(-(10**9) // (1024 * 256))
+    # The first shard is cut in two: before anything has fired half of all features may.
+    assert found["tables"][0]["objects"] == 26 * (-(-(10**9) // (1024 * 256)) + 1)
     assert found == json.loads(json.dumps(
         scopelake.plan(1e9, model="google/gemma-3-1b-it", saes=PUBLISHED, device="h100").to_dict()
     ))  # fmt: skip
@@ -72,6 +73,12 @@ def test_what_a_billion_tokens_would_cost(capsys):
         (["--tokens", "0"], "a plan is of 1 to"),
         (["--tokens", "nan"], "a plan is of 1 to"),
         (["--tokens", "9", "--context-length", "-1"], "a plan with --context-length -1"),
+        (["--tokens", "9", "--context-length", "0"], "a plan with --context-length 0"),
+        (["--tokens", "9", "--shard-contexts", "0"], "a plan with --shard-contexts 0"),
+        (["{lake}", "code", "--shard-contexts", "0"], "the corpus has its own"),
+        (["--tokens", "9", "--keep", "some"], "give 'all', 'peaks' or 'sample:<share>'"),
+        (["--tokens", "9", "--memory", "lots"], "give for example '8GB'"),
+        (["--tokens", "9", "--device", "cpu", "--device-map", "auto"], "give one of them"),
         (["--tokens", "9", "--tokens-per-second", "-1"], "a rate is above 0"),
         (["--tokens", "9", "--dtype", "float16"], "choose 'bfloat16' or 'float32'"),
         (["--tokens", "9", "--dense", "resid_post/77"], "has layers 0 to 5"),

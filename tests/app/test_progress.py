@@ -8,7 +8,7 @@ import pytest
 from scopelake import progress
 from scopelake.ingest.report import Progress
 
-HALF = Progress(tokens=500, n_tokens=1000, firings=9000, n_bytes=3_000_000)
+HALF = Progress(tokens=500, n_tokens=1000, firings=9000, n_bytes=3_000_000, seconds=4.0)
 
 
 @pytest.mark.parametrize("terminal", [True, False])
@@ -24,6 +24,7 @@ def test_ingest_shows_rates_bytes_and_time_left(capsys, monkeypatch, terminal):
     assert printed.out == ""
     for part in ("notes", "50%", "tokens/s", "firings/s", "3 MB written"):
         assert part in printed.err
+    assert "125 tokens/s  2,250 firings/s" in printed.err  # by the clock of the ingest
     assert re.search(r"\d:\d\d:\d\d" if terminal else r"\d s left", printed.err)
 
 

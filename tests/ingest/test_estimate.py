@@ -17,6 +17,7 @@ from scopelake.ingest.devices import H100, Device
 from scopelake.ingest.estimate import Work, estimate
 from scopelake.ingest.flops import attended, encode_flops_a_token, forward_flops
 from scopelake.ingest.grid import grid_l0, published_coders, published_model
+from scopelake.ingest.memory_need import Cut
 from scopelake.ingest.model import find_model, load_model
 from scopelake.ingest.rows_law import Profile
 from scopelake.ingest.shapes import (
@@ -183,7 +184,8 @@ def test_firings_bytes_and_objects_follow_from_tokens_and_l0(shape):
     assert plan.firings.value == 20 * 2**20
     assert plan.firings.basis == "stated"
     assert plan.n_shards == 4
-    assert plan.table("codes").objects == plan.table("postings").objects == 4
+    # The first shard is cut in two: before anything has fired half of all features may.
+    assert plan.table("codes").objects == plan.table("postings").objects == 4 + 1
     # docs/performance.md: 7.1 bytes a firing in both orders, 16,384 features.
     both = plan.table("codes").n_bytes + plan.table("postings").n_bytes
     assert both / plan.firings.value == pytest.approx(7.3, rel=0.05)
@@ -215,7 +217,7 @@ def test_what_does_not_fit_is_named_with_what_to_do():
     small = Device("cuda", "gpu", 1e14, 1e13, "assumed", 8 * GB, 8 * GB, 2)
     few = estimate(work_of_tokens(10**9, 1024, 256, asked), small)
     assert any("--device-map auto" in line for line in few.misfits)
-    assert any("host's memory" in line and "fewer contexts a shard" in line for line in few.misfits)
+    assert any("host's memory: memory of 4,800,000,000 bytes" in line for line in few.misfits)
     asked = Asked(model, (), (SiteLayer("mlp_out", 0),), 10, 16384, 2)
     assert estimate(work_of_tokens(10**6, 1024, 256, asked), H100).misfits == ()
 
@@ -248,3 +250,46 @@ def test_the_device_is_measured():
     assert device.basis == "measured"
     assert 1e8 < device.gemm < 1e15
     assert device.host_memory > 10**8
+
+
+def test_a_map_puts_the_rest_of_the_model_into_the_hosts_memory():
+    model = published_model("google/gemma-3-27b-it")
+    small = Device("cuda", "gpu", 1e14, 1e13, "assumed", 24 * GB, 128 * GB, 2)
+    sites = (SiteLayer("resid_post", 0),)
+    given = work_of_tokens(10**9, 1024, 256, Asked(model, (), sites, 10, 1024, 2))
+    whole, spread = (
+        estimate(Work(**vars(given) | {"is_spread": is_spread}), small)
+        for is_spread in (False, True)
+    )
+    (line,) = whole.misfits
+    assert "--device-map auto" in line
+    assert spread.misfits == ()
+    weights = 2 * model.n_params
+    assert sum(p.n_bytes for p in spread.device_memory) == 24 * GB
+    moved = sum(p.n_bytes for p in spread.host_memory) - sum(p.n_bytes for p in whole.host_memory)
+    on_device = next(p.n_bytes for p in spread.device_memory if "weights" in p.what)
+    assert moved == weights - on_device > 0
+
+
+def test_less_memory_makes_more_and_smaller_files(shape):
+    ample = estimate(work(shape, coder()), CPU)
+    given = work(shape, coder())
+    tight = estimate(Work(**vars(given) | {"memory": "1GB"}), CPU)
+    assert ample.table("codes").objects == 5  # half of 16,384 features, the first time
+    assert tight.table("codes").objects > 20
+    assert tight.misfits == ()
+    assert sum(p.n_bytes for p in tight.host_memory) <= tight.memory == 10**9
+    assert sum(p.n_bytes for p in ample.host_memory) <= ample.memory == int(0.6 * 64 * GB)
+
+
+@pytest.mark.parametrize("first", [1, 10, 25, 99, 100, 10**6])
+@pytest.mark.parametrize("others", [1, 30, 95, 10**6])
+def test_shards_are_cut_where_contexts_end(first, others):
+    """Shards of 10, 10 and 3 contexts of 10 tokens, against cutting them one by one."""
+    most, pieces = first, 0
+    for left in (10, 10, 3):
+        while left > 0:
+            left, pieces, most = left - max(1, most // 10), pieces + 1, others
+    found = Cut(first, others, 10).pieces(Shards((10, 10, 3), (100, 100, 30)))
+    assert found == pieces
+    assert Cut(first, others, 10).pieces(Shards((), ())) == 0

@@ -125,7 +125,7 @@ def test_what_fires_here_needs_all_firings(lake, published, tmp_path, write_code
     lake.ingest(corpus, model=tiny.MODEL_NAME, saes=[other], device="cpu")
     found = lake.features_at(3)
     assert set(found.table["layer"].to_pylist()) == {2}
-    assert found.note == "without 1 SAEs of which not all firings are known here"
+    assert found.note == "without 1 SAE of which not all firings are known here"
     assert lake.sql("SELECT DISTINCT sae, source FROM peaks ORDER BY sae").to_pylist() == [
         {"sae": SAE, "source": "examples.safetensors"},
         {"sae": SAE.replace("layer_1", "layer_2"), "source": "ingest"},

@@ -45,7 +45,7 @@ def test_without_a_repository_what_is_on_this_machine_is_listed(hub):
     assert (cached["repo"], [row["sae"] for row in cached["saes"]]) == (REPO, [FOLDER])
     table = hub("-m", "scopelake", "saes").stdout
     assert f"14 SAEs in {tiny.CODERS_REPO}" in table
-    assert f"1 SAEs in {REPO}" in table
+    assert f"1 SAE in {REPO}" in table
 
 
 @pytest.mark.parametrize(

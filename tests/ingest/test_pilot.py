@@ -1,6 +1,10 @@
 """Plans against what an ingest then does: the lake stays as it was, and the numbers are near."""
 
+import json
 import os
+import re
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -14,6 +18,7 @@ from scopelake.errors import (
     CoderMismatchError,
     CorpusNotFoundError,
     InvalidArgumentError,
+    TooLittleMemoryError,
 )
 from scopelake.ingest import coders, pilot
 from scopelake.ingest.pilot import measured_profile
@@ -165,8 +170,114 @@ def test_what_an_ingest_would_refuse_is_refused(lake):
         lake.plan("code", saes=SAES, tokens_per_second=0, **ASKED)
     with pytest.raises(InvalidArgumentError, match="rates are assumed"):
         lake.plan(
-            "code", saes=SAES[0], pilot=True, **ASKED | {"device": "h100", "dense": ["mlp_in/2"]}
+            "code",
+            saes=SAES[0],
+            pilot=True,
+            dtype="float32",
+            **ASKED | {"device": "h100", "dense": ["mlp_in/2"]},
         )
+
+
+def test_what_the_lake_keeps_otherwise_is_refused_as_an_ingest_would(compared, lake):
+    for change in ({"keep": "peaks"}, {"activation_bits": 23}, {"dtype": "bfloat16"}):
+        messages = []
+        for act in (lake.plan, lake.ingest):
+            with pytest.raises(CoderMismatchError, match="was asked for; .* is stored") as refused:
+                act("code", saes=SAES, **ASKED | change)
+            messages.append(str(refused.value))
+        assert messages[0] == messages[1]
+
+
+@pytest.fixture(scope="module")
+def partly(tmp_path_factory):
+    lines = [
+        json.dumps({"id": f"d{i}", "text": path.read_text(encoding="utf-8")[:3000]})
+        for i, path in enumerate(tiny.stdlib_files(held_out=True))
+    ]
+    folder = tmp_path_factory.mktemp("partly")
+    (folder / "text.jsonl").write_text("\n".join(lines[:50]))
+    made = scopelake.create(folder / "lake")
+    made.add_corpus("code", folder / "text.jsonl", tokenizer=tiny.MODEL_NAME, context_length=128,
+                    shard_contexts=100)  # fmt: skip
+    return made
+
+
+@pytest.mark.parametrize(("keep", "sae"), [("peaks", SAES[0]), ("sample:0.5", SAES[1])])
+def test_what_is_not_kept_costs_nothing(partly, keep, sae):
+    asked = ASKED | {"dense": [], "saes": sae, "keep": keep}
+    plans = [partly.plan("code", pilot=pilot, **asked) for pilot in (False, True)]
+    done = partly.ingest("code", **asked)
+    name = plans[0].coders[0].sae
+    rows = partly.sql(
+        "SELECT kind, sum(n_rows)::BIGINT AS rows, sum(n_bytes)::BIGINT AS bytes, count(*) AS n "
+        f"FROM files WHERE sae = '{name}' GROUP BY kind"
+    ).to_pylist()
+    real = {row["kind"]: row for row in rows}
+    assert keep in plans[0].to_text()
+    assert "bounds it" in plans[0].to_text()
+    for plan in plans:
+        assert plan.keep == keep
+        assert plan.firings.value == pytest.approx(done.firings, rel=0.15)
+        for table in ("codes", "postings", "peaks", "samples", "tallies"):
+            assert plan.table(table).objects == real[table]["n"], table
+        for table in ("peaks", "samples"):
+            assert plan.table(table).n_bytes == pytest.approx(real[table]["bytes"], rel=0.3), table
+        # Which documents are in the sample is a matter of chance.
+        for table in ("codes", "postings"):
+            assert plan.table(table).rows == pytest.approx(real[table]["rows"], rel=0.3), table
+        # Guessed, with a pilot too.
+        assert plan.table("tallies").n_bytes == pytest.approx(real["tallies"]["bytes"], rel=0.6)
+
+
+RUN = """
+import json, sys
+from scopelake import cli
+from scopelake.ingest.machine import peak_memory
+
+status = cli.main(["ingest", *sys.argv[1:]])
+print(json.dumps({"peak": peak_memory(), "status": status}))
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "options"),
+    [({}, []), ({"keep": "peaks"}, ["--keep", "peaks"]),
+     ({"memory": "1GB"}, ["--memory", "1GB"])],
+)  # fmt: skip
+def test_no_more_memory_is_taken_than_was_foretold(tmp_path, change, options):
+    (tmp_path / "text.txt").write_text("import os\n\ndef main(argv):\n    return argv\n" * 2000)
+    made = scopelake.create(tmp_path / "lake")
+    made.add_corpus("code", tmp_path / "text.txt", tokenizer=tiny.MODEL_NAME, context_length=128,
+                    shard_contexts=120)  # fmt: skip
+    plan = made.plan("code", saes=SAES, **ASKED | change)
+    foretold = sum(part.n_bytes for part in plan.host_memory)
+    assert plan.misfits == ()
+    assert plan.device_memory == ()
+    assert foretold <= plan.memory
+    asked = ["--model", tiny.MODEL_NAME, "--device", "cpu", "--dense", "resid_post/3", *options]
+    asked += [a for sae in SAES for a in ("--sae", sae)]
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, str(made.path), "code", *asked],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["status"] == 0, done.stderr
+    assert foretold / 2 < found["peak"] <= foretold
+
+
+def test_too_little_memory_is_foretold_in_the_words_of_an_ingest(lake):
+    asked = ASKED | {"memory": "100MB", "saes": f"{tiny.CODERS_REPO}/mlp_out_all/*"}
+    (line,) = lake.plan("code", **asked).misfits
+    with pytest.raises(TooLittleMemoryError) as refused:
+        lake.ingest("code", **asked)
+    assert _without_numbers(line) == f"the host's memory: {_without_numbers(str(refused.value))}"
+    assert "memory of 100,000,000 bytes was asked for" in line
+    with pytest.raises(TooLittleMemoryError):
+        lake.plan("code", pilot=True, **asked)
+
+
+def _without_numbers(text):
+    return re.sub(r"[\d.]+(?=\s?GB)", "N", text)
 
 
 def test_a_profile_counts_contexts_and_bands_without_bos():

@@ -1,5 +1,6 @@
 """An ingest that is killed or interrupted, then asked for again, leaves the same lake."""
 
+import platform
 import subprocess
 import sys
 
@@ -7,6 +8,7 @@ import pytest
 
 import scopelake
 from scopelake import tiny
+from scopelake.store import processes
 
 SAES = ["resid_post_all/layer_0*", "transcoder_all/layer_1*"]
 KILLED_INGEST = """
@@ -76,17 +78,73 @@ def check_resumes(lake, whole):
     assert ingest(lake).already_complete
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("at", [1, 4, 9])
-def test_a_killed_ingest_resumes_to_the_same_lake(make_lake, whole, at):
-    lake = make_lake(f"killed-{at}")
-    saes = [str(s) for s in SAES]
+def kill_ingest(lake, at, saes):
     done = subprocess.run(
         [sys.executable, "-P", "-c", KILLED_INGEST, str(lake.path), str(at), *saes],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == -9, done.stderr
     lake.refresh()
+
+
+def states(lake):
+    return sorted(lake.sql("SELECT state FROM runs")["state"].to_pylist())
+
+
+def test_a_killed_run_is_said_to_be_interrupted(make_lake, monkeypatch):
+    lake = make_lake("said")
+    kill_ingest(lake, 4, SAES[:1])
+    assert states(lake) == ["running"]  # it could not say more
+    (run,) = lake.info().runs
+    assert (run.state, run.elsewhere) == ("interrupted", None)
+    with monkeypatch.context() as patch:
+        patch.setattr(processes, "_where", lambda: "another machine")
+        (run,) = lake.info().runs
+        assert run.state == "running"
+        assert run.elsewhere == platform.node()
+        assert f"is running on {platform.node()}, or was killed there" in lake.info().to_text()
+        ingest(lake, saes=SAES[1:])
+        assert states(lake) == ["complete", "running"]  # from elsewhere nobody can tell
+    ingest(lake, saes=SAES)  # another run, which does the killed one's work
+    assert states(lake) == ["complete", "complete", "interrupted"]
+    assert ingest(lake, saes=SAES[:1]).already_complete
+    assert states(lake) == ["complete"] * 3
+    before = lake.snapshot
+    assert ingest(lake, saes=SAES[:1]).snapshot == before
+
+
+def test_a_run_that_runs_is_not_called_interrupted(make_lake):
+    lake, seen = make_lake("runs"), []
+
+    def look(progress):
+        if not seen:
+            other = scopelake.open(lake.path)
+            seen.append((other.info().runs[0], other.info().to_text()))
+            ingest(other, saes=SAES[1:])
+            seen.append(states(other))
+
+    ingest(lake, look, SAES[:1])
+    (run, text), both = seen
+    assert (run.state, run.elsewhere) == ("running", None)
+    assert "is running, not complete" in text
+    assert "ingest again" not in text
+    assert both == ["complete", "running"]
+    assert states(lake) == ["complete", "complete"]
+
+
+def test_a_process_is_known_by_more_than_its_number():
+    process = processes.this_process()
+    assert processes.is_gone(process) is False
+    assert processes.is_gone(process | {"began": process["began"] - 5}) is True
+    assert processes.is_gone(process | {"where": "elsewhere"}) is None
+    assert processes.is_gone(None) is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("at", [1, 4, 9])
+def test_a_killed_ingest_resumes_to_the_same_lake(make_lake, whole, at):
+    lake = make_lake(f"killed-{at}")
+    kill_ingest(lake, at, SAES)
     check_resumes(lake, whole)
 
 
@@ -102,8 +160,8 @@ def test_an_interrupted_ingest_resumes_to_the_same_lake(make_lake, whole):
     with pytest.raises(KeyboardInterrupt):
         ingest(lake, interrupt)
     lake.refresh()
-    assert lake.info().runs[0].state == "running"
-    assert "not complete" in lake.info().to_text()
+    assert lake.sql("SELECT state FROM runs")["state"].to_pylist() == ["interrupted"]
+    assert "was interrupted, not complete; ingest again to resume it" in lake.info().to_text()
     check_resumes(lake, whole)
 
 

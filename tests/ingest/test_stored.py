@@ -176,7 +176,7 @@ def test_a_site_that_is_stored_in_part_is_refused(lake):
     shard = next(iter(lake.path.glob("activations/**/layer_3/c/2/0/0")))
     shard.unlink()
     main(["verify", str(lake.path), "--repair"])
-    with pytest.raises(LayerNotFoundError, match="1 of .* shards are not stored, the first is 2"):
+    with pytest.raises(LayerNotFoundError, match="1 of .* shards is not stored, the first is 2"):
         encode(scopelake.open(lake.path), [CODER, MULTI])
 
 

@@ -75,7 +75,7 @@ def test_the_command_line_keeps_both_slashes(texts, tmp_path, capsys):
     assert main(["add-corpus", lake, "no", f"{texts}/no.jsonl", *told]) == 2
     assert f"{texts}/no.jsonl was asked for" in capsys.readouterr().err
     assert main(["append-corpus", lake, "text", f"{texts}/a/*.gz"]) == 0
-    assert "appended to corpus text: 1 documents" in capsys.readouterr().out
+    assert "appended to corpus text: 1 document" in capsys.readouterr().out
     rows = scopelake.open(lake).sql("SELECT source, n_documents AS n FROM corpora").to_pylist()
     assert rows[0]["n"] == 3
     assert json.dumps(rows[0]["source"]).count("s3://") == 2

@@ -10,6 +10,7 @@ import scopelake
 from scopelake import tiny
 from scopelake.cli.options import add_coders, add_placement, placement
 from scopelake.cli.parsing import add_json, add_lake, add_verb
+from scopelake.names import counted
 from scopelake.render import to_json
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def _show_listing(found: CoderListing, as_json: bool) -> None:
         print(to_json(values))
         return
     print_table(found.table, max_rows=10_000)
-    print(f"\n{found.table.num_rows:,} SAEs in {found.repo}")
+    print(f"\n{counted(found.table.num_rows, 'SAE')} in {found.repo}")
     for what, names in (("missing from the grid", found.missing),
                         ("lacking a layer's file", found.incomplete)):  # fmt: skip
         if names:
@@ -82,7 +83,8 @@ def _import(arguments: argparse.Namespace) -> None:
             continue
         print(
             f"{one.sae} on {one.corpus}: {'there already, ' if one.already else ''}"
-            f"{one.n_firings:,} examples of {one.n_features:,} features ({one.n_on_bos:,} on BOS "
+            f"{counted(one.n_firings, 'example')} of {counted(one.n_features, 'feature')} "
+            f"({one.n_on_bos:,} on BOS "
             f"and {one.n_on_padding:,} on padding left out)"
         )
 

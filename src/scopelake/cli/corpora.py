@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import scopelake
 from scopelake.cli.options import add_device, add_replies
 from scopelake.cli.parsing import add_lake, add_verb
+from scopelake.names import counted
 
 if TYPE_CHECKING:
     from scopelake.ingest.corpus import CorpusSummary
@@ -56,6 +57,12 @@ def _append_corpus(verbs: Any) -> None:  # noqa: ANN401
     )
     parser.add_argument(
         "--context-length", type=int, metavar="TOKENS", help="refuse a corpus of another"
+    )
+    parser.add_argument(
+        "--chat", action="store_true", default=None, help="refuse a corpus that is not of chats"
+    )
+    parser.add_argument(
+        "--packing", action="store_true", default=None, help="refuse a corpus that is not packed"
     )
     _add_cutting(parser, {})
 
@@ -117,6 +124,8 @@ def _append(arguments: argparse.Namespace) -> None:
         added = scopelake.open(arguments.lake).append_corpus(
             arguments.corpus,
             arguments.source,
+            chat=arguments.chat,
+            packing=arguments.packing,
             progress=progress,
             **{name: getattr(arguments, name) for name in _SHARED},
         )
@@ -128,10 +137,10 @@ def _append(arguments: argparse.Namespace) -> None:
 
 def _counted(added: CorpusSummary, duplicates: str | None) -> str:
     same = {"drop": " (dropped)", "keep": " (kept)"}.get(duplicates or "", "")
-    repeated = f", {added.n_duplicates:,} duplicates{same}" if added.n_duplicates else ""
+    repeated = f", {counted(added.n_duplicates, 'duplicate')}{same}" if added.n_duplicates else ""
     return (
-        f"{added.n_documents:,} documents ({added.n_split:,} longer than a context, split)"
-        f"{repeated}, {added.n_contexts:,} contexts, {added.n_tokens:,} tokens"
+        f"{counted(added.n_documents, 'document')} ({added.n_split:,} longer than a context, split)"
+        f"{repeated}, {counted(added.n_contexts, 'context')}, {counted(added.n_tokens, 'token')}"
     )
 
 

@@ -11,6 +11,7 @@ from scopelake.cli.options import add_coders, add_placement, add_replies, placem
 from scopelake.cli.parsing import add_json, add_lake, add_verb, show
 from scopelake.cli.status import INTERRUPTED, SET_ASIDE
 from scopelake.cli.watching import add_watching, watched
+from scopelake.names import counted
 
 if TYPE_CHECKING:
     from scopelake.ingest.report import IngestSummary
@@ -142,18 +143,21 @@ def _show_ingested(arguments: argparse.Namespace, done: IngestSummary) -> int:
         return 0
     if arguments.dry_run:
         print(
-            f"{corpus}: {done.n_left:,} shards are left, about {done.n_tokens_left:,} tokens; "
+            f"{corpus}: {counted(done.n_left, 'shard')} {'is' if done.n_left == 1 else 'are'} "
+            f"left, "
+            f"about {counted(done.n_tokens_left, 'token')}; "
             f"nothing was written (snapshot {done.snapshot})"
         )
         return 0
     print(
-        f"{corpus}: {done.tokens:,} tokens, {done.firings:,} firings, "
+        f"{corpus}: {counted(done.tokens, 'token')}, {counted(done.firings, 'firing')}, "
         f"{done.n_bytes / 1e6:,.1f} MB in {done.seconds:,.1f} s (snapshot {done.snapshot})"
     )
     print(f"time: {stages_text(done.stages, done.seconds, done.n_devices)}")
     if done.n_left:
         print(
-            f"scopelake: stopped with {done.n_left:,} of {done.n_shards:,} shards left; the lake "
+            f"scopelake: stopped with {done.n_left:,} of {counted(done.n_shards, 'shard')} left; "
+            f"the lake "
             "is whole: run the same again to go on",
             file=sys.stderr,
         )

@@ -14,6 +14,10 @@ _ARGUMENT: Final = re.compile(
     r"""'[^']*'|"[^"]*"|`[^`]*`|(?<![\w./-])(?P<name>[a-z_]+)\b(?:(?P<equals>=)|(?![/.-]\w))"""
 )
 """A word, perhaps with a value; what is quoted is skipped, for it is what a user typed."""
+_LEFT_OUT: Final = re.compile(r"\b(made without|leave) ([a-z_]+)\b")
+"""An argument that is named without a value."""
+_QUOTED: Final = re.compile(r"(?<!\S)(--[a-z-]+) '([\w.:/@-]+)'")
+"""An option with a value that a shell takes without quotes."""
 _SPELT: Final = {"saes": "--sae", "k": "-k", "n_contexts": "--contexts"}
 _VERBS: Final = ("add_corpus", "append_corpus", "features_at", "import_examples", "check_sae")
 
@@ -65,7 +69,11 @@ def spelt(message: str, options: Iterable[str]) -> str:
             return f"{known[name]}\0"
         return f"{known[name]} " if equals else known[name]
 
-    return _ARGUMENT.sub(spell, message).replace("\0True", "")
+    def name_it(found: re.Match[str]) -> str:
+        return f"{found[1]} {known.get(found[2], found[2])}"
+
+    message = _LEFT_OUT.sub(name_it, message)
+    return _QUOTED.sub(r"\1 \2", _ARGUMENT.sub(spell, message).replace("\0True", ""))
 
 
 def show(result: Any, as_json: bool) -> None:  # noqa: ANN401

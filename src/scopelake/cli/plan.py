@@ -31,10 +31,18 @@ def _add_plan(verbs: Any) -> None:  # noqa: ANN401
     parser.add_argument("--device", default="auto",
                         help="auto, cpu, cuda, or h100, whose rates are assumed")  # fmt: skip
     parser.add_argument("--dtype", default="auto", help="float32, bfloat16, or auto, the default")
+    parser.add_argument("--device-map", metavar="MAP",
+                        help="'auto' spreads a model over several devices")  # fmt: skip
     parser.add_argument("--activation-bits", type=int, default=10, metavar="BITS",
                         help="mantissa bits kept of an activation; 10 by default")  # fmt: skip
     parser.add_argument("--batch-tokens", type=int, default=16384, metavar="TOKENS",
                         help="most tokens at once; 16384 by default")  # fmt: skip
+    parser.add_argument("--keep", default="all",
+                        help="firings to store, as of ingest: all, peaks, or "
+                             "sample:0.01")  # fmt: skip
+    parser.add_argument("--memory", default="auto", metavar="SIZE",
+                        help="what the process may take, such as 8GB; by default 60 %% of the "
+                             "machine's")  # fmt: skip
     parser.add_argument("--tokens-per-second", type=float, metavar="RATE",
                         help="a throughput that is known, for the time")  # fmt: skip
     parser.add_argument("--pilot", action="store_true",
@@ -52,14 +60,17 @@ def _plan(arguments: argparse.Namespace) -> None:
         "dense": arguments.dense,
         "device": arguments.device,
         "dtype": arguments.dtype,
+        "device_map": arguments.device_map,
         "activation_bits": arguments.activation_bits,
         "batch_tokens": arguments.batch_tokens,
+        "keep": arguments.keep,
+        "memory": arguments.memory,
         "tokens_per_second": arguments.tokens_per_second,
         "model_name": arguments.model_name,
     }
     if arguments.tokens is not None:
-        cut: dict[str, Any] = {"context_length": arguments.context_length or 1024,
-               "shard_contexts": arguments.shard_contexts or 256}  # fmt: skip
+        given = {name: getattr(arguments, name) for name in ("context_length", "shard_contexts")}
+        cut = {name: value for name, value in given.items() if value is not None}
         found = scopelake.plan(arguments.tokens, **cut, **shared)
     else:
         from scopelake.progress import ingest_progress
@@ -82,7 +93,8 @@ def _check(arguments: argparse.Namespace) -> None:
             "a plan was asked for; it is of a lake's corpus or of so many tokens; give LAKE and "
             "CORPUS, or --tokens N alone"
         )
-    if has_corpus and (arguments.context_length or arguments.shard_contexts):
+    is_cut = (arguments.context_length, arguments.shard_contexts) != (None, None)
+    if has_corpus and is_cut:
         raise InvalidArgumentError(
             "a plan of a lake's corpus was asked for with another context length or shard size; "
             "the corpus has its own; leave --context-length and --shard-contexts out"

@@ -34,12 +34,15 @@ def add_watching(parser: argparse.ArgumentParser) -> None:
 
 @contextmanager
 def watched(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Yield `progress` and `stop` for a verb of the library; a first Ctrl-C sets `stop`."""
+    """Yield `progress` and `stop` for a verb of the library; a first Ctrl-C sets `stop`.
+
+    A dry run writes nothing, no log either.
+    """
     from scopelake.progress import ingest_progress
 
     stop = threading.Event()
     with (
-        _logged(arguments.log),
+        _logged(None if arguments.dry_run else arguments.log),
         _stopped_by_interrupt(stop),
         ingest_progress(arguments.corpus, arguments.progress) as progress,
     ):
