@@ -11,11 +11,12 @@ import pyarrow as pa
 from scopelake.errors import InvalidArgumentError, QueryError
 from scopelake.names import KIND_BOS
 from scopelake.query.connect import Connection
+from scopelake.query.literals import literal
 from scopelake.query.partial import check_answerable, note, partial_on
 from scopelake.query.resolve import SaeInfo
 from scopelake.query.snapshot_files import Reads
 from scopelake.query.sql import check_predicate, run
-from scopelake.query.views import PRIVATE, literal, token_columns
+from scopelake.query.views import PRIVATE, token_columns
 from scopelake.query.windows import (
     activations_in,
     context_texts,

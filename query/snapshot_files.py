@@ -10,6 +10,7 @@ from typing import Final
 import pyarrow as pa
 
 from scopelake.errors import DamagedFileError
+from scopelake.query.macros import MACROS
 from scopelake.store import delta
 from scopelake.store.integrity import check_files
 from scopelake.store.lake_store import LakeStore
@@ -23,13 +24,15 @@ Reads = Mapping[str, Filters]
 _LISTED: Final = ("codes", "postings", "peaks", "samples", "tallies", "features", "contexts")
 """Tables whose files are in the catalogue."""
 
-_WORD: Final = re.compile(r"[a-z]+")
+_WORD: Final = re.compile(r"[a-z_]+")
 _VIEWS: Final = {
     "tokens": ("contexts",),
     "peaks": ("peaks", "runs"),
     "features": ("features", "runs"),
+    "vocabulary": ("contexts", "corpora"),
+    **{macro.name: macro.tables for macro in MACROS},
 }
-"""Tables behind the views that are more than a table of the same name."""
+"""Tables behind the views that are more than a table of the same name, and behind the macros."""
 
 
 def whole_tables(query: str) -> Reads:

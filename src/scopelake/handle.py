@@ -21,6 +21,7 @@ class LakeHandle:
 
     def __init__(self, store: LakeStore, snapshot: Snapshot, *, pinned: bool) -> None:
         self._store, self._snapshot, self._pinned = store, snapshot, pinned
+        self._within: dict[str, Connection] = {}
 
     @property
     def url(self) -> str:
@@ -51,6 +52,7 @@ class LakeHandle:
         """Move to the lake's latest snapshot."""
         for cached in ("_connection", "_saes"):
             self.__dict__.pop(cached, None)
+        self._within.clear()
         self._snapshot = self._store.snapshot()
 
     @cached_property
@@ -58,6 +60,17 @@ class LakeHandle:
         from scopelake.query.connect import connect
 
         return connect(self._store, self._snapshot)
+
+    def _connection_within(self, memory: str | None) -> Connection:
+        """Return a connection that takes at most so much memory; the last one is kept."""
+        if memory is None:
+            return self._connection
+        if memory not in self._within:
+            from scopelake.query.connect import connect
+
+            self._within.clear()
+            self._within[memory] = connect(self._store, self._snapshot, memory)
+        return self._within[memory]
 
     @cached_property
     def _saes(self) -> list[SaeInfo]:
