@@ -166,14 +166,22 @@ class Asking(LakeHandle):
         connection = self._connection_within(memory)
         return sql_batches(connection, query, params, limits, batch_rows)
 
-    def views(self) -> pa.Table:
+    def views(self, name: str | None = None) -> pa.Table:
         """Return what SQL can read: view, column, type, about; column null for a view itself.
 
         The types are DuckDB's. Macros are rows of their own: view is the call, type ``macro``.
-        """
-        from scopelake.query.describe import describe
 
-        return describe(self._connection)
+        Args:
+            name: only this view or macro.
+
+        Raises:
+            QueryError: there is none of this name.
+        """
+        from scopelake.query.describe import describe, described
+
+        if name is None:
+            return describe(self._connection)
+        return described(self._connection, check_text("name", name))
 
     def sql_init(self) -> str:
         """Return SQL with which any DuckDB client makes this snapshot's views and macros."""
