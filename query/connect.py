@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, files
 from os import environ
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, Final
 from uuid import uuid4
 
 import duckdb
+import pyarrow as pa
 
 from scopelake.errors import LakeError, MissingDependencyError
 from scopelake.query.columns import comment_statements
@@ -24,6 +26,7 @@ from scopelake.query.refusals import one_line
 from scopelake.query.snapshot_files import Reads, SnapshotFiles, whole_tables
 from scopelake.query.views import PRIVATE, view_statements
 from scopelake.store.lake_store import LakeStore
+from scopelake.store.reading import Filters
 from scopelake.store.root import S3
 from scopelake.store.snapshot import Snapshot
 
@@ -87,6 +90,25 @@ class Connection:
     def close(self) -> None:
         """Close it."""
         self._raw.close()
+
+    @property
+    def url(self) -> str:
+        """Where the lake is."""
+        return self._store.root.url
+
+    def files(self, table: str, filters: Filters) -> tuple[pa.Table, Mapping[str, str]]:
+        """Return the files that may hold rows that meet `filters`, not read yet.
+
+        Returns:
+            path, partition.<column>, min.<column>, max.<column>; and checksums by name of those
+            whose name does not carry it.
+
+        Raises:
+            DamagedFileError: a log lists other files than the catalogue.
+        """
+        found = self._files.matching(table, filters)
+        assert found is not None, f"every lake has {table}"
+        return found, self._files.checksums(found["path"].to_pylist())
 
     def cursor_for(self, query: str) -> duckdb.DuckDBPyConnection:
         """Return a cursor for one query of a user, once all that it may read has been hashed.

@@ -124,6 +124,9 @@ _CHOICE: Final = {
         "CASE WHEN len(fits_) = 1 THEN list_filter(fits_[1].corpora, "
         "lambda name_: corpus_ IS NULL OR name_ = corpus_) ELSE CAST([] AS VARCHAR[]) END",
     ),
+    "partly_kept(corpus_)": f"""list_transform(list_filter({PRIVATE}.facts(),
+  lambda one_: len(list_filter(one_.partial, lambda part_: part_.corpus = corpus_)) > 0),
+  lambda one_: one_.sae)""",
     "one_corpus(corpus_)": f"""CASE WHEN corpus_ IS NULL AND len({PRIVATE}.corpora()) = 1
   THEN {PRIVATE}.corpora()[1] ELSE corpus_ END""",
 }

@@ -97,10 +97,14 @@ UNION ALL
 ORDER BY 1"""
 
 
-def _features_at() -> str:
+def _features_at(*, any_partial: bool) -> str:
+    """Of an SAE of which not all is kept, what is known of a context is known if anything is."""
     corpus = f"{PRIVATE}.one_corpus(corpus_)"
     choice = f"(NULL, NULL, sae_, {corpus})"
     of_sae = f"(sae_ IS NULL OR {{0}}.sae = {PRIVATE}.sae_of{choice})".format
+    is_kept = f"""AND (NOT list_contains({PRIVATE}.partly_kept({corpus}), s.sae) OR EXISTS
+      (SELECT 1 FROM {PRIVATE}.codes c
+       WHERE c.sae = s.sae AND c.corpus = {corpus} AND c.context = context_))"""
     early = f"""coalesce({PRIVATE}.no_corpus(corpus_),
   CASE WHEN {corpus} IS NULL THEN 'a context was asked for without a corpus; the lake has '
   || array_to_string({PRIVATE}.corpora(), ', ') || '; name one with corpus := ...' END,
@@ -129,6 +133,7 @@ WITH here AS MATERIALIZED (
   SELECT count(*) > 0 AS is_known FROM {PRIVATE}.shards s
   JOIN {PRIVATE}.corpora o ON o.corpus = s.corpus
   WHERE s.corpus = {corpus} AND s.shard = context_ // o.shard_contexts AND {of_sae("s")}
+    {is_kept if any_partial else ""}
 )
 SELECT f.sae, s.layers[f.feature // s.features_per_layer + 1] AS layer, s.site, f.position,
   {piece("(f.position + 1)")} AS token, f.feature, f.activation
@@ -245,7 +250,7 @@ def bodies(*, any_partial: bool) -> dict[str, str]:
         "top_contexts(layer_, site_, sae_, feature_, k_, corpus_, around_)": _top_contexts(
             any_partial=any_partial
         ),
-        "features_at(context_, pos_, corpus_, sae_, k_)": _features_at(),
+        "features_at(context_, pos_, corpus_, sae_, k_)": _features_at(any_partial=any_partial),
         "feature_card(sae_, feature_, corpus_)": _feature_card(),
         "coactive(sae_, feature_, k_, corpus_, other_)": _coactive(),
         "tokenizer_of(tokenizer_)": _TOKENIZER,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Final
 
@@ -54,18 +54,35 @@ class SnapshotFiles:
         Raises:
             DamagedFileError: one is not what was written.
         """
+        found = self.matching(table, filters)
+        if found is None:
+            return
+        names = found["path"].to_pylist()
+        paths = [f"{table_folder(table)}/{name}" for name in names]
+        check_files(self._store.root, paths, self.checksums(names))
+
+    def matching(self, table: str, filters: Filters) -> pa.Table | None:
+        """Return the files that may hold rows that meet `filters`, as the log has them, unread.
+
+        Returns:
+            path, partition.<column>, min.<column>, max.<column>; None if there is no such table.
+
+        Raises:
+            DamagedFileError: the log lists other files than the catalogue.
+        """
         version = self._snapshot.versions.get(table)
         if version is None:
-            return
+            return None
         if table not in self._actions:
             opened = delta.open_table(self._store.root, table, version)
             actions = delta.added_files(opened)
             self._check_listed(table, actions)
             self._actions[table] = actions
-        names = matching_files(self._actions[table], filters)["path"].to_pylist()
-        nameless = any(checksum_in_name(name) is None for name in names)
-        paths = [f"{table_folder(table)}/{name}" for name in names]
-        check_files(self._store.root, paths, self._known if nameless else None)
+        return matching_files(self._actions[table], filters)
+
+    def checksums(self, names: Sequence[str]) -> Mapping[str, str]:
+        """Return checksums by file name, if some of `names` do not carry theirs."""
+        return self._known if any(checksum_in_name(name) is None for name in names) else {}
 
     def _check_listed(self, table: str, actions: pa.Table) -> None:
         """Refuse a table whose log, or its checkpoint, lists other files than the catalogue.

@@ -35,8 +35,8 @@ _MODES: Final = ("table", "csv", "json", "jsonl")
 _KEYWORDS: Final = (
     "SELECT", "FROM", "WHERE", "GROUP BY", "ORDER BY", "HAVING", "QUALIFY", "LIMIT", "JOIN",
     "USING", "LEFT JOIN", "ON", "AS", "AND", "OR", "NOT", "IN", "BETWEEN", "LIKE", "IS NULL",
-    "IS NOT NULL", "CASE", "WHEN", "THEN", "ELSE", "END", "DESC", "DISTINCT", "WITH", "UNION ALL", "DESCRIBE",
-    "EXPLAIN", "count(*)", "sum(", "avg(", "min(", "max(", "round(", "unnest(",
+    "IS NOT NULL", "CASE", "WHEN", "THEN", "ELSE", "END", "DESC", "DISTINCT", "WITH", "UNION ALL",
+    "DESCRIBE", "EXPLAIN", "count(*)", "sum(", "avg(", "min(", "max(", "round(", "unnest(",
 )  # fmt: skip
 _HELP: Final = """\
 A query ends with ; and Enter, over as many lines as it takes. Tab completes.
