@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, files
 from os import environ
+from pathlib import Path
+from shutil import disk_usage
+from tempfile import gettempdir
+from threading import Lock
 from typing import Any, Final
+from uuid import uuid4
 
 import duckdb
 import pyarrow as pa
 
 from scopelake.errors import LakeError, MissingDependencyError
+from scopelake.query.columns import comment_statements
 from scopelake.query.coverage import Coverage
+from scopelake.query.facts import gather
+from scopelake.query.literals import literal
+from scopelake.query.macros import macro_statements
 from scopelake.query.point_reads import PointReads, point_query
+from scopelake.query.refusals import one_line
 from scopelake.query.snapshot_files import Reads, SnapshotFiles, whole_tables
-from scopelake.query.sql import one_line
-from scopelake.query.views import literal, view_statements
+from scopelake.query.views import PRIVATE, view_statements
 from scopelake.store.folder_root import FolderRoot
 from scopelake.store.lake_store import LakeStore
 from scopelake.store.reading import Filters
@@ -37,6 +47,9 @@ _ENVIRONMENT: Final = {
 }
 """Parts of DuckDB's secret by the variables that have them."""
 
+_SPELLS: Final = re.compile(r"\b(vocabulary|decode)\b", re.IGNORECASE)
+"""Names that lead to the vocabulary, in a query."""
+
 _OBJECTS_INIT: Final = (
     "LOAD httpfs;  -- once before, with internet: INSTALL httpfs",
     "-- and a secret of your own: CREATE SECRET (TYPE s3, PROVIDER credential_chain);",
@@ -49,10 +62,13 @@ class Connection:
     def __init__(
         self, raw: duckdb.DuckDBPyConnection, store: LakeStore, snapshot: Snapshot
     ) -> None:
-        self._raw, self._files = raw, SnapshotFiles(store, snapshot)
+        self._raw, self._store, self._snapshot = raw, store, snapshot
+        self._files = SnapshotFiles(store, snapshot)
         is_folder = isinstance(store.root, FolderRoot)
         self._points = PointReads(store.root, self._files) if is_folder else None
         self.coverage = Coverage(store, snapshot)
+        self._lock = Lock()
+        self._has_macros = self._has_vocabulary = False
 
     def execute(
         self,
@@ -97,12 +113,73 @@ class Connection:
         """Close it."""
         self._raw.close()
 
+    @property
+    def url(self) -> str:
+        """Where the lake is."""
+        return self._store.root.url
 
-def connect(store: LakeStore, snapshot: Snapshot) -> Connection:
+    def files(self, table: str, filters: Filters) -> tuple[pa.Table, Mapping[str, str]]:
+        """Return the files that may hold rows that meet `filters`, not read yet.
+
+        Returns:
+            path, partition.<column>, min.<column>, max.<column>; and checksums by name of those
+            whose name does not carry it.
+
+        Raises:
+            DamagedFileError: a log lists other files than the catalogue.
+        """
+        found = self._files.matching(table, filters)
+        assert found is not None, f"every lake has {table}"
+        return found, self._files.checksums(found["path"].to_pylist())
+
+    def cursor_for(self, query: str) -> duckdb.DuckDBPyConnection:
+        """Return a cursor for one query of a user, once all that it may read has been hashed.
+
+        It has its own state: that one query is interrupted, or read slowly, is nothing to others.
+
+        Raises:
+            DamagedFileError: a file that it may read is not what was written.
+        """
+        with self._lock:
+            self._make_macros()
+            for table, filters in whole_tables(query).items():
+                self._files.check(table, filters)
+            if _SPELLS.search(query):
+                self._spell_once()
+            return self._raw.cursor()
+
+    def _make_macros(self) -> None:
+        """Make macros and comments when a user first asks: the verbs need neither."""
+        if self._has_macros:
+            return
+        facts = gather(self._store, self._snapshot, self.coverage)
+        for statement in (*comment_statements(), *macro_statements(facts)):
+            self._raw.execute(statement)
+        self._has_macros = True
+
+    def _spell_once(self) -> None:
+        """Keep the vocabulary in memory: to find it, every token of the lake is looked at."""
+        if self._has_vocabulary:
+            return
+        self._raw.execute(f"CREATE TABLE {PRIVATE}.vocabulary AS FROM main.vocabulary")
+        self._raw.execute(f"CREATE OR REPLACE VIEW main.vocabulary AS FROM {PRIVATE}.vocabulary")
+        for statement in comment_statements("vocabulary"):
+            self._raw.execute(statement)
+        self._has_vocabulary = True
+
+
+def connect(store: LakeStore, snapshot: Snapshot, memory: str | None = None) -> Connection:
     """Return a connection whose views are `snapshot`'s tables and which reads only the lake.
 
     It is in memory, loads no extension but ``delta`` (and ``httpfs`` for an object store), opens
-    no file outside the lake's tables, and its settings are locked.
+    no file outside the lake's tables but temporary ones, and its settings are locked. What does not
+    fit into memory goes to a folder for temporary files (`TMPDIR`), at most half of what is free
+    there, and is deleted with the connection.
+
+    Args:
+        store: the lake.
+        snapshot: what of it is read.
+        memory: most memory that DuckDB may take, such as ``2GB``; None: four fifths of the machine.
 
     Raises:
         MissingDependencyError: DuckDB's delta extension is not installed.
@@ -122,20 +199,38 @@ def connect(store: LakeStore, snapshot: Snapshot) -> Connection:
         ) from error
     tables = literal(f"{store.root.url}/tables/")
     connection.execute(f"SET allowed_directories = [{tables}]")
+    _limit(connection, memory)
     connection.execute("SET enable_external_access = false")
     connection.execute("SET lock_configuration = true")
     return Connection(connection, store, snapshot)
 
 
 def init_sql(store: LakeStore, snapshot: Snapshot) -> str:
-    """Return SQL that makes the views of `snapshot` in any DuckDB client that has ``delta``."""
+    """Return SQL that makes the views of `snapshot` in any DuckDB client that has ``delta``.
+
+    It makes the macros and the comments on views and columns too.
+    """
+    facts = gather(store, snapshot, Coverage(store, snapshot))
     lines = [
-        f"-- scopelake: the views of snapshot {snapshot.id}",
+        f"-- scopelake: views and macros of snapshot {snapshot.id}",
         "LOAD delta;  -- once before, with internet: INSTALL delta",
         *(_OBJECTS_INIT if store.root.url.startswith(S3) else ()),
         *(f"{statement};" for statement in view_statements(store, snapshot)),
+        *(f"{statement};" for statement in comment_statements()),
+        *(f"{statement};" for statement in macro_statements(facts)),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _limit(connection: duckdb.DuckDBPyConnection, memory: str | None) -> None:
+    """Bound what queries take of memory and of the disk, outside the lake."""
+    if memory is not None:
+        connection.execute(f"SET memory_limit = {literal(memory)}")
+    folder = Path(gettempdir()) / f"scopelake-{uuid4().hex}"
+    # DuckDB makes it when it first needs it, and deletes it.
+    connection.execute(f"SET temp_directory = {literal(str(folder))}")
+    spare = disk_usage(folder.parent).free // 2
+    connection.execute(f"SET max_temp_directory_size = '{spare}B'")
 
 
 def _reach_objects(connection: duckdb.DuckDBPyConnection, url: str) -> None:

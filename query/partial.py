@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from scopelake.query.coverage import Coverage
 
 
-_FIRINGS: Final = re.compile(r"\b(codes|postings)\b", re.IGNORECASE)
-"""Views of firings, in a statement."""
+_FIRINGS: Final = re.compile(r"\b(codes|postings|features_at|top_contexts(_of)?)\b", re.IGNORECASE)
+"""Views and macros of firings, in a statement."""
 
 
 def partial_on(sae: SaeInfo, corpus: str | None) -> Mapping[str, Partial]:

@@ -88,7 +88,7 @@ class PointReads:
         read = list(dict.fromkeys([*inside, *(f[0] for f in own)]))
         wanted = pa.schema([schema.field(c) for c in columns])
         parts = [wanted.empty_table()]
-        for action in self._files.matching(table, filters).to_pylist():
+        for action in self._files.checked(table, filters).to_pylist():
             found = self._read(f"{table_folder(table)}/{action['path']}", table, read, own)
             for name in partitions:
                 if name in columns:

@@ -14,11 +14,12 @@ import pyarrow as pa
 from scopelake.errors import InvalidArgumentError, QueryError
 from scopelake.names import CONTEXT_RANKINGS, KIND_BOS, ContextRanking
 from scopelake.query.connect import Connection
+from scopelake.query.literals import literal
 from scopelake.query.partial import check_answerable, partial_on
 from scopelake.query.resolve import SaeInfo
 from scopelake.query.snapshot_files import Reads
 from scopelake.query.sql import check_predicate, run
-from scopelake.query.views import PRIVATE, literal, token_columns
+from scopelake.query.views import PRIVATE, token_columns
 from scopelake.query.windows import documents_of
 from scopelake.store.running import PEAKS_DEPTH
 

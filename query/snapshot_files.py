@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Final
 
 import pyarrow as pa
 
 from scopelake.errors import DamagedFileError
+from scopelake.query.macros import MACROS
 from scopelake.store import delta
 from scopelake.store.integrity import check_files
 from scopelake.store.lake_store import LakeStore
@@ -23,13 +24,15 @@ Reads = Mapping[str, Filters]
 _LISTED: Final = ("codes", "postings", "peaks", "samples", "tallies", "features", "contexts")
 """Tables whose files are in the catalogue."""
 
-_WORD: Final = re.compile(r"[a-z]+")
+_WORD: Final = re.compile(r"[a-z_]+")
 _VIEWS: Final = {
     "tokens": ("contexts",),
     "peaks": ("peaks", "runs"),
     "features": ("features", "runs"),
+    "vocabulary": ("contexts", "corpora"),
+    **{macro.name: macro.tables for macro in MACROS},
 }
-"""Tables behind the views that are more than a table of the same name."""
+"""Tables behind the views that are more than a table of the same name, and behind the macros."""
 
 
 def whole_tables(query: str) -> Reads:
@@ -51,31 +54,47 @@ class SnapshotFiles:
         Raises:
             DamagedFileError: one is not what was written.
         """
-        self.matching(table, filters)
+        self.checked(table, filters)
 
-    def matching(self, table: str, filters: Filters) -> pa.Table:
+    def checked(self, table: str, filters: Filters) -> pa.Table:
         """Return the files that may hold rows that meet `filters`, once all of them are hashed.
 
         Returns:
-            Their path in the table's folder, and partition.<column>, as the Delta log has them.
+            As `matching`; none if there is no such table.
 
         Raises:
             DamagedFileError: one is not what was written.
         """
+        found = self.matching(table, filters)
+        if found is None:
+            return pa.table({"path": pa.array([], pa.string())})
+        names = found["path"].to_pylist()
+        paths = [f"{table_folder(table)}/{name}" for name in names]
+        check_files(self._store.root, paths, self.checksums(names))
+        return found
+
+    def matching(self, table: str, filters: Filters) -> pa.Table | None:
+        """Return the files that may hold rows that meet `filters`, as the log has them, unread.
+
+        Returns:
+            path, partition.<column>, min.<column>, max.<column>; None if there is no such table.
+
+        Raises:
+            DamagedFileError: the log lists other files than the catalogue.
+        """
         version = self._snapshot.versions.get(table)
         if version is None:
-            return pa.table({"path": pa.array([], pa.string())})
+            return None
         if table not in self._actions:
             opened = delta.open_table(self._store.root, table, version)
             actions = delta.added_files(opened)
             self._check_listed(table, actions)
             self._actions[table] = actions
-        found = matching_files(self._actions[table], filters)
-        names = found["path"].to_pylist()
-        nameless = any(checksum_in_name(name) is None for name in names)
-        paths = [f"{table_folder(table)}/{name}" for name in names]
-        check_files(self._store.root, paths, self._known if nameless else None)
-        return found
+        return matching_files(self._actions[table], filters)
+
+    def checksums(self, names: Sequence[str]) -> Mapping[str, str]:
+        """Return checksums by file name, if some of `names` do not carry theirs."""
+        return self._known if any(checksum_in_name(name) is None for name in names) else {}
 
     def _check_listed(self, table: str, actions: pa.Table) -> None:
         """Refuse a table whose log, or its checkpoint, lists other files than the catalogue.

@@ -2,40 +2,102 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import duckdb
 import pyarrow as pa
 
-from scopelake.errors import QueryError
+from scopelake.errors import InvalidArgumentError, QueryError
 from scopelake.names import check_text
+from scopelake.query.limits import NO_LIMITS, Limits, limited
+from scopelake.query.refusals import check_query, check_tree, one_line
 
 if TYPE_CHECKING:
     from scopelake.query.connect import Connection
     from scopelake.query.snapshot_files import Reads
 
 Params = Sequence[Any] | Mapping[str, Any]
+Values = list[Any] | dict[str, Any]
 
-_SECRETS: Final = re.compile(r"duckdb_secrets|which_secret", re.IGNORECASE)
-_EXPLAIN: Final = re.compile(r"\s*explain\s+(analyze\s+)?", re.IGNORECASE)
+BATCH_ROWS: Final = 65_536
+"""Rows of a batch, if nothing else is asked for."""
 
 
-def sql(connection: Connection, query: str, params: Params | None = None) -> pa.Table:
+def sql(
+    connection: Connection, query: str, params: Params | None = None, limits: Limits = NO_LIMITS
+) -> pa.Table:
     """Run one query and return its rows.
 
     Args:
-        connection: from `connect`.
+        connection: from `connect`, with the limit of memory.
         query: a single SELECT (also WITH, FROM, VALUES, DESCRIBE, SHOW), or EXPLAIN of one.
         params: values of its ``?`` placeholders in order, or of its ``$name`` ones by name.
+        limits: seconds that it may take; memory is only named in the refusal.
 
     Raises:
-        QueryError: it is something else or several statements, or DuckDB refuses it.
+        QueryError: it is something else or several statements, meets a limit, or DuckDB refuses it.
         InvalidArgumentError: it is no text.
+        DamagedFileError: a file that it may read is not what was written.
     """
-    _check_single_query(check_text("query", query))
-    return run(connection, query, params)
+    check_query(check_text("query", query))
+    cursor = connection.cursor_for(query)
+    try:
+        with limited(cursor, limits):
+            return cursor.execute(query, _values(params)).to_arrow_table()
+    finally:
+        cursor.close()
+
+
+def sql_batches(
+    connection: Connection,
+    query: str,
+    params: Params | None = None,
+    limits: Limits = NO_LIMITS,
+    batch_rows: int = BATCH_ROWS,
+) -> pa.RecordBatchReader:
+    """Run one query and return its rows as they come, so that they are never all in memory.
+
+    Args:
+        connection: as in `sql`.
+        query: as in `sql`.
+        params: as in `sql`.
+        limits: as in `sql`; the time ends with the last batch that is read.
+        batch_rows: most rows of a batch, 1 or more.
+
+    Raises:
+        QueryError, InvalidArgumentError, DamagedFileError: as in `sql`; also while it is read.
+    """
+    if batch_rows < 1:
+        raise InvalidArgumentError(
+            f"batch_rows={batch_rows} was asked for; a batch is a number of rows; give 1 or more"
+        )
+    check_query(check_text("query", query))
+    stream = _stream(connection.cursor_for(query), query, _values(params), limits, batch_rows)
+    schema = next(stream)
+    assert isinstance(schema, pa.Schema)
+    return pa.RecordBatchReader.from_batches(schema, stream)
+
+
+def _stream(
+    cursor: duckdb.DuckDBPyConnection,
+    query: str,
+    values: Values,
+    limits: Limits,
+    batch_rows: int,
+) -> Iterator[Any]:
+    """Yield the schema, then the batches."""
+    try:
+        with limited(cursor, limits):
+            reader = cursor.execute(query, values).to_arrow_reader(batch_rows)
+            yield reader.schema
+            try:
+                yield from reader
+            except (OSError, pa.ArrowException) as error:
+                # What DuckDB says while it is read comes through Arrow.
+                raise duckdb.Error(str(error)) from error
+    finally:
+        cursor.close()
 
 
 def run(
@@ -53,37 +115,35 @@ def run(
         QueryError: DuckDB refuses it.
         DamagedFileError: a file that it may read is not what was written.
     """
-    values = dict(params) if isinstance(params, Mapping) else list(params or ())
     try:
-        return connection.execute(query, values, reads).to_arrow_table()
+        return connection.execute(query, _values(params), reads).to_arrow_table()
     except duckdb.Error as error:
         raise QueryError(f"the query failed: {one_line(error)}; check it") from error
 
 
 def check_predicate(where: str) -> None:
-    """Refuse a `where` that is not exactly one SQL expression.
+    """Refuse a `where` that is not exactly one SQL expression over the lake.
 
     What passes has balanced parentheses, so that it stays a predicate inside ``WHERE (...)``.
 
     Raises:
-        QueryError: it does not parse as one.
+        QueryError: it does not parse as one, or reads something else.
     """
-    _check_no_secrets(where)
+    query = f"SELECT 1 FROM codes WHERE (\n{where}\n)"
     try:
         duckdb.SQLExpression(where)
-        statements = duckdb.extract_statements(f"SELECT 1 FROM t WHERE (\n{where}\n)")
+        statements = duckdb.extract_statements(query)
     except duckdb.Error as error:
         raise _not_a_predicate(where, one_line(error)) from error
     if [s.type for s in statements] != [duckdb.StatementType.SELECT]:
         raise _not_a_predicate(where, f"{len(statements)} statements")
     if statements[0].named_parameters:
         raise _not_a_predicate(where, "it has placeholders")
+    check_tree(query)
 
 
-def one_line(error: duckdb.Error) -> str:
-    """Return DuckDB's message without the echo of the query under it."""
-    head = str(error).split("\n\nLINE ")[0]
-    return " ".join(head.split())
+def _values(params: Params | None) -> Values:
+    return dict(params) if isinstance(params, Mapping) else list(params or ())
 
 
 def _not_a_predicate(where: str, found: str) -> QueryError:
@@ -91,41 +151,3 @@ def _not_a_predicate(where: str, found: str) -> QueryError:
         f"where {where!r} was asked for; it is not one SQL expression ({found}); give a predicate "
         "such as role = 'user'"
     )
-
-
-def _check_no_secrets(text: str) -> None:
-    """DuckDB shows a secret's key id, though not the secret itself."""
-    if _SECRETS.search(text):
-        raise QueryError(
-            "the credentials of an object store were asked for; SQL reads a lake's views; see the "
-            "environment for credentials"
-        )
-
-
-def _check_single_query(query: str) -> None:
-    _check_no_secrets(query)
-    kinds = _statement_types(query)
-    if len(kinds) != 1:
-        raise QueryError(
-            f"{len(kinds)} statements were asked for; one query is run at a time; give one SELECT"
-        )
-    # EXPLAIN ANALYZE carries out what it explains, so that must be a query too.
-    if kinds[0] == duckdb.StatementType.EXPLAIN:
-        explained = _EXPLAIN.match(query)
-        if explained and _statement_types(query[explained.end() :]) == [
-            duckdb.StatementType.SELECT
-        ]:
-            return
-    if kinds[0] != duckdb.StatementType.SELECT:
-        kind = str(kinds[0]).rsplit(".", 1)[-1]
-        raise QueryError(
-            f"a statement of kind {kind} was asked for; SQL only reads a lake; use SELECT, or "
-            "EXPLAIN SELECT"
-        )
-
-
-def _statement_types(query: str) -> list[duckdb.StatementType]:
-    try:
-        return [statement.type for statement in duckdb.extract_statements(query)]
-    except duckdb.Error as error:
-        raise QueryError(f"the query does not parse: {one_line(error)}; mend it") from error

@@ -7,6 +7,7 @@ from typing import Final
 import duckdb
 
 from scopelake.names import KIND_BOS, KINDS, ROLES
+from scopelake.query.literals import literal
 from scopelake.store.catalog import IMPORTED
 from scopelake.store.lake_store import LakeStore
 from scopelake.store.layout import TABLES
@@ -22,17 +23,20 @@ _WIDENED: Final = ("contexts", "corpora")
 PRIVATE: Final = "stored"
 """Schema of the tables as they are stored; the views in ``main`` are what users see."""
 
+DERIVED: Final = ("tokens", "vocabulary")
+"""Views that are no table's."""
+
+_SHARDS: Final = (
+    f"SELECT sae, corpus, shard FROM {PRIVATE}.files WHERE kind = 'codes' AND shard IS NOT NULL "
+    f"UNION SELECT sae, corpus, shard FROM {PRIVATE}.merged"
+)
+"""The shards of each SAE whose firings are in the lake."""
 
 _SOURCE: Final = (
-    "CASE WHEN (sae, corpus) IN (SELECT (unnest(saes), corpus) FROM "
-    f"{PRIVATE}.runs WHERE state = '{IMPORTED}') THEN 'examples.safetensors' ELSE 'ingest' END"
+    "CASE WHEN (t.sae, t.corpus) IN (SELECT (unnest(r.saes), r.corpus) FROM "
+    f"{PRIVATE}.runs r WHERE r.state = '{IMPORTED}') THEN 'examples.safetensors' ELSE 'ingest' END"
 )
-"""Who says so: the firings of an ingest, or a file of published examples."""
-
-
-def literal(text: str) -> str:
-    """Return `text` as a SQL string literal."""
-    return "'" + text.replace("'", "''") + "'"
+"""Who says so of a row of `t`: the firings of an ingest, or a file of published examples."""
 
 
 def view_statements(store: LakeStore, snapshot: Snapshot) -> list[str]:
@@ -42,8 +46,9 @@ def view_statements(store: LakeStore, snapshot: Snapshot) -> list[str]:
         f"CREATE OR REPLACE VIEW {PRIVATE}.{table} AS {_stored(store, snapshot, table)}"
         for table in TABLES
     ]
+    statements.append(f"CREATE OR REPLACE VIEW {PRIVATE}.shards AS {_SHARDS}")
     statements += [
-        f"CREATE OR REPLACE VIEW main.{name} AS {_select(name)}" for name in (*TABLES, "tokens")
+        f"CREATE OR REPLACE VIEW main.{name} AS {_select(name)}" for name in (*TABLES, *DERIVED)
     ]
     return statements
 
@@ -72,8 +77,10 @@ def _select(name: str) -> str:
         return f"SELECT * REPLACE ({_name_of('kind', KINDS)} AS kind) FROM {PRIVATE}.{name}"
     if name == "tokens":
         return _tokens()
+    if name == "vocabulary":
+        return _vocabulary()
     if name == "features":
-        return f"SELECT *, {_SOURCE} AS source FROM {PRIVATE}.{name}"
+        return f"SELECT *, {_SOURCE} AS source FROM {PRIVATE}.{name} t"
     if name == "peaks":
         return _peaks()
     if name == "samples":
@@ -90,7 +97,7 @@ def _peaks() -> str:
     return (
         "SELECT sae, corpus, feature, CAST(CASE WHEN source = 'ingest' THEN row_number() OVER of "
         "- 1 ELSE rank END AS INTEGER) AS rank, context, position, activation, source "
-        f"FROM (SELECT *, {_SOURCE} AS source FROM {PRIVATE}.peaks) "
+        f"FROM (SELECT *, {_SOURCE} AS source FROM {PRIVATE}.peaks t) "
         "WINDOW of AS (PARTITION BY sae, corpus, feature ORDER BY activation DESC, context) "
         f"QUALIFY source <> 'ingest' OR row_number() OVER of <= {PEAKS_DEPTH}"
     )
@@ -129,12 +136,48 @@ def _of_document(column: str, i: str) -> str:
 
 def _token(i: str) -> str:
     """The columns of the token that is number `i`, from 1, in its context."""
+    return (
+        f"token_ids[{i}] AS token_id, {piece(i)} AS token, "
+        f"{_name_of(f'roles[{i}]', ROLES)} AS role, turns[{i}] AS turn, "
+        f"{_name_of(f'kinds[{i}]', KINDS)} AS kind"
+    )
+
+
+def piece(i: str) -> str:
+    """The text of the token that is number `i`, from 1, in its context."""
     start = f"token_starts[{i}]"
     stop = f"coalesce(token_starts[{i} + 1], length(text))"
-    piece = f"substring(text, {start} + 1, {stop} - {start})"
+    spelt = f"substring(text, {start} + 1, {stop} - {start})"
+    return f"CASE WHEN kinds[{i}] = {KIND_BOS} AND {spelt} = '' THEN '<bos>' ELSE {spelt} END"
+
+
+def _vocabulary() -> str:
+    """Each token as it is spelt where it stands for whole characters.
+
+    Of a character that several tokens make (bytes, in Gemma's vocabulary) the last has the text and
+    those before it none: neither is a spelling. Only the first and the last place of each token are
+    spelt, since finding a character in a text takes a walk from its beginning.
+    """
+    is_bos = f"kind = {KIND_BOS} AND stop = start"
+    is_whole = f"({is_bos} OR stop > start AND (before IS NULL OR before < start OR bos_before))"
+    ends = "{'c': context, 'a': start, 'b': stop}"
     return (
-        f"token_ids[{i}] AS token_id, "
-        f"CASE WHEN kinds[{i}] = {KIND_BOS} AND {piece} = '' THEN '<bos>' ELSE {piece} END "
-        f"AS token, {_name_of(f'roles[{i}]', ROLES)} AS role, turns[{i}] AS turn, "
-        f"{_name_of(f'kinds[{i}]', KINDS)} AS kind"
+        "WITH places AS (SELECT corpus, context, unnest(token_ids) AS token_id, "
+        "unnest(token_starts) AS start, "
+        "unnest(list_append(token_starts[2:], CAST(length(text) AS INTEGER))) AS stop, "
+        "unnest(kinds) AS kind, unnest(list_prepend(NULL, token_starts[:-2])) AS before, "
+        f"unnest(list_prepend(false, list_transform(kinds[:-2], lambda k: k = {KIND_BOS}))) "
+        f"AS bos_before FROM {PRIVATE}.contexts), "
+        f"found AS (SELECT corpus, token_id, count(*) AS n, "
+        f"unnest([min({ends}) FILTER (WHERE {is_whole}), max({ends}) FILTER (WHERE {is_whole})]) "
+        "AS place FROM places GROUP BY corpus, token_id), "
+        "spelt AS (SELECT f.corpus, f.token_id, f.n, CASE WHEN f.place.b > f.place.a "
+        "THEN substring(c.text, f.place.a + 1, f.place.b - f.place.a) "
+        "WHEN f.place IS NOT NULL THEN '<bos>' END AS token "
+        f"FROM found f LEFT JOIN {PRIVATE}.contexts c "
+        "ON c.corpus = f.corpus AND c.context = f.place.c) "
+        "SELECT o.tokenizer, s.token_id, CASE WHEN min(s.token) = max(s.token) THEN min(s.token) "
+        "END AS token, CAST(sum(s.n) // 2 AS BIGINT) AS n_tokens "
+        f"FROM spelt s JOIN {PRIVATE}.corpora o ON o.corpus = s.corpus "
+        "GROUP BY o.tokenizer, s.token_id"
     )

@@ -12,12 +12,15 @@ import pytest
 from scopelake.cli import _parser, main
 from scopelake.ingest.corpus_files import JSON_SUFFIXES, TEXT_SUFFIXES
 from scopelake.ingest.documents import CHAT_ROLES
+from scopelake.query.columns import VIEWS
 from scopelake.query.contexts import WHERE_COLUMNS
+from scopelake.query.macros import MACROS
 
 ROOT = Path(__file__).resolve().parent.parent
 README, FORMAT, CLI = ROOT / "README.md", ROOT / "docs" / "format.md", ROOT / "docs" / "cli.md"
 ENCODING, ACTIVATIONS = ROOT / "docs" / "encoding.md", ROOT / "docs" / "activations.md"
 CORPORA, INGEST = ROOT / "docs" / "corpora.md", ROOT / "docs" / "ingest.md"
+SQL, DASK = ROOT / "docs" / "sql.md", ROOT / "docs" / "dask.md"
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "examples").rglob("*.md"))]
 NOT_RUN = "<!-- not run"
 """Begins the line above a block that the tests cannot run, with the reason."""
@@ -72,8 +75,22 @@ def test_the_page_of_the_command_line_says_what_the_code_does(shell, shown):
     assert "".join(f"    {line}\n" for line in printed.splitlines()) in page
 
 
-@pytest.mark.parametrize("page", [ENCODING, ACTIVATIONS, CORPORA], ids=lambda page: page.stem)
-def test_a_page_prints_what_it_shows(shell, page):
+def test_the_page_of_sql_shows_what_it_prints_and_what_views_hold(shell, shown):
+    page = SQL.read_text()
+    (block,) = blocks(SQL, "sh")
+    printed = shell("bash", "-ec", block)
+    assert "".join(f"    {line}\n" for line in printed.splitlines()) in page
+    for view, text in VIEWS.items():
+        columns = "\n".join(f"| `{name}` | {about} |" for name, about in text.columns.items())
+        head = f"### {view}\n\nA row is {text.about}.\n\n| column | |\n|---|---|\n"
+        assert f"{head}{columns}\n" in page
+    for macro in MACROS:
+        assert f"| `{macro.call}` | {macro.about} |\n" in page
+    assert page.count("\n### ") == len(VIEWS)
+
+
+@pytest.mark.parametrize("page", [ENCODING, ACTIVATIONS, CORPORA, DASK], ids=lambda page: page.stem)
+def test_a_page_prints_what_it_shows(shell, shown, page):
     (block,) = blocks(page, "python")
     printed = shell(sys.executable, "-P", "-c", block)
     assert "".join(f"    {line}\n" for line in printed.splitlines()) in page.read_text()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from scopelake.handle import LakeHandle
@@ -17,8 +16,8 @@ if TYPE_CHECKING:
     from scopelake.query.firing import FeaturesAt
     from scopelake.query.info import LakeInfo
     from scopelake.query.rank_contexts import Ranking
-    from scopelake.query.resolve import SaeInfo
     from scopelake.query.samples import SampledContexts
+    from scopelake.query.sql import Params
 
 
 class Asking(LakeHandle):
@@ -152,24 +151,10 @@ class Asking(LakeHandle):
     ) -> Ranking:
         from scopelake.query.rank_contexts import Ranking
 
-        _check_names(sae=sae, corpus=corpus, site=site, where=asked["where"], by=asked["by"])
-        info = self._sae(feature, layer, site, sae, corpus)
-        return Ranking(info, int(feature), check_whole("k", k), corpus, **asked)
-
-    def _sae(
-        self,
-        feature: int,
-        layer: int | None,
-        site: Site | None,
-        sae: str | None,
-        corpus: str | None,
-    ) -> SaeInfo:
-        from scopelake.query.resolve import resolve_sae
-
-        return resolve_sae(
-            self._saes, sae=sae, layer=None if layer is None else check_whole("layer", layer),
-            site=site, feature=check_whole("feature", feature), preferred=self._on_corpus(corpus),
-        )  # fmt: skip
+        _check_names(where=asked["where"], by=asked["by"])
+        feature = check_whole("feature", feature)
+        info = self._resolve(sae, layer, site, corpus, feature)
+        return Ranking(info, feature, check_whole("k", k), corpus, **asked)
 
     def features_at(
         self,
@@ -212,30 +197,83 @@ class Asking(LakeHandle):
             corpus=corpus, sae=sae, k=k, by=by, usual=usual, whole=whole,
         )  # fmt: skip
 
-    def _on_corpus(self, corpus: str | None) -> set[str]:
-        if corpus is None:
-            return set()
-        partial = {s.name for s in self._saes if corpus in s.partial}
-        return partial | self._connection.coverage.saes(corpus)
+    def sql(
+        self, query: str, params: Params | None = None, *,
+        timeout: float | None = None, memory: str | None = None,
+    ) -> pa.Table:  # fmt: skip
+        """Run one SELECT over the snapshot's views and macros and return its rows.
 
-    def sql(self, query: str, params: Sequence[Any] | None = None) -> pa.Table:
-        """Run one SELECT over the snapshot's views and return its rows.
+        Args:
+            query: one SELECT (also WITH, FROM, VALUES, DESCRIBE, SHOW), or EXPLAIN of one.
+            params: values of its ``?`` placeholders in order, or of its ``$name`` ones by name.
+            timeout: seconds after which it is stopped; no limit if None.
+            memory: most memory that it may take, such as ``2GB``; what does not fit goes to
+                temporary files. Of the machine, four fifths if None.
 
         Raises:
-            QueryError: the statement fails, or is not a single query.
-            InvalidArgumentError: it is no text.
+            QueryError: the statement fails, meets a limit, or is not a single query of the lake.
+            InvalidArgumentError: it is no text, or a limit is out of range.
 
         Warns:
             PartialWarning: it reads firings, and not all were kept of some SAE.
         """
+        from scopelake.query.limits import Limits
         from scopelake.query.partial import warn_of_partial
         from scopelake.query.sql import sql
 
+        limits = Limits(timeout, memory)
         warn_of_partial(query, self._saes)
-        return sql(self._connection, query, params)
+        return sql(self._connection_within(memory), query, params, limits)
+
+    def sql_batches(
+        self, query: str, params: Params | None = None, *, batch_rows: int = 65_536,
+        timeout: float | None = None, memory: str | None = None,
+    ) -> pa.RecordBatchReader:  # fmt: skip
+        """Run one SELECT and return its rows in batches, as they come.
+
+        Memory does not grow with the number of rows, unless the query itself sorts or groups them.
+
+        Args:
+            query: as in `sql`.
+            params: as in `sql`.
+            batch_rows: most rows of a batch.
+            timeout: seconds from the call to the last batch.
+            memory: as in `sql`.
+
+        Raises:
+            QueryError, InvalidArgumentError: as in `sql`; also while batches are read.
+
+        Warns:
+            PartialWarning: as in `sql`.
+        """
+        from scopelake.query.limits import Limits
+        from scopelake.query.partial import warn_of_partial
+        from scopelake.query.sql import sql_batches
+
+        limits, batch_rows = Limits(timeout, memory), check_whole("batch_rows", batch_rows)
+        warn_of_partial(query, self._saes)
+        connection = self._connection_within(memory)
+        return sql_batches(connection, query, params, limits, batch_rows)
+
+    def views(self, name: str | None = None) -> pa.Table:
+        """Return what SQL can read: view, column, type, about; column null for a view itself.
+
+        The types are DuckDB's. Macros are rows of their own: view is the call, type ``macro``.
+
+        Args:
+            name: only this view or macro.
+
+        Raises:
+            QueryError: there is none of this name.
+        """
+        from scopelake.query.describe import describe, described
+
+        if name is None:
+            return describe(self._connection)
+        return described(self._connection, check_text("name", name))
 
     def sql_init(self) -> str:
-        """Return SQL with which any DuckDB client makes this snapshot's views."""
+        """Return SQL with which any DuckDB client makes this snapshot's views and macros."""
         from scopelake.query.connect import init_sql
 
         return init_sql(self._store, self._snapshot)

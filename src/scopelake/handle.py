@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scopelake.errors import InvalidArgumentError
+from scopelake.names import Site, check_text, check_whole
 from scopelake.store.folder_root import FolderRoot
 from scopelake.store.lake_store import LakeStore
 from scopelake.store.snapshot import Snapshot
@@ -21,6 +22,7 @@ class LakeHandle:
 
     def __init__(self, store: LakeStore, snapshot: Snapshot, *, pinned: bool) -> None:
         self._store, self._snapshot, self._pinned = store, snapshot, pinned
+        self._within: dict[str, Connection] = {}
 
     @property
     def url(self) -> str:
@@ -51,6 +53,7 @@ class LakeHandle:
         """Move to the lake's latest snapshot."""
         for cached in ("_connection", "_saes"):
             self.__dict__.pop(cached, None)
+        self._within.clear()
         self._snapshot = self._store.snapshot()
 
     @cached_property
@@ -58,6 +61,17 @@ class LakeHandle:
         from scopelake.query.connect import connect
 
         return connect(self._store, self._snapshot)
+
+    def _connection_within(self, memory: str | None) -> Connection:
+        """Return a connection that takes at most so much memory; the last one is kept."""
+        if memory is None:
+            return self._connection
+        if memory not in self._within:
+            from scopelake.query.connect import connect
+
+            self._within.clear()
+            self._within[memory] = connect(self._store, self._snapshot, memory)
+        return self._within[memory]
 
     @cached_property
     def _saes(self) -> list[SaeInfo]:
@@ -71,3 +85,26 @@ class LakeHandle:
                 f"a write was asked of snapshot {self.snapshot}; a pinned snapshot is read-only; "
                 "open the lake without a snapshot"
             )
+
+    def _resolve(
+        self,
+        sae: str | None,
+        layer: int | None,
+        site: Site | None,
+        corpus: str | None,
+        feature: int | None = None,
+    ) -> SaeInfo:
+        """Return the one SAE that is meant; of several that fit, the one run on `corpus`."""
+        from scopelake.query.resolve import resolve_sae
+
+        for what, value in (("sae", sae), ("site", site), ("corpus", corpus)):
+            if value is not None:
+                check_text(what, value)
+        layer = None if layer is None else check_whole("layer", layer)
+        preferred: set[str] = set()
+        if corpus is not None:
+            partial = {s.name for s in self._saes if corpus in s.partial}
+            preferred = partial | self._connection.coverage.saes(corpus)
+        return resolve_sae(
+            self._saes, sae=sae, layer=layer, site=site, feature=feature, preferred=preferred
+        )

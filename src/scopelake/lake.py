@@ -12,6 +12,7 @@ from scopelake.adding import Adding
 from scopelake.asking import Asking
 from scopelake.building import Building
 from scopelake.errors import InvalidArgumentError
+from scopelake.framing import Framing
 from scopelake.names import check_whole
 from scopelake.planning import Planning
 from scopelake.store.lake_store import LakeStore
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from scopelake.store.verify import Verification
 
 
-class Lake(Adding, Building, Planning, Asking):
+class Lake(Adding, Building, Planning, Asking, Framing):
     """A lake at one snapshot; writing moves it to the snapshot it made."""
 
     @classmethod

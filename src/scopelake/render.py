@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Final
+from typing import IO, TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -15,24 +15,30 @@ _WIDE: Final = 1_000_000
 """Columns of a pipe, which has no edge to wrap at."""
 
 
-def print_table(table: pa.Table, max_rows: int = 200) -> None:
-    """Print up to `max_rows` rows of `table`, and how many more there are."""
+def print_table(table: pa.Table, n_rows: int | None = None, file: IO[str] | None = None) -> None:
+    """Print the rows of `table`, and of how many more they are the first.
+
+    Args:
+        table: what is printed.
+        n_rows: rows that there are; those of `table` if None.
+        file: where to; stdout if None.
+    """
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console()
+    console = Console(file=file)
     if not console.is_terminal:
-        console = Console(width=_WIDE)
+        console = Console(file=file, width=_WIDE)
     grid = Table(box=None, pad_edge=False, header_style="bold")
-    shown = records(table.slice(0, max_rows))
+    shown = records(table)
     for name in distinct(table.column_names):
         grid.add_column(Text(name), overflow="fold")
     for row in shown:
         grid.add_row(*(Text(_cell(value)) for value in row.values()))
     console.print(grid)
-    if table.num_rows > max_rows:
-        console.print(f"... and {table.num_rows - max_rows:,} more rows")
+    if n_rows is not None and n_rows > table.num_rows:
+        console.print(f"... and {n_rows - table.num_rows:,} more rows")
 
 
 def to_json(value: Any) -> str:  # noqa: ANN401

@@ -92,6 +92,12 @@ def test_top_contexts_say_what_is_known_and_no_more(lake, published):
     assert [
         (-r["activation"], r["context"], r["position"]) for r in found.table.to_pylist()
     ] == expected
+    call = f"FROM top_contexts(1, {feature}, site := NULL, k := {{}}, around := {LENGTH})"
+    macro = lake.sql(call.format(DEPTH))
+    assert macro.select(found.table.column_names) == found.table
+    for refused in (call.format(DEPTH + 1), "FROM coactive('', 0)", "FROM features_at(0, 0)"):
+        with pytest.raises(QueryError, match="was asked for|were asked for"):
+            lake.sql(refused)
     known = {(c, p): a for a, c, p in rows}
     for row in found.table.to_pylist():
         shown = zip(range(row["start"], row["stop"]), row["activations"], strict=True)

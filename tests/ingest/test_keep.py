@@ -1,6 +1,7 @@
 """Ingests that do not keep all firings: what is exact, what is refused, what is said."""
 
 import json
+from contextlib import suppress
 
 import pytest
 
@@ -112,6 +113,39 @@ def test_what_was_not_kept_is_refused_and_what_was_is_answered(whole, kept):
     for options in ({"where": "role = 'user'"}, {"bos": True}, {"k": 257}):
         with pytest.raises(QueryError, match="not all firings of .* are known"):
             lake.top_contexts(1, layer=3, **options)
+
+
+@pytest.mark.filterwarnings("ignore::scopelake.errors.PartialWarning")
+def test_macros_answer_what_is_known_as_the_verbs_do(whole, kept):
+    lake, keep = kept
+    for feature in lake.sql("SELECT feature FROM features ORDER BY firings DESC LIMIT 3")[0]:
+        for k in (1, 20, 256):
+            query = f"FROM top_contexts(3, {feature}, k := {k}, around := 4)"
+            verb = lake.top_contexts(feature.as_py(), layer=3, k=k, window=4).table.to_pylist()
+            found = lake.sql(query).to_pylist()
+            assert [{**row, "sae": found[0]["sae"]} for row in verb] == found
+    with pytest.raises(QueryError, match="k=257 were asked for; on corpus 'text' not all"):
+        lake.sql("FROM top_contexts(3, 1, k := 257)")
+    with pytest.raises(QueryError, match="on corpus 'text' not all are in the lake"):
+        lake.sql("FROM coactive('layer_3_width_1024_l0_small', 1)")
+    with pytest.raises(QueryError, match="not all are in the lake"):
+        lake.codes(layer=3)
+    documents = lake.sql("SELECT context, document FROM contexts ORDER BY context LIMIT 12")
+    for row in documents.to_pylist():
+        query = f"FROM features_at({row['context']}, NULL)"
+        if keep.has(row["document"]):
+            assert lake.sql(query) == lake.features_at(row["context"]).table
+            assert lake.sql(query) == whole.sql(query)
+        else:
+            with pytest.raises(QueryError, match="of no SAE that was meant the firings"):
+                lake.sql(query)
+
+
+@pytest.mark.parametrize("macro", ["features_at(0, NULL)", "top_contexts(3, 1)"])
+def test_a_macro_over_what_is_not_whole_warns(kept, macro):
+    lake, _ = kept
+    with pytest.warns(PartialWarning, match="do not have all firings"), suppress(QueryError):
+        lake.sql(f"FROM {macro}")
 
 
 def test_asking_again_otherwise_is_refused_and_the_same_is_done(kept):

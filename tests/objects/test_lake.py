@@ -42,7 +42,20 @@ def answers(lake):
     feature = lake.sql("SELECT feature FROM features ORDER BY firings DESC, feature LIMIT 1")
     top = lake.top_contexts(feature["feature"][0].as_py(), layer=0, site="resid_post", k=3)
     here = lake.features_at(0, position=3, k=5)
-    return rows, top.table.to_pylist(), here.table.to_pylist(), lake.activations(0)[:].tobytes()
+    macro = lake.sql(
+        "FROM top_contexts(0, ?, k := 3)", [feature["feature"][0].as_py()], memory="1GB"
+    )
+    assert macro.select(top.table.column_names) == top.table
+    frames = [
+        frame.compute(scheduler="sync").reset_index().sort_values(keys).to_dict("records")
+        for frame, keys in (
+            (lake.codes(layer=0, site="resid_post"), ["context", "position", "feature"]),
+            (lake.postings(layer=0, site="resid_post"), ["context", "position", "feature"]),
+            (lake.contexts(columns=["n_tokens", "text"]), ["context"]),
+        )
+    ]
+    dense = lake.activations(0)[:].tobytes()
+    return rows, top.table.to_pylist(), here.table.to_pylist(), frames, dense
 
 
 @pytest.fixture(scope="module")
@@ -182,12 +195,19 @@ def test_credentials_are_nowhere_to_be_seen(server, there, messages, capsys, tmp
     shown = [repr(remote), str(remote.info()), remote._repr_html_()]
     shown += [str(remote.sql(f"SELECT * FROM {t}").to_pylist()) for t in ("runs", "files", "saes")]
     shown.append(str(remote.sql("EXPLAIN SELECT * FROM codes").to_pylist()))
-    shown.append(str(remote.sql("SELECT * FROM duckdb_settings()").to_pylist()))
-    for query in ("FROM duckdb_secrets()", "SELECT * FROM which_secret('s3://lakes/x', 's3')"):
-        with pytest.raises(QueryError, match="credentials") as refused:
+    settings = remote._connection.execute("SELECT * FROM duckdb_settings()", reads={})
+    shown.append(str(settings.fetchall()))
+    shown.append(remote.sql_init())
+    for query in (
+        "FROM duckdb_secrets()",
+        "SELECT * FROM which_secret('s3://lakes/x', 's3')",
+        "SELECT current_setting('s3_secret_access_key')",
+        "SELECT * FROM duckdb_settings()",
+    ):
+        with pytest.raises(QueryError, match="SQL reads only a lake's views") as refused:
             remote.sql(query)
         shown.append(str(refused.value))
-    with pytest.raises(QueryError, match="credentials"):
+    with pytest.raises(QueryError, match="duckdb_secrets"):
         remote.top_contexts(1, layer=0, site="resid_post",
                             where="position IN (SELECT 1 FROM duckdb_secrets())")  # fmt: skip
     server.fail(methods=["GET", "HEAD", "PUT"], deny=True)

@@ -25,6 +25,15 @@ QUERIES = (
     "SELECT corpus, context, roles, kinds FROM contexts ORDER BY ALL LIMIT 10",
     "SELECT sae, count(*), sum(activation) FROM peaks GROUP BY sae ORDER BY sae",
     "SELECT feature, firings, histogram FROM features ORDER BY ALL",
+    "FROM top_contexts(1, 3, k := 5, around := 2)",
+    "FROM top_contexts_of('mlp_out/layer_2_width_12', 3, k := 300, corpus := 'chats')",
+    "FROM features_at(7, NULL, corpus := 'plain')",
+    "FROM feature_card('layer_1_width_12', 3)",
+    "FROM coactive('layer_1_width_12', 3)",
+    "FROM vocabulary ORDER BY ALL",
+    "SELECT decode(token_ids) FROM contexts ORDER BY ALL LIMIT 9",
+    "SELECT table_name, column_name, comment FROM duckdb_columns() WHERE comment IS NOT NULL "
+    "AND table_name <> 'vocabulary' ORDER BY ALL",
 )
 PLAIN = """
 import json, sys
@@ -57,7 +66,7 @@ def test_init_sql_makes_the_same_views_in_a_plain_duckdb(built, tmp_path):
         input=json.dumps(given), capture_output=True, text=True, cwd=tmp_path, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    ours = [built.connection.execute(query).fetchall() for query in QUERIES]
+    ours = [built.connection.cursor_for(query).execute(query).fetchall() for query in QUERIES]
     assert all(ours)
     assert json.loads(done.stdout) == json.loads(json.dumps(ours))
 

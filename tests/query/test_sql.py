@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 
+import duckdb
 import pytest
 
 from scopelake.errors import QueryError
 from scopelake.names import ROLES
+from scopelake.query.columns import VIEWS
+from scopelake.query.describe import describe
 from scopelake.query.sql import sql
+from scopelake.query.views import DERIVED
 from scopelake.store.layout import TABLES
 from scopelake.store.running import PEAKS_DEPTH, SAMPLES_PER_BAND
 
@@ -115,8 +119,11 @@ def test_files_beside_the_lake_cannot_be_reached_through_it(built):
     outside.write_text("secret")
     tables = str(built.store.root.path / "tables").replace("'", "''")
     for path in (f"{tables}/../../secret.txt", f"{tables}/../lake.json"):
-        with pytest.raises(QueryError, match="Permission"):
-            sql(built.connection, f"SELECT * FROM read_text('{path}')")
+        query = f"SELECT * FROM read_text('{path}')"
+        with pytest.raises(QueryError, match="read_text"):
+            sql(built.connection, query)
+        with pytest.raises(duckdb.PermissionException):  # DuckDB itself would refuse it, too
+            built.connection.execute(query)
 
 
 def test_explain_writes_nothing_into_the_lake(built):
@@ -126,3 +133,34 @@ def test_explain_writes_nothing_into_the_lake(built):
         sql(built.connection, f"EXPLAIN ANALYZE COPY (SELECT 1) TO '{path}'")
     assert not target.exists()
     assert "explain_value" in sql(built.connection, "EXPLAIN SELECT 1").column_names
+
+
+def test_every_column_of_every_view_is_described(built):
+    views = {*TABLES, *DERIVED}
+    assert set(VIEWS) == views
+    for view in views:
+        columns = sql(built.connection, f"FROM {view} LIMIT 0").column_names
+        assert list(VIEWS[view].columns) == columns
+    query = (
+        "SELECT table_name, column_name, comment FROM duckdb_columns() WHERE schema_name = 'main'"
+    )
+    comments = {(r["table_name"], r["column_name"]): r["comment"] for r in rows(built, query)}
+    for view in views:
+        for name, about in VIEWS[view].columns.items():
+            assert comments[view, name] == about
+            assert about[-1] != "."
+    described = describe(built.connection).to_pylist()
+    assert [r["about"] for r in described if r["column"]] == [
+        about for text in VIEWS.values() for about in text.columns.values()
+    ]
+    types = {(r["view"], r["column"]): r["type"] for r in described}
+    assert types["codes", "context"] == "BIGINT"
+    assert types["contexts", "token_ids"] == "INTEGER[]"
+
+
+def test_files_and_snapshots_are_those_of_the_snapshot(built):
+    (files,) = rows(built, "SELECT count(*) AS n, sum(n_rows)::BIGINT AS rows FROM files "
+                           "WHERE kind = 'codes'")  # fmt: skip
+    assert files == {"n": 12, "rows": len(built.rows)}
+    (last,) = rows(built, "SELECT max(snapshot) AS n FROM snapshots")
+    assert last == {"n": built.snapshot.id}

@@ -1,4 +1,4 @@
-"""Verbs that ask: top, sample, features-at, sql, info."""
+"""Verbs that ask: top, sample, features-at, info."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any, Final
 
 import scopelake
 from scopelake.cli.parsing import add_json, add_lake, add_verb, show
-from scopelake.errors import InvalidArgumentError
 from scopelake.names import CONTEXT_RANKINGS, FIRING_RANKINGS, SAMPLINGS, SITES
 from scopelake.render import to_json
 
@@ -114,32 +113,6 @@ def _at(arguments: argparse.Namespace) -> None:
     show(found, arguments.json)
 
 
-def _add_sql(verbs: Any) -> None:  # noqa: ANN401
-    parser = add_verb(verbs, "sql", _sql, "run one SQL query over the lake's views")
-    add_lake(parser)
-    parser.add_argument("query", nargs="?", help="a SELECT")
-    add_json(parser, "a row")
-    parser.add_argument("--init", action="store_true",
-                        help="print SQL that makes the views in any DuckDB client")  # fmt: skip
-
-
-def _sql(arguments: argparse.Namespace) -> None:
-    from scopelake.render import print_table, records
-
-    lake = scopelake.open(arguments.lake, arguments.snapshot)
-    if arguments.init:
-        print(lake.sql_init())
-        return
-    if arguments.query is None:
-        raise InvalidArgumentError("sql was asked for no query; give one, or --init")
-    table = lake.sql(arguments.query)
-    if arguments.json:
-        for row in records(table):
-            print(to_json(row))
-        return
-    print_table(table)
-
-
 def _add_info(verbs: Any) -> None:  # noqa: ANN401
     parser = add_verb(verbs, "info", _info, "show what a lake holds")
     add_lake(parser)
@@ -154,4 +127,4 @@ def _info(arguments: argparse.Namespace) -> None:
         print(found.to_text())
 
 
-VERBS: Final = (_add_top, _add_sample, _add_at, _add_sql, _add_info)
+VERBS: Final = (_add_top, _add_sample, _add_at, _add_info)

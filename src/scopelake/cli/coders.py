@@ -49,7 +49,7 @@ def _show_listing(found: CoderListing, as_json: bool) -> None:
                   "incomplete": found.incomplete}  # fmt: skip
         print(to_json(values))
         return
-    print_table(found.table, max_rows=10_000)
+    print_table(found.table)
     print(f"\n{counted(found.table.num_rows, 'SAE')} in {found.repo}")
     for what, names in (("missing from the grid", found.missing),
                         ("lacking a layer's file", found.incomplete)):  # fmt: skip
