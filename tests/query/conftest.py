@@ -216,7 +216,7 @@ def write_statistics(writer: Writer, sae: str, corpus: str) -> None:
     store = writer.store
     files = store.data_files("postings", store.snapshot(), sae=sae, corpus=corpus)
     table = feature_statistics(store.root, [f.path for f in files], WIDTH, 1000)
-    for name in SCHEMAS["features"].names[-5:]:
+    for name in SCHEMAS["features"].names[-6:]:
         field = SCHEMAS["features"].field(name)
         table = table.append_column(field, pa.nulls(WIDTH, field.type))
     receipt = write_features(store.root, table, sae, corpus, "r")
