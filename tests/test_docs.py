@@ -157,6 +157,8 @@ def test_every_verb_is_documented_and_has_help(capsys):
         "import-examples",
         "check-sae",
         "top",
+        "feature",
+        "add-neighbors",
         "features-at",
         "sql",
         "info",

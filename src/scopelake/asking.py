@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from scopelake.errors import InvalidArgumentError
 from scopelake.handle import LakeHandle
 from scopelake.names import Site, check_text, check_whole
 
@@ -13,9 +14,12 @@ if TYPE_CHECKING:
     import zarr
 
     from scopelake.ingest.stream import ActivationStream
+    from scopelake.query.card import FeatureCard
+    from scopelake.query.coactive import Coactive
     from scopelake.query.contexts import TopContexts
     from scopelake.query.firing import FeaturesAt
     from scopelake.query.info import LakeInfo
+    from scopelake.query.resolve import SaeInfo
 
 
 class Asking(LakeHandle):
@@ -53,18 +57,10 @@ class Asking(LakeHandle):
             CorpusNotFoundError, NotIngestedError, InvalidArgumentError, QueryError.
         """
         from scopelake.query.contexts import top_contexts
-        from scopelake.query.resolve import resolve_sae
 
-        feature, k, window = (
-            check_whole(what, value)
-            for what, value in (("feature", feature), ("k", k), ("window", window))
-        )
-        _check_names(sae=sae, corpus=corpus, site=site, where=where)
-        layer = None if layer is None else check_whole("layer", layer)
-        info = resolve_sae(
-            self._saes, sae=sae, layer=layer, site=site, feature=feature,
-            preferred=self._on_corpus(corpus),
-        )  # fmt: skip
+        k, window = check_whole("k", k), check_whole("window", window)
+        _check_names(where=where)
+        info, feature = self._one(feature, layer, site, sae, corpus)
         return top_contexts(
             self._connection, info, feature,
             k=k, window=window, corpus=corpus, where=where, bos=bos,
@@ -101,6 +97,111 @@ class Asking(LakeHandle):
             self._connection, self._store, self._snapshot, self._saes, context, position,
             corpus=corpus, sae=sae, k=k,
         )  # fmt: skip
+
+    def feature(
+        self,
+        feature: int,
+        *,
+        layer: int | None = None,
+        site: Site | None = None,
+        sae: str | None = None,
+        corpus: str | None = None,
+        k: int = 10,
+        coactive: bool = False,
+    ) -> FeatureCard:
+        """Return a feature's card: how it fires, what its decoder says, what it is near to.
+
+        Args:
+            feature: index in the SAE, from 0.
+            layer: as in `top_contexts`; so are site and sae.
+            site: see layer.
+            sae: see layer.
+            corpus: only of this corpus; by default of all that the SAE was run on.
+            k: nearest features of its own SAE, nearest of others, and features that fire with it.
+            coactive: also count the features that fire with it, which reads all firings of the SAE.
+
+        Raises:
+            SaeNotFoundError, AmbiguousSaeError, LayerNotFoundError, FeatureNotFoundError,
+            CorpusNotFoundError, NotIngestedError, InvalidArgumentError.
+        """
+        info, feature = self._one(feature, layer, site, sae, corpus)
+        return self._cards.card(info, feature, corpus=corpus, k=_many(k), with_coactive=coactive)
+
+    def explain_feature(
+        self,
+        feature: int,
+        *,
+        layer: int | None = None,
+        site: Site | None = None,
+        sae: str | None = None,
+        corpus: str | None = None,
+        k: int = 10,
+    ) -> str:
+        """Return the SQL statements that `feature` runs, the one of ``coactive`` included.
+
+        Args and errors are those of `feature`.
+        """
+        info, feature = self._one(feature, layer, site, sae, corpus)
+        return self._cards.explain(info, feature, corpus, _many(k))
+
+    def coactive(
+        self,
+        feature: int,
+        *,
+        layer: int | None = None,
+        site: Site | None = None,
+        sae: str | None = None,
+        other_sae: str | None = None,
+        corpus: str | None = None,
+        k: int = 20,
+    ) -> Coactive:
+        """Return the features that fire on the same tokens, with counts, lift and PMI in bits.
+
+        Counts are exact, without BOS, over the corpora of which all firings are in the lake. All
+        firings of the other SAE on these are read.
+
+        Args:
+            feature: index in the SAE, from 0.
+            layer: as in `top_contexts`; so are site and sae.
+            site: see layer.
+            sae: see layer.
+            other_sae: whose features, of any layer or model: full name or unique ending; by default
+                those of the same SAE.
+            corpus: only on this corpus.
+            k: at most so many.
+
+        Raises:
+            SaeNotFoundError, AmbiguousSaeError, LayerNotFoundError, FeatureNotFoundError,
+            CorpusNotFoundError, NotIngestedError, InvalidArgumentError.
+            QueryError: of no corpus all firings are known.
+        """
+        from scopelake.query.coactive import coactive
+        from scopelake.query.resolve import resolve_sae
+
+        info, feature = self._one(feature, layer, site, sae, corpus)
+        _check_names(other_sae=other_sae)
+        other = None if other_sae is None else resolve_sae(self._saes, other_sae)
+        return coactive(self._connection, info, feature, other, corpus=corpus, k=_many(k))
+
+    def _one(
+        self,
+        feature: int,
+        layer: int | None,
+        site: Site | None,
+        sae: str | None,
+        corpus: str | None,
+    ) -> tuple[SaeInfo, int]:
+        """Return the SAE that is meant, and the feature as a number."""
+        from scopelake.query.resolve import resolve_sae
+
+        feature = check_whole("feature", feature)
+        _check_names(sae=sae, corpus=corpus, site=site)
+        layer = None if layer is None else check_whole("layer", layer)
+        info = resolve_sae(
+            self._saes, sae=sae, layer=layer, site=site, feature=feature,
+            preferred=self._on_corpus(corpus),
+        )  # fmt: skip
+        return info, feature
 
     def _on_corpus(self, corpus: str | None) -> set[str]:
         if corpus is None:
@@ -186,6 +287,15 @@ class Asking(LakeHandle):
         from scopelake.query.info import info
 
         return info(self._store, self._snapshot)
+
+
+def _many(k: int) -> int:
+    """Return a number of features, 1 or more."""
+    if (k := check_whole("k", k)) < 1:
+        raise InvalidArgumentError(
+            f"k={k} was asked for; k is a number of features; give 1 or more"
+        )
+    return k
 
 
 def _check_names(**named: object) -> None:

@@ -14,8 +14,12 @@ _ARGUMENT: Final = re.compile(
     r"""'[^']*'|"[^"]*"|`[^`]*`|(?<![\w./-])(?P<name>[a-z_]+)\b(?:(?P<equals>=)|(?![/.-]\w))"""
 )
 """A word, perhaps with a value; what is quoted is skipped, for it is what a user typed."""
-_SPELT: Final = {"saes": "--sae", "k": "-k", "n_contexts": "--contexts"}
-_VERBS: Final = ("add_corpus", "append_corpus", "features_at", "import_examples", "check_sae")
+_SPELT: Final = {
+    "saes": "--sae", "others": "--other", "k": "-k", "n_contexts": "--contexts",
+}  # fmt: skip
+_VERBS: Final = (
+    "add_corpus", "append_corpus", "features_at", "import_examples", "check_sae", "add_neighbors",
+)  # fmt: skip
 
 
 def add_verb(
