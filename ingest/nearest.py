@@ -207,13 +207,17 @@ def _unit_directions(coder: CoderFiles, device: torch.device) -> Iterator[tuple[
 def _blocks(
     coder: CoderFiles, device: torch.device, most_bytes: int
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """Yield the same in blocks of about `most_bytes`."""
-    most = max(1, most_bytes // (4 * coder.d_out))
-    first, held = 0, torch.empty(0, coder.d_out, device=device)
+    """Yield the same in blocks of `most_bytes`; a block is overwritten by the next one."""
+    n_rows = min(coder.width, max(1, most_bytes // (4 * coder.d_out)))
+    block = torch.empty(n_rows, coder.d_out, device=device)
+    first = held = 0
     for _, rows in _unit_directions(coder, device):
-        held = torch.cat([held, rows])
-        while len(held) >= most:
-            yield first, held[:most]
-            first, held = first + most, held[most:]
-    if len(held):
-        yield first, held
+        while len(rows):
+            taken = min(n_rows - held, len(rows))
+            block[held : held + taken] = rows[:taken]
+            rows, held = rows[taken:], held + taken
+            if held == n_rows:
+                yield first, block
+                first, held = first + n_rows, 0
+    if held:
+        yield first, block[:held]

@@ -42,8 +42,8 @@ _BITS: Final = (-0.60, -0.39, 0.0, 0.22, 0.65, 1.46)
 FILE_OVERHEAD: Final = {"codes": 2_600, "postings": 3_500, "peaks": 2_500, "samples": 1_700}
 """Bytes of a file without rows: footer, page index, dictionaries."""
 
-_FEATURE: Final = 151
-_FEATURE_BARE: Final = 49
+_FEATURE: Final = 155
+_FEATURE_BARE: Final = 53
 """Bytes of a feature's statistics, with and without the tokens that it promotes."""
 _FEATURES_FILE: Final = 4_000
 

@@ -20,7 +20,7 @@ from scopelake.query.card_statistics import (
     stored_statistics,
     summed,
 )
-from scopelake.query.coactive import Coactive, coactive, counted_on, explain_coactive
+from scopelake.query.coactive import Coactive, coactive, counted_on, explain_coactive, states_of
 from scopelake.query.connect import Connection
 from scopelake.query.contexts import explain_top_contexts, top_contexts
 from scopelake.query.resolve import SaeInfo
@@ -87,7 +87,7 @@ class CardSource:
         """
         self._connection.coverage.check_known(sae, corpus)
         rows = self._feature_rows(sae, feature, corpus)
-        states = self._states(sae, corpus, rows)
+        states = states_of(self._connection, sae, corpus, rows)
         notes = [f"corpus {name}: {how}" for name, how in states.items() if how]
         known = _Known(sae, rows, states)
         cells = self._cells(sae, feature, known)
@@ -95,7 +95,7 @@ class CardSource:
         neighbors = self._neighbors(sae, feature, k, notes)
         together = self._coactive(sae, feature, corpus, k, known, notes) if with_coactive else None
         counts = add_up([self._tokens_of(name) for name in known.whole])
-        of_whole = cells.take(np.isin(cells.corpus, np.array(known.whole, object)))
+        of_whole = cells.on(known.whole)
         if known.kept and known.whole:
             notes.append("roles and positions are of the corpora of which all firings are kept")
         norms = next((r for r in rows.values() if r["decoder_norm"] is not None), {})
@@ -122,7 +122,7 @@ class CardSource:
     def explain(self, sae: SaeInfo, feature: int, corpus: str | None = None, k: int = 10) -> str:
         """Return the SQL that `card` runs, one statement after the other."""
         rows = self._feature_rows(sae, feature, corpus)
-        known = _Known(sae, rows, self._states(sae, corpus, rows))
+        known = _Known(sae, rows, states_of(self._connection, sae, corpus, rows))
         statements = [_features_sql(sae, feature, corpus)]
         if known.read:
             statements.append(self._cells_sql(sae, feature, known))
@@ -138,20 +138,6 @@ class CardSource:
         reads = {"features": _of(sae, feature, corpus)}
         found = run(self._connection, _features_sql(sae, feature, corpus), None, reads)
         return {row["corpus"]: row for row in found.to_pylist()}
-
-    def _states(self, sae: SaeInfo, corpus: str | None, rows: dict[str, Row]) -> dict[str, str]:
-        """Return, by corpus, what its firings are short of."""
-        coverage = self._connection.coverage
-        names = sorted({*coverage.corpora(sae.name), *sae.partial})
-        states = {}
-        for name in (n for n in names if corpus in (None, n)):
-            parts = [sae.partial[name].what] if name in sae.partial else []
-            published = name in sae.partial and sae.partial[name].keep is None
-            state = "" if published else coverage.state(sae.name, name)
-            if name not in rows:
-                state = state or "incomplete, its statistics are not written"
-            states[name] = "; ".join([*parts, *([state] if state else [])])
-        return states
 
     def _cells(self, sae: SaeInfo, feature: int, known: _Known) -> Cells:
         """Return the feature's firings on all corpora of which all that there are are kept."""
@@ -309,7 +295,7 @@ def _by_corpus(
             exact = 0.0 if name in known.whole else _TALLY_ERROR
             statistics.append(stored_statistics(rows[name], exact))
         elif name in known.incomplete:
-            statistics.append(cells.take(cells.corpus == name).statistics(None))
+            statistics.append(cells.on([name]).statistics(None))
         else:
             statistics.append(Statistics())
     keys = {"corpus": list(states), "state": list(states.values())}

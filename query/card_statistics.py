@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
@@ -49,6 +49,7 @@ class Cells:
     """Firings, or firings of like activation counted together; arrays [n]."""
 
     corpus: npt.NDArray[Any]
+    """Index in `names`."""
     role: npt.NDArray[Any]
     kind: npt.NDArray[Any]
     position: npt.NDArray[Any]
@@ -58,24 +59,34 @@ class Cells:
     total: npt.NDArray[np.float64]
     """Sum of the activations."""
     highest: npt.NDArray[np.float32]
+    names: tuple[str, ...]
+    """Of corpora."""
     error: float
-    """Most that an activation is off, relative."""
+    """Most that an activation is off, relative; 0: they are firings."""
 
     @classmethod
     def of(cls, rows: pa.Table, *, binned: bool) -> Cells:
         """Return the rows of `cells_sql` as arrays."""
         columns = {name: rows[name].to_numpy() for name in ("role", "kind", "position")}
-        corpus = np.asarray(rows["corpus"].to_numpy(), object)
+        corpora = rows["corpus"].combine_chunks().dictionary_encode()
+        columns["corpus"] = corpora.indices.to_numpy()
+        names = tuple(corpora.dictionary.to_pylist())
         if not binned:
             activation = rows["activation"].to_numpy().astype(np.float32)
             ones, wide = np.ones(len(activation), np.int64), activation.astype(np.float64)
-            return cls(corpus, **columns, activation=activation, count=ones, total=wide,
-                       highest=activation, error=0.0)  # fmt: skip
+            return cls(**columns, activation=activation, count=ones, total=wide,
+                       highest=activation, names=names, error=0.0)  # fmt: skip
         middle = np.exp2((rows["bin"].to_numpy() + 0.5) / BINS).astype(np.float32)
         return cls(
-            corpus, **columns, activation=middle, count=rows["n"].to_numpy(),
-            total=rows["total"].to_numpy(), highest=rows["highest"].to_numpy(), error=BIN_ERROR,
+            **columns, activation=middle, count=rows["n"].to_numpy(),
+            total=rows["total"].to_numpy(), highest=rows["highest"].to_numpy(), names=names,
+            error=BIN_ERROR,
         )  # fmt: skip
+
+    def on(self, corpora: Collection[str]) -> Cells:
+        """Return those on some corpora."""
+        wanted = np.array([name in corpora for name in self.names], bool)
+        return self if wanted.all() else self.take(wanted[self.corpus])
 
     def take(self, mask: npt.NDArray[np.bool_]) -> Cells:
         """Return those for which `mask` is true."""
@@ -92,15 +103,21 @@ class Cells:
             return Statistics(firings=0, n_tokens=n_tokens, density=density, histogram=empty)
         histogram = np.bincount(band(self.activation), weights=self.count, minlength=BANDS)
         highest = float(self.highest.max())
-        order = np.argsort(self.activation, kind="stable")
-        values = np.minimum(self.activation[order].astype(np.float64), highest)
-        ends = np.cumsum(self.count[order])
+        ordered, ends = self._sorted()
+        values = np.minimum(ordered.astype(np.float64), highest)
         quantiles = {name: _quantile(values, ends, q) for name, q in QUANTILES.items()}
         return Statistics(
             firings=firings, n_tokens=n_tokens, density=density,
             mean=float(self.total.sum()) / firings, max=highest, **quantiles,
             quantile_error=self.error, histogram=tuple(histogram.astype(int).tolist()),
         )  # fmt: skip
+
+    def _sorted(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+        """Return the activations in order, and how many firings there are up to each."""
+        if not self.error:
+            return np.sort(self.activation), np.arange(1, len(self.activation) + 1)
+        order = np.argsort(self.activation)
+        return self.activation[order], np.cumsum(self.count[order])
 
 
 def _quantile(values: npt.NDArray[np.float64], ends: npt.NDArray[np.int64], q: float) -> float:

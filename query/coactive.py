@@ -180,14 +180,20 @@ def counted_on(
         CorpusNotFoundError, NotIngestedError: there is no such corpus, or an SAE was not run on it.
         QueryError: there is none.
     """
-    whole: set[str] | None = None
-    left_out: dict[str, str] = {}
     for sae in saes:
         connection.coverage.check_known(sae, corpus)
-        states = states_of(connection, sae, corpus)
-        left_out |= {name: f"{sae.name} is {how}" for name, how in states.items() if how}
-        fine = {name for name, how in states.items() if not how}
-        whole = fine if whole is None else whole & fine
+    states = {
+        sae.name: states_of(connection, sae, corpus, _described(connection, sae)) for sae in saes
+    }
+    left_out: dict[str, str] = {}
+    everywhere = {name for found in states.values() for name in found}
+    for sae_name, found in states.items():
+        left_out |= {
+            name: f"{sae_name} {f'is {found[name]}' if name in found else 'was not run there'}"
+            for name in everywhere
+            if found.get(name, "not run")
+        }
+    whole = everywhere - set(left_out)
     said = "; ".join(f"corpus {name} is left out: {how}" for name, how in sorted(left_out.items()))
     if not whole:
         names = " and ".join(dict.fromkeys(sae.name for sae in saes))
@@ -198,21 +204,32 @@ def counted_on(
     return sorted(whole), said
 
 
-def states_of(connection: Connection, sae: SaeInfo, corpus: str | None) -> dict[str, str]:
-    """Return, by corpus that an SAE was run on, what its firings there are short of, or nothing."""
-    states = {name: known.what for name, known in sae.partial.items() if corpus in (None, name)}
-    there = [n for n in connection.coverage.corpora(sae.name) if corpus in (None, n)]
-    for name in there:
-        states.setdefault(name, connection.coverage.state(sae.name, name))
-    described = set(
-        run(
-            connection,
-            f"SELECT corpus FROM {PRIVATE}.features WHERE sae = ? AND feature = 0",
-            [sae.name],
-            {"features": [("sae", "=", sae.name)]},
-        )["corpus"].to_pylist()
-    )
-    return {
-        name: how or ("" if name in described else "incomplete, its statistics are not written")
-        for name, how in states.items()
-    }
+def states_of(
+    connection: Connection, sae: SaeInfo, corpus: str | None, described: Collection[str]
+) -> dict[str, str]:
+    """Return, by corpus that an SAE was run on, what its firings there are short of, or nothing.
+
+    Args:
+        connection: from `connect`.
+        sae: the SAE.
+        corpus: only this corpus.
+        described: corpora on which it has statistics.
+    """
+    coverage = connection.coverage
+    names = sorted({*coverage.corpora(sae.name), *sae.partial})
+    states = {}
+    for name in (n for n in names if corpus in (None, n)):
+        known = sae.partial.get(name)
+        is_published = known is not None and known.keep is None
+        state = "" if is_published else coverage.state(sae.name, name)
+        if name not in described:
+            state = state or "incomplete, its statistics are not written"
+        states[name] = "; ".join(part for part in (known.what if known else "", state) if part)
+    return states
+
+
+def _described(connection: Connection, sae: SaeInfo) -> set[str]:
+    """Return the corpora on which an SAE has statistics."""
+    query = f"SELECT corpus FROM {PRIVATE}.features WHERE sae = ? AND feature = 0"
+    reads = {"features": [("sae", "=", sae.name)]}
+    return set(run(connection, query, [sae.name], reads)["corpus"].to_pylist())
