@@ -197,7 +197,7 @@ class CardSource:
             if texts is None:
                 notes.append(
                     f"tokens are shown as ids: tokenizer {named['tokenizer']} of corpus {corpus} "
-                    "is not on this machine"
+                    "was not fetched here"
                 )
             found = [r | {"token": texts[i] if texts else None} for i, r in enumerate(found)]
         elif rows:

@@ -144,19 +144,24 @@ def cells_sql(
         binned: count firings of like activation together.
     """
     parts = []
-    for corpora, role, joined in (
-        (plain, "CAST(0 AS TINYINT)", ""),
-        (chats, "roles[position + 1]", f" JOIN {PRIVATE}.contexts USING (corpus, context)"),
-    ):
-        listed = ", ".join(literal(name) for name in corpora)
-        if corpora:
-            parts.append(
-                f"SELECT corpus, {role} AS role, kind, position, activation\n"
-                f"FROM {PRIVATE}.postings{joined}\n"
-                f"WHERE sae = {literal(sae)} AND feature = {int(feature)} AND kind <> {KIND_BOS} "
-                f"AND corpus IN ({listed})"
-            )
-    firings = "\nUNION ALL\n".join(parts)
+    if plain:
+        parts.append(
+            "SELECT corpus, CAST(0 AS TINYINT) AS role, kind, position, activation\n"
+            f"FROM fired WHERE {_among(plain)}"
+        )
+    if chats:
+        parts.append(
+            "SELECT corpus, roles[position + 1] AS role, kind, position, activation\n"
+            f"FROM fired JOIN (SELECT corpus, context, roles FROM {PRIVATE}.contexts "
+            f"WHERE {_among(chats)}) USING (corpus, context)"
+        )
+    # Both parts are of one scan, which is most of what a rare feature costs.
+    firings = (
+        "WITH fired AS MATERIALIZED (\n"
+        f"SELECT corpus, context, kind, position, activation FROM {PRIVATE}.postings\n"
+        f"WHERE sae = {literal(sae)} AND feature = {int(feature)} AND kind <> {KIND_BOS} "
+        f"AND {_among([*plain, *chats])}\n)\n"
+    ) + "\nUNION ALL\n".join(parts)
     if not binned:
         return firings
     return (
@@ -164,6 +169,10 @@ def cells_sql(
         "AS bin, count(*) AS n, sum(CAST(activation AS DOUBLE)) AS total, "
         f"max(activation) AS highest\nFROM (\n{firings}\n)\nGROUP BY ALL"
     )
+
+
+def _among(corpora: Sequence[str]) -> str:
+    return f"corpus IN ({', '.join(map(literal, corpora))})"
 
 
 def stored_statistics(row: Mapping[str, Any], error: float | None) -> Statistics:

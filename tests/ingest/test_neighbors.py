@@ -202,6 +202,9 @@ def test_pairs_come_into_the_lake_once(lake):
     assert lake.info().to_text()
     files = lake.sql("SELECT n_rows FROM files WHERE kind = 'neighbors'")["n_rows"].to_pylist()
     assert files == [3072] * 4
+    lake.compact()
+    assert lake.sql("SELECT * FROM neighbors").num_rows == 4 * 3072
+    assert lake.verify().is_whole
 
 
 def test_more_neighbors_replace_fewer_and_older_snapshots_keep_them(lake):
