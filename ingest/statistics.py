@@ -8,6 +8,7 @@ import torch
 from scopelake.errors import LakeBusyError
 from scopelake.ingest.coders import CoderFiles
 from scopelake.ingest.decoder_rows import decoder_columns
+from scopelake.ingest.encoder_norms import encoder_norms
 from scopelake.ingest.plan import IngestPlan, find_corpus
 from scopelake.store.catalog import committed_shards
 from scopelake.store.keeping import parse_keep
@@ -71,6 +72,7 @@ def write_statistics(
         found = feature_statistics(store.root, paths, coder.width, n_tokens, most_rows=most_rows)
     columns = {name: found[name] for name in found.column_names}
     columns |= decoder_columns(coder, device, readout)
+    columns["encoder_norm"] = pa.array(encoder_norms(coder, device))
     columns["sae"] = pa.array([coder.name] * coder.width)
     columns["corpus"] = pa.array([corpus["corpus"]] * coder.width)
     schema = SCHEMAS["features"]

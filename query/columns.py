@@ -155,11 +155,23 @@ VIEWS: Final[dict[str, ViewText]] = {
             "histogram": "firings in 32 bins, a power of two each, from 2^-8; outliers at the ends",
             "n_tokens": "tokens that were looked at: what density divides by",
             "decoder_norm": "Euclidean length of its row of the decoder",
+            "encoder_norm": "Euclidean length of its column of the encoder; null in older lakes",
             "top_tokens": "ids of the tokens that its decoder promotes most",
             "top_logits": "logits of top_tokens through the unembedding, for an activation of 1",
             "bottom_tokens": "ids of the tokens that it demotes most",
             "bottom_logits": "logits of bottom_tokens, lowest first",
             "source": _SOURCE,
+        },
+    ),
+    "neighbors": ViewText(
+        "the features of an SAE whose decoder directions are nearest to a feature's",
+        {
+            "sae": _SAE,
+            "other_sae": "the SAE of the nearest features; it may be the same",
+            "feature": _FEATURE,
+            "rank": "from 0, the nearest",
+            "other_feature": "index of the nearest feature in other_sae, from 0",
+            "cosine": "of the two directions, -1 to 1",
         },
     ),
     "evaluations": ViewText(

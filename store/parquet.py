@@ -64,6 +64,11 @@ STYLES: Final[dict[str, Style]] = {
         {"feature": "DELTA_BINARY_PACKED"},
     ),
     "features": Style(4_096, ("histogram.list.element",), {"feature": "DELTA_BINARY_PACKED"}),
+    "neighbors": Style(
+        131_072,
+        ("rank",),
+        {"feature": "DELTA_BINARY_PACKED", "cosine": "BYTE_STREAM_SPLIT"},
+    ),
 }  # fmt: skip
 
 _NARROW: Final = 4_096
