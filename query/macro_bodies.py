@@ -206,16 +206,17 @@ WITH mine AS MATERIALIZED (
     AND ({sae} <> {other} OR c.feature <> feature_)
   GROUP BY c.feature
 ), others AS (
-  SELECT f.feature, sum(f.firings)::BIGINT AS n_other FROM {PRIVATE}.features f
-  WHERE f.sae = {other} AND (corpus_ IS NULL OR f.corpus = corpus_) AND {on("f")}
-  GROUP BY f.feature
+  SELECT p.feature, count(*) AS n_other FROM {PRIVATE}.postings p
+  WHERE p.sae = {other} AND p.{_NOT_BOS} AND (corpus_ IS NULL OR p.corpus = corpus_)
+    AND {on("p")} AND p.feature IN (SELECT together.feature FROM together)
+  GROUP BY p.feature
 ), totals AS (
   SELECT (SELECT count(*) FROM mine) AS n_feature,
     (SELECT sum(o.n_tokens - o.n_bos)::BIGINT FROM {PRIVATE}.corpora o WHERE {on("o")}) AS n_tokens
 ), answer AS (
   SELECT t.feature AS other, t.n_both, n.n_feature, o.n_other, n.n_tokens,
     t.n_both::DOUBLE * n.n_tokens / (n.n_feature::DOUBLE * o.n_other) AS lift
-  FROM together t LEFT JOIN others o ON o.feature = t.feature CROSS JOIN totals n
+  FROM together t JOIN others o ON o.feature = t.feature CROSS JOIN totals n
 ), found AS (
   SELECT {other} AS other_sae, a.other AS other_feature, a.n_both, a.n_feature, a.n_other,
     a.n_tokens, a.lift, log2(a.lift) AS pmi
