@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from scopelake.names import KINDS, ROLES
 from scopelake.query.card import CoderFacts, Decode, FeatureCard
@@ -30,6 +31,7 @@ from scopelake.query.sql import run
 from scopelake.query.token_counts import TokenCounts, add_up
 from scopelake.query.views import PRIVATE
 from scopelake.store.lake_store import LakeStore
+from scopelake.store.schema import SCHEMAS
 from scopelake.store.snapshot import Snapshot
 
 Row = dict[str, Any]
@@ -137,9 +139,9 @@ class CardSource:
 
     def _feature_rows(self, sae: SaeInfo, feature: int, corpus: str | None) -> dict[str, Row]:
         """Return the feature's rows of the features table, by corpus."""
-        reads = {"features": _of(sae, feature, corpus)}
-        found = run(self._connection, _features_sql(sae, feature, corpus), None, reads)
-        return {row["corpus"]: row for row in found.to_pylist()}
+        filters = _of(sae, feature, corpus)
+        found = self._connection.rows("features", SCHEMAS["features"].names, filters)
+        return {row["corpus"]: row for row in found.sort_by("corpus").to_pylist()}
 
     def _cells(self, sae: SaeInfo, feature: int, known: _Known) -> Cells:
         """Return the feature's firings on all corpora of which all that there are are kept."""
@@ -210,13 +212,17 @@ class CardSource:
         if sae.name not in self._compared:
             notes.append("nearest features were not computed (add_neighbors)")
             return _NEIGHBORS.empty_table()
-        reads = {"neighbors": _of(sae, feature, None)}
-        rows = run(self._connection, _neighbors_sql(sae, feature, k), None, reads)
-        return rows.select(_NEIGHBORS.names).cast(_NEIGHBORS)
+        filters = _of(sae, feature, None)
+        found = self._connection.rows("neighbors", _NEIGHBORS.names, filters)
+        order = [("cosine", "descending"), ("other_sae", "ascending"), ("rank", "ascending")]
+        found = found.sort_by(order)
+        is_own = pc.equal(found["other_sae"], sae.name)
+        own, others = found.filter(is_own), found.filter(pc.invert(is_own))
+        return pa.concat_tables([own.slice(0, k), others.slice(0, k)]).cast(_NEIGHBORS)
 
     def _labels(self, sae: SaeInfo, feature: int) -> pa.Table:
         filters = [("sae", "=", sae.name), ("feature", "=", feature)]
-        rows = self._store.read("labels", self._snapshot, ["label", "source"], filters)
+        rows = self._connection.rows("labels", ["label", "source"], filters)
         return rows.sort_by([("source", "ascending"), ("label", "ascending")])
 
     def _coactive(

@@ -11,6 +11,7 @@ from scopelake.names import Site, check_text, check_whole
 if TYPE_CHECKING:
     from scopelake.query.card import FeatureCard
     from scopelake.query.coactive import Coactive
+    from scopelake.query.contrast import ContrastContexts
 
 
 class Describing(LakeHandle):
@@ -63,6 +64,43 @@ class Describing(LakeHandle):
         feature = check_whole("feature", feature)
         info = self._resolve(sae, layer, site, corpus, feature)
         return self._cards.explain(info, feature, corpus, _many(k))
+
+    def contrast_contexts(
+        self,
+        feature: int,
+        *,
+        layer: int | None = None,
+        site: Site | None = None,
+        sae: str | None = None,
+        k: int = 20,
+        window: int | None = 16,
+        corpus: str | None = None,
+    ) -> ContrastContexts:
+        """Return contexts in which a feature does not fire though its nearest features do.
+
+        Args:
+            feature: index in the SAE, from 0.
+            layer: as in `top_contexts`; so are site and sae.
+            site: see layer.
+            sae: see layer.
+            k: number of contexts: those where a neighbor is nearest to its own max.
+            window: tokens on either side of the neighbor's peak; the whole context if None.
+            corpus: only this corpus.
+
+        Raises:
+            SaeNotFoundError, AmbiguousSaeError, LayerNotFoundError, FeatureNotFoundError,
+            CorpusNotFoundError, InvalidArgumentError.
+            NotIngestedError: the SAE was not run, or `add_neighbors` not on it.
+            QueryError: not all firings on a corpus are known.
+        """
+        from scopelake.query.contrast import contrast_contexts
+
+        feature = check_whole("feature", feature)
+        window = None if window is None else check_whole("window", window)
+        info = self._resolve(sae, layer, site, corpus, feature)
+        return contrast_contexts(
+            self._connection, info, feature, k=check_whole("k", k), window=window, corpus=corpus
+        )
 
     def coactive(
         self,

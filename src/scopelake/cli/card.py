@@ -1,4 +1,4 @@
-"""Verbs about one feature and its neighbors: feature, add-neighbors."""
+"""Verbs about one feature and its neighbors: feature, contrast, add-neighbors."""
 
 from __future__ import annotations
 
@@ -8,26 +8,16 @@ from dataclasses import asdict
 from typing import Any, Final
 
 import scopelake
-from scopelake.cli.options import add_coders
-from scopelake.cli.parsing import add_json, add_lake, add_verb
-from scopelake.names import SITES
+from scopelake.cli.options import add_coders, add_feature, add_window
+from scopelake.cli.parsing import add_json, add_lake, add_verb, show
 from scopelake.render import to_json
 
 
 def _add_feature(verbs: Any) -> None:  # noqa: ANN401
     parser = add_verb(verbs, "feature", _feature, "show a feature's card")
     add_lake(parser)
-    parser.add_argument("feature", type=int, help="its index in the SAE, from 0")
-    parser.add_argument("--layer", type=int, help="the SAE of this layer, if only one fits")
-    parser.add_argument("--site", choices=SITES, help="the SAE of this site")
-    parser.add_argument("--sae", help="name of the SAE, or a unique ending of it")
-    parser.add_argument("--corpus", help="only of this corpus; of all by default")
-    parser.add_argument(
-        "-k",
-        type=int,
-        default=10,
-        help="nearest features of its SAE, of others, and features that fire with it; 10 by "
-        "default",
+    add_feature(
+        parser, k=10, of="nearest features of its SAE, of others, and features that fire with it"
     )
     parser.add_argument(
         "--coactive", action="store_true", help="also count the features that fire with it"
@@ -48,6 +38,24 @@ def _feature(arguments: argparse.Namespace) -> None:
         print(to_json(found.to_dict()))
     else:
         print(found.to_text(color=sys.stdout.isatty()))
+
+
+def _add_contrast(verbs: Any) -> None:  # noqa: ANN401
+    parser = add_verb(
+        verbs, "contrast", _contrast, "show where a feature is silent though its nearest ones fire"
+    )
+    add_lake(parser)
+    add_feature(parser)
+    add_window(parser)
+    add_json(parser, "a context")
+
+
+def _contrast(arguments: argparse.Namespace) -> None:
+    names = ("layer", "site", "sae", "k", "window", "corpus")
+    found = scopelake.open(arguments.lake, arguments.snapshot).contrast_contexts(
+        arguments.feature, **{name: getattr(arguments, name) for name in names}
+    )
+    show(found, arguments.json)
 
 
 def _add_neighbors(verbs: Any) -> None:  # noqa: ANN401
@@ -84,4 +92,4 @@ def _neighbors(arguments: argparse.Namespace) -> None:
     print(to_json(asdict(done)) if arguments.json else done)
 
 
-VERBS: Final = (_add_feature, _add_neighbors)
+VERBS: Final = (_add_feature, _add_contrast, _add_neighbors)
