@@ -42,6 +42,10 @@ class Coverage:
             "" if n == n_shards else f"incomplete, {n:,} of {counted(n_shards, 'shard')} ingested"
         )
 
+    def is_packed(self, corpus: str) -> bool:
+        """Whether contexts of a corpus may have several documents."""
+        return corpus in self._packed
+
     def check_corpus(self, corpus: str) -> None:
         """Refuse a corpus that the lake does not have.
 
@@ -125,6 +129,12 @@ class Coverage:
         if corpus not in self._exact:
             self._exact[corpus] = committed_shards(self._store, self._snapshot, corpus)
         return self._exact[corpus]
+
+    @cached_property
+    def _packed(self) -> set[str]:
+        rows = self._store.read("corpora", self._snapshot, ["corpus", "packing"]).to_pylist()
+        # Null in older lakes, which had no packing.
+        return {r["corpus"] for r in rows if r["packing"]}
 
     @cached_property
     def _sizes(self) -> dict[str, ContextNumbers]:

@@ -27,7 +27,7 @@ _VISIBLE: Final = {
 }
 
 
-_TEXT: Final = ("context", "document", "documents", "text", "token_starts", "kinds")
+_TEXT: Final = ("context", "document", "text", "token_starts", "kinds")
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,13 @@ def context_texts(connection: Connection, keys: list[Key]) -> dict[Key, ContextT
     found: dict[Key, ContextText] = {}
     for corpus, numbers in _by_corpus(keys).items():
         filters = [("corpus", "=", corpus), ("context", "in", numbers)]
-        rows = connection.rows("contexts", _TEXT, filters)
+        # Lists of structs take longer to read than the text.
+        is_packed = connection.coverage.is_packed(corpus)
+        names = (*_TEXT, "documents") if is_packed else _TEXT
+        rows = connection.rows("contexts", names, filters)
         for i, context in enumerate(rows["context"].to_pylist()):
-            row = {name: rows[name][i] for name in _TEXT}
-            listed = row["documents"].as_py() or ()
+            row = {name: rows[name][i] for name in names}
+            listed = row["documents"].as_py() or () if is_packed else ()
             documents = [(d["position"], d["document"]) for d in listed]
             text = row["text"].as_py()
             starts = row["token_starts"].values.to_numpy()

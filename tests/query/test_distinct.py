@@ -40,7 +40,8 @@ def make(path, documents: list[list[tuple[int, str]]], activations: dict[tuple[i
     sae = {"sae": "s", "site": "resid_post", "layer": 0, "layers": [0], "width": 1,
            "features_per_layer": 1}  # fmt: skip
     corpus = {"corpus": "c", "n_contexts": len(rows), "shard_contexts": len(rows),
-              "context_ends": [len(rows)]}  # fmt: skip
+              "context_ends": [len(rows)], "packing": any(len(of) > 1 for of in documents),
+              }  # fmt: skip
     with Writer(store) as writer:
         table = pa.Table.from_pylist(rows, SCHEMAS["contexts"])
         receipts = write_contexts(store.root, table, "c", "r")
