@@ -10,6 +10,7 @@ is read before W_O, there is none and the token columns are null.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -33,6 +34,9 @@ _TOKEN_COLUMNS: Final = ("top_tokens", "top_logits", "bottom_tokens", "bottom_lo
 _TILE: Final = 1024
 TILE_BYTES: Final = 64 << 20
 """Of the logits of so many features at most."""
+
+DecoderColumns = MutableMapping[str, Mapping[str, pa.Array]]
+"""By coder name, what `decoder_columns` returns."""
 
 
 def decoder_columns(

@@ -22,6 +22,7 @@ from scopelake.ingest.capture import site_width
 from scopelake.ingest.coders import CoderFiles
 from scopelake.ingest.committer import Committer
 from scopelake.ingest.crews import Crew
+from scopelake.ingest.decoder_rows import decoder_columns
 from scopelake.ingest.evaluation_rows import unevaluated
 from scopelake.ingest.ledger import Ledger, one_line
 from scopelake.ingest.plan import IngestConfig, IngestPlan, Shard, make_plan, without_committed
@@ -257,14 +258,16 @@ class _Job:
 
     def _finish(self, coders: list[CoderFiles], evaluated: list[CoderFiles], state: str) -> None:
         """Write the statistics of coders that are complete on this corpus, and evaluations."""
-        readout = self.source.readout() if coders else None
+        known = self.crew.columns
+        readout = None if all(c.name in known for c in coders) else self.source.readout()
         rows_at_once = self.budget.statistics_rows()
 
         def statistics(coder: CoderFiles) -> Receipt:
+            if coder.name not in known:
+                known[coder.name] = decoder_columns(coder, self.source.device, readout)
             return write_statistics(
-                self.store, self.plan, coder, self.source.device, readout, rows_at_once,
-                self.config.keep,
-            )  # fmt: skip
+                self.store, self.plan, coder, known[coder.name], rows_at_once, self.config.keep
+            )
 
         with self.totals.stages.timed("finish"), ThreadPoolExecutor(WRITERS) as pool:
             receipts = list(pool.map(statistics, coders))

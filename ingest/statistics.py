@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pyarrow as pa
-import torch
 
 from scopelake.errors import LakeBusyError
 from scopelake.ingest.coders import CoderFiles
-from scopelake.ingest.decoder_rows import decoder_columns
 from scopelake.ingest.plan import IngestPlan, find_corpus
 from scopelake.store.catalog import committed_shards
 from scopelake.store.keeping import parse_keep
@@ -35,8 +35,7 @@ def write_statistics(
     store: LakeStore,
     plan: IngestPlan,
     coder: CoderFiles,
-    device: torch.device,
-    readout: torch.Tensor | None,
+    decoder: Mapping[str, pa.Array],
     most_rows: int,
     keep: str,
 ) -> Receipt:
@@ -46,8 +45,7 @@ def write_statistics(
         store: the lake.
         plan: of the ingest.
         coder: the coder.
-        device: where what its decoder says is computed.
-        readout: as in `decoder_columns`.
+        decoder: what `decoder_columns` says of it.
         most_rows: firings to hold at once.
         keep: which firings are stored; if not all, statistics are of the tallies.
 
@@ -55,14 +53,15 @@ def write_statistics(
         LakeBusyError: documents were appended to the corpus since the plan was made.
     """
     corpus = plan.corpus
-    now = find_corpus(store, store.snapshot(), corpus["corpus"])
+    snapshot = store.snapshot()
+    now = find_corpus(store, snapshot, corpus["corpus"])
     if now["n_tokens"] != corpus["n_tokens"]:
         raise LakeBusyError(
             f"statistics of {coder.name} on {corpus['corpus']!r} were to be written; documents "
             "were appended to it meanwhile; ingest again, which does what is new"
         )
     table = "postings" if parse_keep(keep).is_all else "tallies"
-    files = store.data_files(table, store.snapshot(), sae=coder.name, corpus=corpus["corpus"])
+    files = store.data_files(table, snapshot, sae=coder.name, corpus=corpus["corpus"])
     n_tokens = int(corpus["n_tokens"]) - int(corpus["n_bos"])
     paths = [file.path for file in files]
     if table == "tallies":
@@ -70,7 +69,7 @@ def write_statistics(
     else:
         found = feature_statistics(store.root, paths, coder.width, n_tokens, most_rows=most_rows)
     columns = {name: found[name] for name in found.column_names}
-    columns |= decoder_columns(coder, device, readout)
+    columns |= decoder
     columns["sae"] = pa.array([coder.name] * coder.width)
     columns["corpus"] = pa.array([corpus["corpus"]] * coder.width)
     schema = SCHEMAS["features"]
