@@ -1,4 +1,4 @@
-"""Draws docs/pictures/top-contexts.svg from the lake that `make demo` builds.
+"""Draws the pictures in docs/pictures from the lake that `make demo` builds.
 
 python examples/pictures.py [demo-lake]
 """
@@ -16,12 +16,26 @@ from rich.text import Text
 import scopelake
 from scopelake.demo import SHOWN_SAE, interesting_features
 
-TARGET = Path(__file__).resolve().parent.parent / "docs" / "pictures" / "top-contexts.svg"
+TARGET = Path(__file__).resolve().parent.parent / "docs" / "pictures"
 
 
 def main() -> None:
-    """Print the demo's three features as a terminal shows them, into a picture."""
+    """Draw both pictures."""
     lake = scopelake.open(sys.argv[1] if len(sys.argv) > 1 else "demo-lake")
+    for path in (draw_top_contexts(lake), draw_card(lake)):
+        print(path)
+
+
+def draw_card(lake: scopelake.Lake) -> Path:
+    """Plot the card of the first of the demo's features."""
+    card = lake.feature(interesting_features(lake)[0], sae=SHOWN_SAE)
+    path = TARGET / "feature.png"
+    card.plot().savefig(path, dpi=80, metadata={"Software": None})
+    return path
+
+
+def draw_top_contexts(lake: scopelake.Lake) -> Path:
+    """Print the demo's three features as a terminal shows them, into a picture."""
     console = Console(record=True, width=104, file=io.StringIO())
     for feature in interesting_features(lake):
         found = lake.top_contexts(feature, sae=SHOWN_SAE, corpus="stdlib", k=4, window=10)
@@ -29,8 +43,9 @@ def main() -> None:
         console.print()
     svg = console.export_svg(title="scopelake demo")
     # Web fonts would be fetched from elsewhere; the reader's own fixed-width font will do.
-    TARGET.write_text(re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL))
-    print(TARGET)
+    path = TARGET / "top-contexts.svg"
+    path.write_text(re.sub(r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL))
+    return path
 
 
 if __name__ == "__main__":

@@ -122,6 +122,24 @@ def decoder_rows(coder: CoderFiles, device: torch.device) -> Iterator[torch.Tens
             yield rows
 
 
+def encoder_parts(coder: CoderFiles, layer: int, device: torch.device) -> Iterator[torch.Tensor]:
+    """Yield the rows of one encoder's ``w_enc`` as float32 [some of d_in, features_per_layer].
+
+    Args:
+        coder: which.
+        layer: number of the encoder, from 0.
+        device: where to.
+
+    Raises:
+        CoderFileError: a value is not finite.
+    """
+    params = coder.params[layer]
+    for part in _slices(params, "w_enc"):
+        rows = part.to(device, torch.float32)
+        _check(coder, params, {"w_enc": rows})
+        yield rows
+
+
 def _mapped(params: Path, key: str) -> torch.Tensor:
     """Return a tensor whose bytes are the file's own; nothing is read yet."""
     with safe_open(params, framework="pt") as file:

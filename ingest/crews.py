@@ -17,7 +17,6 @@ from scopelake.ingest.activations import ActivationSource, LiveActivations
 from scopelake.ingest.budget import Budget
 from scopelake.ingest.coder_weights import load_encoders
 from scopelake.ingest.coders import CoderFiles
-from scopelake.ingest.decoder_rows import DecoderColumns
 from scopelake.ingest.distribute import Cluster
 from scopelake.ingest.evaluation_rows import evaluation_table
 from scopelake.ingest.look_back import LookBack
@@ -27,6 +26,7 @@ from scopelake.ingest.remote import RemoteJob, evaluate_there, identify, ready_t
 from scopelake.ingest.run_here import Work, run_here
 from scopelake.ingest.run_there import run_there
 from scopelake.ingest.stages import Stages
+from scopelake.ingest.statistics import WeightColumns
 from scopelake.ingest.worker import Assignment, Worker
 from scopelake.kernels.weights import EncoderWeights
 
@@ -65,8 +65,8 @@ class Crew(Protocol):
         """How many devices encode."""
 
     @property
-    def columns(self) -> DecoderColumns:
-        """What decoders say, of coders of which it is known; what is computed is added."""
+    def columns(self) -> WeightColumns:
+        """What weights say, of coders of which it is known; what is computed is added."""
 
     def ready(
         self, assignment: Assignment, coders: Sequence[CoderFiles], budget: Budget, stages: Stages
@@ -90,7 +90,7 @@ class Loaded:
     """What is in memory already of coders, by their names."""
 
     encoders: Mapping[str, tuple[EncoderWeights, ...]] = field(default_factory=dict)
-    columns: DecoderColumns = field(default_factory=dict)
+    columns: WeightColumns = field(default_factory=dict)
 
 
 class Here:
@@ -107,8 +107,8 @@ class Here:
         self.source, self._loaded = source, loaded or Loaded()
 
     @property
-    def columns(self) -> DecoderColumns:
-        """What decoders say, as far as it was loaded or computed here."""
+    def columns(self) -> WeightColumns:
+        """What weights say, as far as it was computed here."""
         return self._loaded.columns
 
     def ready(
@@ -149,7 +149,7 @@ class There:
 
     def __init__(self, cluster: Cluster, recipe: Recipe) -> None:
         self._cluster, self._recipe, self._key = cluster, recipe, uuid4().hex
-        self.columns: DecoderColumns = {}
+        self.columns: WeightColumns = {}
         cluster.wait_for_worker()
         model: ModelIdentity = cluster.submit(identify, self._key, recipe).result()
         self.source = Described(model, recipe)

@@ -10,7 +10,6 @@ is read before W_O, there is none and the token columns are null.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -34,9 +33,6 @@ _TOKEN_COLUMNS: Final = ("top_tokens", "top_logits", "bottom_tokens", "bottom_lo
 _TILE: Final = 1024
 TILE_BYTES: Final = 64 << 20
 """Of the logits of so many features at most."""
-
-DecoderColumns = MutableMapping[str, Mapping[str, pa.Array]]
-"""By coder name, what `decoder_columns` returns."""
 
 
 def decoder_columns(
@@ -69,7 +65,7 @@ def decoder_columns(
             n_early += _count_early(rows, done // coder.features_per_layer)
             norms[done : done + len(rows)] = rows.flatten(1).norm(dim=1).cpu().numpy()
             if readout is not None and tokens is not None:
-                tokens.fill(done, _direction(coder, rows), readout)
+                tokens.fill(done, direction_of(coder, rows), readout)
             done += len(rows)
     _check_norms(coder, norms)
     _check_causal(coder, n_early)
@@ -148,9 +144,11 @@ def _check_causal(coder: CoderFiles, n_early: int) -> None:
         )
 
 
-def _direction(coder: CoderFiles, rows: torch.Tensor) -> torch.Tensor:
-    """From decoder rows [n, n_out, d_model] to what each adds to the stream [n, d_model]."""
-    return rows[:, -1] if coder.type == "crosscoder" else rows.sum(dim=1)
+def direction_of(coder: CoderFiles, rows: torch.Tensor) -> torch.Tensor:
+    """From decoder rows [n, n_out, d_out] to what each adds to the stream [n, d_out]."""
+    if coder.type == "crosscoder" or rows.shape[1] == 1:
+        return rows[:, -1]
+    return rows.sum(dim=1)
 
 
 def readout_of(model: LoadedModel) -> torch.Tensor:

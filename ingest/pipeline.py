@@ -22,7 +22,6 @@ from scopelake.ingest.capture import site_width
 from scopelake.ingest.coders import CoderFiles
 from scopelake.ingest.committer import Committer
 from scopelake.ingest.crews import Crew
-from scopelake.ingest.decoder_rows import decoder_columns
 from scopelake.ingest.evaluation_rows import unevaluated
 from scopelake.ingest.ledger import Ledger, one_line
 from scopelake.ingest.plan import IngestConfig, IngestPlan, Shard, make_plan, without_committed
@@ -30,7 +29,7 @@ from scopelake.ingest.report import LOG, IngestSummary, Progress
 from scopelake.ingest.rows import RunTotals, model_table, run_table, sae_table
 from scopelake.ingest.run_here import Work
 from scopelake.ingest.shard_files import ShardFiles
-from scopelake.ingest.statistics import without_statistics, write_statistics
+from scopelake.ingest.statistics import weight_columns, without_statistics, write_statistics
 from scopelake.ingest.worker import Assignment
 from scopelake.kernels.encode import choose
 from scopelake.names import counted
@@ -264,7 +263,7 @@ class _Job:
 
         def statistics(coder: CoderFiles) -> Receipt:
             if coder.name not in known:
-                known[coder.name] = decoder_columns(coder, self.source.device, readout)
+                known[coder.name] = weight_columns(coder, self.source.device, readout)
             return write_statistics(
                 self.store, self.plan, coder, known[coder.name], rows_at_once, self.config.keep
             )

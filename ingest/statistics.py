@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 
 import pyarrow as pa
+import torch
 
 from scopelake.errors import LakeBusyError
 from scopelake.ingest.coders import CoderFiles
+from scopelake.ingest.decoder_rows import decoder_columns
+from scopelake.ingest.encoder_norms import encoder_norms
 from scopelake.ingest.plan import IngestPlan, find_corpus
 from scopelake.store.catalog import committed_shards
 from scopelake.store.keeping import parse_keep
@@ -17,6 +20,9 @@ from scopelake.store.schema import SCHEMAS
 from scopelake.store.summary import feature_statistics
 from scopelake.store.tallies import read_tallies, tallied_statistics
 from scopelake.store.writer import write_features
+
+WeightColumns = MutableMapping[str, Mapping[str, pa.Array]]
+"""By coder name, its `weight_columns`."""
 
 
 def without_statistics(store: LakeStore, plan: IngestPlan) -> list[CoderFiles]:
@@ -31,11 +37,28 @@ def without_statistics(store: LakeStore, plan: IngestPlan) -> list[CoderFiles]:
     ]
 
 
+def weight_columns(
+    coder: CoderFiles, device: torch.device, readout: torch.Tensor | None
+) -> dict[str, pa.Array]:
+    """Return the columns of the features table that follow from a coder's weights, each [width].
+
+    Args:
+        coder: the coder.
+        device: where they are computed.
+        readout: as in `decoder_columns`.
+
+    Raises:
+        CoderFileError: a value is not finite.
+    """
+    columns = decoder_columns(coder, device, readout)
+    return columns | {"encoder_norm": pa.array(encoder_norms(coder, device))}
+
+
 def write_statistics(
     store: LakeStore,
     plan: IngestPlan,
     coder: CoderFiles,
-    decoder: Mapping[str, pa.Array],
+    weights: Mapping[str, pa.Array],
     most_rows: int,
     keep: str,
 ) -> Receipt:
@@ -45,7 +68,7 @@ def write_statistics(
         store: the lake.
         plan: of the ingest.
         coder: the coder.
-        decoder: what `decoder_columns` says of it.
+        weights: its `weight_columns`.
         most_rows: firings to hold at once.
         keep: which firings are stored; if not all, statistics are of the tallies.
 
@@ -69,7 +92,7 @@ def write_statistics(
     else:
         found = feature_statistics(store.root, paths, coder.width, n_tokens, most_rows=most_rows)
     columns = {name: found[name] for name in found.column_names}
-    columns |= decoder
+    columns |= weights
     columns["sae"] = pa.array([coder.name] * coder.width)
     columns["corpus"] = pa.array([corpus["corpus"]] * coder.width)
     schema = SCHEMAS["features"]

@@ -49,8 +49,8 @@ FILE_OVERHEAD: Final = {
 }  # fmt: skip
 """Bytes of a file without rows: footer, page index, dictionaries."""
 
-_FEATURE: Final = 151
-_FEATURE_BARE: Final = 49
+_FEATURE: Final = 155
+_FEATURE_BARE: Final = 53
 """Bytes of a feature's statistics, with and without the tokens that it promotes."""
 _FEATURES_FILE: Final = 4_000
 

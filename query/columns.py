@@ -159,7 +159,19 @@ VIEWS: Final[dict[str, ViewText]] = {
             "top_logits": "logits of top_tokens through the unembedding, for an activation of 1",
             "bottom_tokens": "ids of the tokens that it demotes most",
             "bottom_logits": "logits of bottom_tokens, lowest first",
+            "encoder_norm": "Euclidean length of its column of the encoder; null in older lakes",
             "source": _SOURCE,
+        },
+    ),
+    "neighbors": ViewText(
+        "the features of an SAE whose decoder directions are nearest to a feature's",
+        {
+            "sae": _SAE,
+            "other_sae": "the SAE of the nearest features; it may be the same",
+            "feature": _FEATURE,
+            "rank": "from 0, the nearest",
+            "other_feature": "index of the nearest feature in other_sae, from 0",
+            "cosine": "of the two directions, -1 to 1",
         },
     ),
     "evaluations": ViewText(

@@ -232,7 +232,7 @@ def _examples(files: list[dict[str, Any]]) -> tuple[ExamplesInfo, ...]:
 def _codes(files: list[dict[str, Any]]) -> tuple[CodesInfo, ...]:
     sums: dict[tuple[str, str], dict[str, int]] = {}
     for file in files:
-        if file["sae"] is None:
+        if file["sae"] is None or file["corpus"] is None:
             continue
         entry = sums.setdefault((file["sae"], file["corpus"]), {"firings": 0})
         entry[file["kind"]] = entry.get(file["kind"], 0) + file["n_bytes"]

@@ -15,7 +15,7 @@ from scopelake.store.running import PEAKS_DEPTH
 _CHOICE: Final = "(layer_, site_, sae_, corpus_)"
 _QUANTILES: Final = ("p10", "p50", "p90", "p99")
 _OF_DECODER: Final = (
-    "decoder_norm", "top_tokens", "top_logits", "bottom_tokens", "bottom_logits",
+    "decoder_norm", "encoder_norm", "top_tokens", "top_logits", "bottom_tokens", "bottom_logits",
 )  # fmt: skip
 _NOT_BOS: Final = f"kind <> {KIND_BOS}"
 _OF_FEATURE: Final = (
@@ -204,7 +204,7 @@ WITH mine AS MATERIALIZED (
   JOIN mine m ON m.corpus = c.corpus AND m.context = c.context AND m.position = c.position
   WHERE c.sae = {other} AND c.{_NOT_BOS} AND (corpus_ IS NULL OR c.corpus = corpus_)
     AND ({sae} <> {other} OR c.feature <> feature_)
-  GROUP BY c.feature ORDER BY n_both DESC, c.feature LIMIT k_
+  GROUP BY c.feature
 ), others AS (
   SELECT p.feature, count(*) AS n_other FROM {PRIVATE}.postings p
   WHERE p.sae = {other} AND p.{_NOT_BOS} AND (corpus_ IS NULL OR p.corpus = corpus_)
@@ -217,13 +217,35 @@ WITH mine AS MATERIALIZED (
   SELECT t.feature AS other, t.n_both, n.n_feature, o.n_other, n.n_tokens,
     t.n_both::DOUBLE * n.n_tokens / (n.n_feature::DOUBLE * o.n_other) AS lift
   FROM together t JOIN others o ON o.feature = t.feature CROSS JOIN totals n
+), found AS (
+  SELECT {other} AS other_sae, a.other AS other_feature, a.n_both, a.n_feature, a.n_other,
+    a.n_tokens, a.lift, log2(a.lift) AS pmi
+  FROM answer a
+  ORDER BY a.n_both * log2(a.lift) DESC, a.n_both DESC, a.other LIMIT k_
 )
-SELECT {other} AS other_sae, a.other AS other_feature, a.n_both, a.n_feature, a.n_other,
-  a.n_tokens, a.lift, ln(a.lift) AS pmi
-FROM answer a
-UNION ALL
-{_failing(why, 8)}
-ORDER BY 3 DESC, 2"""
+SELECT * FROM (SELECT * FROM found UNION ALL {_failing(why, 8)}) f
+ORDER BY f.n_both * f.pmi DESC, f.n_both DESC, f.other_feature"""
+
+
+def _neighbors_of() -> str:
+    one, two = "(NULL, NULL, sae_, NULL)", "(NULL, NULL, other_, NULL)"
+    sae, other = f"{PRIVATE}.sae_of{one}", f"{PRIVATE}.sae_of{two}"
+    why = f"""coalesce({PRIVATE}.too_few(k_, 'features'),
+  {PRIVATE}.refusal(NULL, NULL, sae_, feature_, NULL),
+  CASE WHEN other_ IS NOT NULL THEN {PRIVATE}.no_sae{two} END,
+  CASE WHEN NOT EXISTS (FROM {PRIVATE}.neighbors n WHERE n.sae = {sae}
+      AND (other_ IS NULL OR n.other_sae = {other}))
+  THEN 'the nearest features of ' || {sae} || ' were asked for; its decoder was compared with none'
+    || CASE WHEN other_ IS NULL THEN '' ELSE ' of ' || {other} END
+    || '; run scopelake add-neighbors first' END)"""
+    return f"""TABLE
+WITH found AS (
+  SELECT n.other_sae, n.other_feature, n.cosine FROM {PRIVATE}.neighbors n
+  WHERE n.sae = {sae} AND n.feature = feature_ AND (other_ IS NULL OR n.other_sae = {other})
+  ORDER BY n.cosine DESC, n.other_sae, n.other_feature LIMIT k_
+)
+SELECT * FROM (SELECT * FROM found UNION ALL {_failing(why, 3)}) f
+ORDER BY f.cosine DESC, f.other_sae, f.other_feature"""
 
 
 _DECODE: Final = """CASE WHEN token_ids_ IS NULL THEN NULL ELSE coalesce((
@@ -253,6 +275,7 @@ def bodies(*, any_partial: bool) -> dict[str, str]:
         "features_at(context_, pos_, corpus_, sae_, k_)": _features_at(any_partial=any_partial),
         "feature_card(sae_, feature_, corpus_)": _feature_card(),
         "coactive(sae_, feature_, k_, corpus_, other_)": _coactive(),
+        "neighbors_of(sae_, feature_, k_, other_)": _neighbors_of(),
         "tokenizer_of(tokenizer_)": _TOKENIZER,
         "decode(token_ids_, tokenizer_)": _DECODE,
     }

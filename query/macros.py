@@ -73,11 +73,19 @@ MACROS: Final = (
     Macro(
         "coactive",
         "sae, feature, k := 20, corpus := NULL, other_sae := NULL",
-        "the features, of the same SAE or of other_sae, that fire on most of the tokens on which "
-        "a feature fires, BOS left out",
+        "the features, of the same SAE or of other_sae, that fire on the tokens on which a feature "
+        "fires, BOS left out; by how often, times PMI in bits",
         f"FROM {PRIVATE}.coactive(coalesce(sae, ''), feature, k, corpus, "
         "coalesce(other_sae, sae, ''))",
         ("codes", "postings", "corpora"),
+    ),
+    Macro(
+        "neighbors",
+        "sae, feature, k := 20, other_sae := NULL",
+        "the features whose decoder directions are nearest to a feature's, of all SAEs that it was "
+        "compared with or of other_sae",
+        f"FROM {PRIVATE}.neighbors_of(coalesce(sae, ''), feature, k, other_sae)",
+        ("neighbors", "saes"),
     ),
     Macro(
         "decode",

@@ -101,7 +101,7 @@ class PointReads:
         return pa.concat_tables(parts).combine_chunks()
 
     def _read(self, path: str, table: str, columns: list[str], filters: Filters) -> pa.Table:
-        footer = self._footer(path, SORTED_BY[table])
+        footer = self._footer(path, SORTED_BY.get(table, ()))
         groups = footer.groups(filters)
         with pq.ParquetFile(self._root.open(path), metadata=footer.metadata) as file:
             rows = file.read_row_groups(groups, columns=columns)

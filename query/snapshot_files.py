@@ -21,7 +21,10 @@ from scopelake.store.snapshot import Snapshot
 Reads = Mapping[str, Filters]
 """By table, conditions that all rows meet that a query reads."""
 
-_LISTED: Final = ("codes", "postings", "peaks", "samples", "tallies", "features", "contexts")
+_LISTED: Final = (
+    "codes", "postings", "peaks", "samples", "tallies", "features", "contexts",
+    "neighbors",
+)  # fmt: skip
 """Tables whose files are in the catalogue."""
 
 _WORD: Final = re.compile(r"[a-z_]+")

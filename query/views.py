@@ -17,7 +17,7 @@ from scopelake.store.snapshot import Snapshot
 
 _DOCUMENT_COLUMNS: Final = ("document", "document_index", "part", "metadata")
 
-_WIDENED: Final = ("contexts", "corpora")
+_WIDENED: Final = ("contexts", "corpora", "features")
 """Tables with columns that lakes of older versions lack; these read as null."""
 
 PRIVATE: Final = "stored"

@@ -58,26 +58,36 @@ def checked_copies(root: Root, paths: Iterable[str]) -> Iterator[FolderRoot]:
 
 def _check_all(root: Root, at: Root, paths: Sequence[str], known: Mapping[str, str]) -> None:
     """Hash files of `root` where they are, or where copies of them are."""
-    if len(paths) == 1:
-        _check(root, at, paths[0], known)
-        return
-    with ThreadPoolExecutor(_THREADS) as pool:
-        for _ in pool.map(lambda path: _check(root, at, path, known), paths):
-            pass
+    left = [path for path in paths if at is not root or _key(root, path) not in _checked]
+    if len(left) == 1:
+        _check(root, at, left[0], known)
+    elif left:
+        with ThreadPoolExecutor(_THREADS) as pool:
+            for _ in pool.map(lambda path: _check(root, at, path, known), left):
+                pass
+
+
+def _key(root: Root, path: str) -> tuple[str, str, Hashable]:
+    try:
+        return root.url, path, root.version(path)
+    except FileNotFoundError as error:
+        raise _not_there(root, path) from error
+
+
+def _not_there(root: Root, path: str) -> DamagedFileError:
+    return DamagedFileError(
+        f"{root.url}/{path} was to be read; it is not there; run scopelake verify"
+    )
 
 
 def _check(root: Root, at: Root, path: str, known: Mapping[str, str]) -> None:
+    key = _key(root, path)
+    name = path.rsplit("/", 1)[-1]
+    expected = checksum_in_name(name) or known.get(name)
     try:
-        key = (root.url, path, root.version(path))
-        if key in _checked and at is root:
-            return
-        name = path.rsplit("/", 1)[-1]
-        expected = checksum_in_name(name) or known.get(name)
         found = expected and at.checksum(path)
     except FileNotFoundError as error:
-        raise DamagedFileError(
-            f"{root.url}/{path} was to be read; it is not there; run scopelake verify"
-        ) from error
+        raise _not_there(root, path) from error
     if found != expected:
         raise DamagedFileError(
             f"{root.url}/{path} was to be read; its checksum is {found}, it was written with "

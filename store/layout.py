@@ -11,10 +11,10 @@ from uuid import uuid4
 from scopelake.names import slug
 
 FORMAT: Final = "scopelake"
-FORMAT_VERSION: Final = 3
+FORMAT_VERSION: Final = 4
 """What is written; see docs/format.md for what changed."""
 
-READABLE_VERSIONS: Final = (1, 2, 3)
+READABLE_VERSIONS: Final = (1, 2, 3, 4)
 
 TABLES: Final = (
     "contexts",
@@ -24,6 +24,7 @@ TABLES: Final = (
     "samples",
     "tallies",
     "features",
+    "neighbors",
     "evaluations",
     "labels",
     "saes",

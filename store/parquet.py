@@ -49,12 +49,12 @@ STYLES: Final[dict[str, Style]] = {
         {"context": "DELTA_BINARY_PACKED", **_ACTIVATION},
     ),
     "peaks": Style(
-        131_072,
+        32_768,
         ("feature", "position"),
         {"rank": "DELTA_BINARY_PACKED", "context": "DELTA_BINARY_PACKED", **_ACTIVATION},
     ),
     "samples": Style(
-        131_072,
+        32_768,
         ("position", "band"),
         {"feature": "DELTA_BINARY_PACKED", "context": "DELTA_BINARY_PACKED", **_ACTIVATION},
     ),
@@ -64,6 +64,11 @@ STYLES: Final[dict[str, Style]] = {
         {"feature": "DELTA_BINARY_PACKED"},
     ),
     "features": Style(4_096, ("histogram.list.element",), {"feature": "DELTA_BINARY_PACKED"}),
+    "neighbors": Style(
+        16_384,
+        ("rank",),
+        {"feature": "DELTA_BINARY_PACKED", "cosine": "BYTE_STREAM_SPLIT"},
+    ),
 }  # fmt: skip
 
 _NARROW: Final = 4_096

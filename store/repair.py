@@ -29,7 +29,7 @@ from scopelake.store.root import Root
 from scopelake.store.snapshot import Snapshot
 from scopelake.store.writer import discard
 
-_MENDABLE: Final = ("codes", *BY_FEATURE, "features", DENSE)
+_MENDABLE: Final = ("codes", *BY_FEATURE, "features", "neighbors", DENSE)
 _NEEDED: Final = ("files", "merged", "snapshots")
 """What says of the other files what they hold; a repair reads and writes them."""
 
@@ -199,7 +199,11 @@ def _plan(store: LakeStore, snapshot: Snapshot, broken: Sequence[Finding]) -> _P
             where = f"{row['site']}/{row['layer']} of {row['model']}"
             plan.gone.append(row)
             plan.again.add(f"shard {row['shard']} of {row['corpus']}: dense {where}")
-    for sae, corpus in sorted({(f.sae, f.corpus) for f in broken if f.table != DENSE}, key=str):
+        elif finding.table == "neighbors":
+            plan.gone.append(by_path[finding.path])
+            plan.again.add(f"neighbors of {finding.sae} (add-neighbors)")
+    of_coders = {(f.sae, f.corpus) for f in broken if f.table not in (DENSE, "neighbors")}
+    for sae, corpus in sorted(of_coders, key=str):
         of_coder = [r for r in rows if (r["sae"], r["corpus"]) == (sae, corpus)]
         lost = {f.path for f in broken if (f.sae, f.corpus) == (sae, corpus)}
         is_ingested = any(row["kind"] in ("codes", "postings") for row in of_coder)

@@ -94,6 +94,10 @@ SCHEMAS: Final[dict[str, pa.Schema]] = {
         top_logits=pa.list_(_F32),
         bottom_tokens=pa.list_(_I32),
         bottom_logits=pa.list_(_F32),
+        encoder_norm=_F32,
+    ),
+    "neighbors": _schema(
+        sae=_STR, other_sae=_STR, feature=_I32, rank=_I32, other_feature=_I32, cosine=_F32
     ),
     "evaluations": _schema(
         sae=_STR,
@@ -215,6 +219,7 @@ PARTITIONS: Final[dict[str, tuple[str, ...]]] = {
     "samples": ("sae", "corpus"),
     "tallies": ("sae", "corpus"),
     "features": ("sae", "corpus"),
+    "neighbors": ("sae", "other_sae"),
     "evaluations": (),
     "labels": ("sae",),
     "saes": (),
@@ -235,6 +240,7 @@ SORTED_BY: Final[dict[str, tuple[str, ...]]] = {
     "samples": ("feature", "band", "priority", "context", "position"),
     "tallies": ("feature",),
     "features": ("feature",),
+    "neighbors": ("feature", "rank"),
 }
 """Order of the rows within each data file."""
 

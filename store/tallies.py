@@ -81,7 +81,9 @@ def read_tallies(root: Root, paths: Sequence[str]) -> pa.Table:
     found = file_schema("tallies").empty_table()
     with checked_copies(root, list(paths)) as local:
         for path in paths:
-            found = add_up([found, pq.read_table(local.open(path))])
+            # Their numbers are required columns in a file.
+            rows = pq.read_table(local.open(path)).cast(found.schema)
+            found = add_up([found, rows])
     return found
 
 

@@ -149,6 +149,25 @@ def write_features(root: Root, table: pa.Table, sae: str, corpus: str, run: str)
     return write_parquet(root, "features", rows, partition, run=run)
 
 
+def write_neighbors(root: Root, table: pa.Table, sae: str, other_sae: str, run: str) -> Receipt:
+    """Write the nearest features of each feature of `sae` among those of `other_sae`.
+
+    Args:
+        root: the lake's.
+        table: feature, rank, other_feature, cosine, sorted by feature and rank; 0 rows or more.
+        sae: whose features have neighbors.
+        other_sae: whose features they are.
+        run: what it was made of and how.
+
+    Raises:
+        InvalidArgumentError: the columns are not those of the neighbors table, or the rows are not
+            in order, each once.
+    """
+    partition = {"sae": sae, "other_sae": other_sae}
+    rows = _file_rows("neighbors", table, partition)
+    return write_parquet(root, "neighbors", rows, partition, run=run)
+
+
 def _width(by_feature: Firings) -> int:
     return int(by_feature.feature[-1]) + 1 if len(by_feature) else 0
 
@@ -189,9 +208,19 @@ def _file_rows(name: str, table: pa.Table, partition: dict[str, str]) -> pa.Tabl
                     f"{partition[column]!r}; write each {column} by itself"
                 )
     rows = table.select(wanted.names).cast(wanted)
-    key = rows[SORTED_BY[name][0]].to_numpy()
-    if (np.diff(key) <= 0).any():
+    if not _is_ascending([rows[column].to_numpy() for column in SORTED_BY[name]]):
         raise InvalidArgumentError(
-            f"rows for table {name} are not in order of {SORTED_BY[name][0]}, each once; sort them"
+            f"rows for table {name} are not in order of {', '.join(SORTED_BY[name])}, each once; "
+            "sort them"
         )
     return rows
+
+
+def _is_ascending(keys: list[npt.NDArray[Any]]) -> bool:
+    """Whether rows are in order of their keys, the first of most weight, and none comes twice."""
+    n = max(len(keys[0]) - 1, 0)
+    later, same = np.zeros(n, bool), np.ones(n, bool)
+    for key in keys:
+        later |= same & (key[1:] > key[:-1])
+        same &= key[1:] == key[:-1]
+    return bool(later.all())

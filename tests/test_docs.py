@@ -21,6 +21,7 @@ README, FORMAT, CLI = ROOT / "README.md", ROOT / "docs" / "format.md", ROOT / "d
 ENCODING, ACTIVATIONS = ROOT / "docs" / "encoding.md", ROOT / "docs" / "activations.md"
 CORPORA, INGEST = ROOT / "docs" / "corpora.md", ROOT / "docs" / "ingest.md"
 SQL, DASK = ROOT / "docs" / "sql.md", ROOT / "docs" / "dask.md"
+FEATURES = ROOT / "docs" / "features.md"
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "examples").rglob("*.md"))]
 NOT_RUN = "<!-- not run"
 """Begins the line above a block that the tests cannot run, with the reason."""
@@ -94,6 +95,17 @@ def test_a_page_prints_what_it_shows(shell, shown, page):
     (block,) = blocks(page, "python")
     printed = shell(sys.executable, "-P", "-c", block)
     assert "".join(f"    {line}\n" for line in printed.splitlines()) in page.read_text()
+
+
+def test_the_page_of_features_prints_what_it_shows(shell, shown):
+    (block,) = blocks(FEATURES, "python")
+    printed = shell(sys.executable, "-P", "-c", block)
+    assert "".join(f"    {line}\n" for line in printed.splitlines()) in FEATURES.read_text()
+    (commands,) = blocks(FEATURES, "sh")
+    printed = shell("bash", "-ec", commands)
+    assert "on corpus" not in printed
+    assert "WITH here AS" in printed
+    assert "1 there already" in printed
 
 
 def test_an_ingest_runs_as_its_page_says(shell):
@@ -174,6 +186,8 @@ def test_every_verb_is_documented_and_has_help(capsys):
         "import-examples",
         "check-sae",
         "top",
+        "feature",
+        "add-neighbors",
         "features-at",
         "sql",
         "info",

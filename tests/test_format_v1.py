@@ -141,7 +141,7 @@ def test_zarr_and_tensorstore_read_the_activations(lake, expected):
         np.testing.assert_array_equal(np.asarray(plain[:]).view(np.uint16), stored)
 
 
-def test_a_first_write_makes_it_version_3_with_samples(tmp_path):
+def test_a_first_write_makes_it_version_4_with_samples(tmp_path):
     """Also when a commit of version 1 waits; older snapshots stay as they were."""
     from scopelake.store.commit import Writer
     from scopelake.store.lake_store import LakeStore
@@ -156,7 +156,7 @@ def test_a_first_write_makes_it_version_3_with_samples(tmp_path):
     with Writer(store) as writer:
         writer.commit([], transaction="b", reason="second")
         writer.commit([], transaction="c", reason="third")
-    assert json.loads((path / "lake.json").read_text())["format_version"] == 3
+    assert json.loads((path / "lake.json").read_text())["format_version"] == 4
     lake = scopelake.open(path)
     rows = lake.sql("""
         SELECT count(*) AS samples, count(DISTINCT (corpus, feature)) AS features FROM samples

@@ -48,7 +48,7 @@ def test_it_is_written_on(lake, firings, tmp_path):
     (tmp_path / "more.txt").write_text("More rain fell on the hills than in any year before.\n" * 9)
     added = lake.append_corpus("lake", tmp_path / "more.txt")
     lake.add_corpus("packed", [tmp_path / "more.txt"], tokenizer=tiny.MODEL_NAME, packing=True)
-    assert json.loads((Path(lake.path) / "lake.json").read_text())["format_version"] == 3
+    assert json.loads((Path(lake.path) / "lake.json").read_text())["format_version"] == 4
     assert found(lake) == firings
     lake.ingest("lake", model=tiny.MODEL_NAME, saes=[SAE], dense=[("resid_post", 1)], device="cpu")
     assert firings < found(lake)

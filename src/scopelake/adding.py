@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 from scopelake.errors import InvalidArgumentError
 from scopelake.handle import LakeHandle
 from scopelake.named import bundled_coders, coder_specs, load_tokenizer, model_files
+from scopelake.names import check_whole
 
 if TYPE_CHECKING:
     from scopelake.ingest.corpus import CorpusSummary
     from scopelake.ingest.import_examples import ImportedExamples
+    from scopelake.ingest.neighbors import AddedNeighbors
     from scopelake.ingest.replies import Replier, ReplyConfig
     from scopelake.ingest.tokens import Tokenizer
 
@@ -197,6 +199,48 @@ class Adding(LakeHandle):
         self._check_writable()
         found = find_examples(coder_specs(saes), bundled_coders())
         done = import_examples(self._store, found, load_tokenizer(tokenizer), corpus, progress)
+        self.refresh()
+        return done
+
+    def add_neighbors(
+        self,
+        saes: str | Path | Sequence[str | Path],
+        *,
+        others: str | Path | Sequence[str | Path] | None = None,
+        k: int = 16,
+        device: str = "auto",
+        progress: Callable[[str, int, int], None] | None = None,
+    ) -> AddedNeighbors:
+        """Find the nearest features of each feature by the cosine of their decoder directions.
+
+        A direction is what a feature adds to the residual stream: its decoder row; of a CLT the sum
+        over the layers that it writes to, of a crosscoder the row of the last layer. Pairs that the
+        lake has already, with as many neighbors, are not made again.
+
+        Args:
+            saes: as in `ingest`; the lake has them.
+            others: coders whose features are the neighbors; by default those of `saes`, each with
+                each, where they can be compared: of one model or its pt and it versions, and of
+                ``attn_out``, which is before W_O, of one layer.
+            k: neighbors of a feature in each coder, 1 to 1,024.
+            device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``.
+            progress: called with (pair, pairs done, of how many).
+
+        Raises:
+            CoderFileError, CoderMismatchError, HubError, InvalidArgumentError, LakeBusyError,
+            ModelError, SaeNotFoundError.
+        """
+        from scopelake.ingest.find_coders import find_coders
+        from scopelake.ingest.model import choose_device
+        from scopelake.ingest.neighbors import add_neighbors
+
+        self._check_writable()
+        k, place = check_whole("k", k), choose_device(device)
+        found = [
+            None if specs is None else find_coders(coder_specs(specs), bundled=bundled_coders())
+            for specs in (saes, others)
+        ]
+        done = add_neighbors(self._store, found[0] or [], found[1], k, place, progress)
         self.refresh()
         return done
 

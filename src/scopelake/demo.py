@@ -17,7 +17,7 @@ from scopelake import tiny
 from scopelake.errors import LakeError, LakeExistsError, NotALakeError
 from scopelake.lake import Lake
 from scopelake.names import counted
-from scopelake.progress import corpus_progress, ingest_progress
+from scopelake.progress import corpus_progress, ingest_progress, step_progress
 from scopelake.render import print_table
 
 SHOWN_SAE: Final = "resid_post_all/layer_3_width_1024_l0_small"
@@ -48,6 +48,7 @@ def run_demo(path: Path) -> None:
     _check_own(lake)
     worked = add_demo_corpora(lake)
     worked |= _ingest(lake)
+    worked |= _add_neighbors(lake)
     if not worked:
         print(f"The lake in {path} is complete: no work was done.\n")
     else:
@@ -150,6 +151,15 @@ def _ingest(lake: Lake) -> bool:
     return worked
 
 
+def _add_neighbors(lake: Lake) -> bool:
+    """Compare the decoders of the residual stream's coders, each with each."""
+    with step_progress() as progress:
+        done = lake.add_neighbors(tiny.coders_path() / "resid_post_all", progress=progress)
+    if done.n_pairs:
+        print(f"{done}\n")
+    return done.n_pairs > 0
+
+
 def _show(lake: Lake, path: Path) -> None:
     print(lake.info().to_text())
     color = sys.stdout.isatty()
@@ -161,8 +171,9 @@ def _show(lake: Lake, path: Path) -> None:
     print_table(lake.sql(SQL))
     print(
         f"""
-Three commands to try next:
+Four commands to try next:
   scopelake top {path} {features[0]} --sae {SHOWN_SAE} --corpus chats --where "role = 'model'"
+  scopelake feature {path} {features[0]} --sae {SHOWN_SAE} --coactive
   scopelake features-at {path} 0 20 --corpus chats -k 3
   scopelake sql {path} "SELECT sae, sum(firings) AS firings FROM features GROUP BY sae ORDER BY sae"
 """

@@ -13,6 +13,7 @@ from scopelake.store.lake_store import LakeStore
 from scopelake.store.snapshot import Snapshot
 
 if TYPE_CHECKING:
+    from scopelake.query.card_source import CardSource
     from scopelake.query.connect import Connection
     from scopelake.query.resolve import SaeInfo
 
@@ -51,7 +52,7 @@ class LakeHandle:
 
     def refresh(self) -> None:
         """Move to the lake's latest snapshot."""
-        for cached in ("_connection", "_saes"):
+        for cached in ("_connection", "_saes", "_cards"):
             self.__dict__.pop(cached, None)
         self._within.clear()
         self._snapshot = self._store.snapshot()
@@ -78,6 +79,13 @@ class LakeHandle:
         from scopelake.query.resolve import list_saes
 
         return list_saes(self._store, self._snapshot)
+
+    @cached_property
+    def _cards(self) -> CardSource:
+        from scopelake.named import decode
+        from scopelake.query.card_source import CardSource
+
+        return CardSource(self._connection, self._store, self._snapshot, decode)
 
     def _check_writable(self) -> None:
         if self._pinned:

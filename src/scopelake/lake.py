@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from scopelake.adding import Adding
 from scopelake.asking import Asking
 from scopelake.building import Building
+from scopelake.describing import Describing
 from scopelake.errors import InvalidArgumentError
 from scopelake.framing import Framing
 from scopelake.names import check_whole
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from scopelake.store.verify import Verification
 
 
-class Lake(Adding, Building, Planning, Asking, Framing):
+class Lake(Adding, Building, Planning, Asking, Describing, Framing):
     """A lake at one snapshot; writing moves it to the snapshot it made."""
 
     @classmethod

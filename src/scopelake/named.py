@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from scopelake.names import Site, SiteLayer, check_text, check_whole
 if TYPE_CHECKING:
     from scopelake.ingest.model import ModelFiles
     from scopelake.ingest.tokens import Tokenizer
+    from scopelake.ingest.vocabulary import Vocabulary
 
 
 def model_files(
@@ -55,6 +57,28 @@ def load_tokenizer(tokenizer: str | Path) -> Tokenizer:
 
     files = model_files(tokenizer, tokenizer_only=True)
     return Tokenizer.load(files.path, files.name)
+
+
+def decode(tokenizer: str, digest: str, ids: Sequence[int]) -> list[str] | None:
+    """Return the texts of token ids, if the tokenizer of that name and digest is on this machine.
+
+    Nothing is fetched, and only the tokenizer's own file is read.
+    """
+    vocabulary = _vocabulary(tokenizer)
+    if vocabulary is None or vocabulary.digest != digest:
+        return None
+    return vocabulary.texts(ids)
+
+
+@cache
+def _vocabulary(tokenizer: str) -> Vocabulary | None:
+    from scopelake.ingest.vocabulary import Vocabulary, find_cached_tokenizer
+
+    if tokenizer == tiny.MODEL_NAME:
+        file: Path | None = tiny.model_path() / "tokenizer.json"
+    else:
+        file = find_cached_tokenizer(tokenizer)
+    return None if file is None else Vocabulary(file)
 
 
 def coder_specs(saes: str | Path | Sequence[str | Path]) -> list[str | Path]:

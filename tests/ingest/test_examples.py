@@ -351,3 +351,20 @@ def test_published_examples_of_a_lake_without_its_runs_are_left_alone(lake, publ
     done = lake.repair(lake.verify())
     assert {finding.table for finding in done.beyond} == {"runs", "peaks"}
     assert done.n_files == 0
+
+
+def test_a_card_says_what_the_file_says_and_no_more(lake, published):
+    bring(lake, published.folder)
+    feature = max(range(WIDTH), key=lambda f: len(listed(published, f)))
+    card = lake.feature(feature, layer=1, coactive=True)
+    (row,) = card.by_corpus.to_pylist()
+    stored = lake.sql("SELECT * FROM features WHERE feature = ?", [feature]).to_pylist()[0]
+    assert (row["density"], row["max"]) == (stored["density"], stored["max"])
+    assert (row["firings"], row["p50"], row["histogram"]) == (None, None, None)
+    assert (card.total, card.corpora, card.coactive) == (None, (), None)
+    assert card.by_role.num_rows == card.by_position.num_rows == 0
+    assert card.peaks.table["activation"][0].as_py() == listed(published, feature)[0][0]
+    assert [r["token_id"] for r in card.tokens.to_pylist()[:10]] == stored["top_tokens"]
+    assert any("published examples only" in note for note in card.notes)
+    assert "published examples only" in card.to_text()
+    assert card._repr_html_()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -216,7 +217,7 @@ def write_statistics(writer: Writer, sae: str, corpus: str) -> None:
     store = writer.store
     files = store.data_files("postings", store.snapshot(), sae=sae, corpus=corpus)
     table = feature_statistics(store.root, [f.path for f in files], WIDTH, 1000)
-    for name in SCHEMAS["features"].names[-5:]:
+    for name in SCHEMAS["features"].names[-6:]:
         field = SCHEMAS["features"].field(name)
         table = table.append_column(field, pa.nulls(WIDTH, field.type))
     receipt = write_features(store.root, table, sae, corpus, "r")
@@ -242,4 +243,20 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
     connection = connect(store, snapshot)
     by_key = {(c.corpus, c.context): c for c in contexts}
     yield Built(store, snapshot, connection, by_key, rows)
+    connection.close()
+
+
+@pytest.fixture(scope="session")
+def counted(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
+    """The same lake with the statistics of every SAE on every corpus."""
+    path = tmp_path_factory.mktemp("counted") / "lake"
+    store = LakeStore.open(shutil.copytree(built.store.root.url, path))
+    with Writer(store) as writer:
+        for sae in SAES:
+            for corpus in CONTEXTS:
+                if not store.data_files("features", store.snapshot(), sae=sae, corpus=corpus):
+                    write_statistics(writer, sae, corpus)
+    snapshot = store.snapshot()
+    connection = connect(store, snapshot)
+    yield Built(store, snapshot, connection, built.contexts, built.rows)
     connection.close()

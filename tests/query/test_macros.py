@@ -10,6 +10,7 @@ import pytest
 from scopelake.errors import QueryError
 from scopelake.query.contexts import top_contexts
 from scopelake.query.firing import features_at
+from scopelake.query.rank_contexts import Ranking
 from scopelake.query.resolve import list_saes
 from scopelake.query.sql import sql
 
@@ -40,8 +41,9 @@ def test_top_contexts_agree_with_the_verb_and_with_brute_force(built, feature, k
     found = rows(built, query, {"f": feature, "k": k, "c": corpus})
     expected = strongest(built, feature, corpus)[:k]
     assert [(r["corpus"], r["context"], r["position"], r["activation"]) for r in found] == expected
-    verb = top_contexts(built.connection, built.sae(), feature, k=k, corpus=corpus, window=2)
-    assert [{**r, "sae": ONE} for r in verb.table.to_pylist()] == found
+    verb = top_contexts(built.connection, Ranking(built.sae(), feature, k, corpus), window=2)
+    shown = verb.table.drop_columns("value").to_pylist()
+    assert [{**r, "sae": ONE} for r in shown] == found
 
 
 def test_top_contexts_by_name_by_parameter_and_lateral_use(built):
@@ -87,7 +89,7 @@ def test_features_at_agrees_with_the_verb(built, corpus, position, k, sae):
             built.connection, built.store, built.snapshot, saes, context, position,
             corpus=corpus, k=k, sae=sae,
         )  # fmt: skip
-        assert found == verb.table.to_pylist()
+        assert found == verb.table.drop_columns("score").to_pylist()
 
 
 @pytest.mark.parametrize("corpus", [None, "plain", "chats"])
@@ -107,8 +109,8 @@ def test_coactive_agrees_with_brute_force(built, feature, k, other, corpus):
         n = len(mine & theirs)
         if sae == other and n and (sae, f) != (ONE, feature):
             lift = n * n_tokens / (len(mine) * len(theirs))
-            expected.append((f, n, len(mine), len(theirs), n_tokens, lift, math.log(lift)))
-    expected.sort(key=lambda e: (-e[1], e[0]))
+            expected.append((f, n, len(mine), len(theirs), n_tokens, lift, math.log2(lift)))
+    expected.sort(key=lambda e: (-e[1] * e[-1], -e[1], e[0]))
     found = rows(
         built,
         "FROM coactive($s, $f, k := $k, corpus := $c, other_sae := $o)",

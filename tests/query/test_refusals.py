@@ -8,6 +8,7 @@ import pytest
 
 from scopelake.errors import QueryError, ScopelakeError
 from scopelake.query.contexts import top_contexts
+from scopelake.query.rank_contexts import Ranking
 from scopelake.query.sql import sql, sql_batches
 
 TABLES = "{tables}"
@@ -184,7 +185,7 @@ def test_the_name_of_a_subquery_is_no_pass_for_a_file(built, name):
 )
 def test_a_predicate_is_no_way_out(built, where):
     with pytest.raises(QueryError) as caught:
-        top_contexts(built.connection, built.sae(), 3, where=where)
+        top_contexts(built.connection, Ranking(built.sae(), 3, where=where))
     assert "\n" not in str(caught.value)
 
 

@@ -60,7 +60,7 @@ def test_paths_that_are_not_lakes(tmp_path, store):
         LakeStore.create(tmp_path)
     marker = store.root.path / "lake.json"
     values = json.loads(marker.read_text())
-    marker.write_text(json.dumps(values | {"format_version": 4}))
+    marker.write_text(json.dumps(values | {"format_version": 5}))
     with pytest.raises(FormatVersionError, match="3.*newer scopelake"):
         LakeStore.open(store.root.path)
     marker.write_text("{")

@@ -6,8 +6,9 @@ import argparse
 from typing import Any, Final
 
 import scopelake
+from scopelake.cli.options import add_feature, add_window
 from scopelake.cli.parsing import add_json, add_lake, add_verb, show
-from scopelake.names import CONTEXT_RANKINGS, FIRING_RANKINGS, SAMPLINGS, SITES
+from scopelake.names import CONTEXT_RANKINGS, FIRING_RANKINGS, SAMPLINGS
 from scopelake.render import to_json
 
 
@@ -36,25 +37,13 @@ def _add_sample(verbs: Any) -> None:  # noqa: ANN401
 def _add_contexts(parser: argparse.ArgumentParser) -> None:
     """Add which contexts of which feature."""
     add_lake(parser)
-    parser.add_argument("feature", type=int, help="its index in the SAE, from 0")
-    parser.add_argument("--layer", type=int, help="the SAE of this layer, if only one fits")
-    parser.add_argument("--site", choices=SITES, help="the SAE of this site")
-    parser.add_argument("--sae", help="name of the SAE, or a unique ending of it")
-    parser.add_argument("-k", type=int, default=20, help="number of contexts; 20 by default")
-    parser.add_argument(
-        "--window", type=_window, default=16, metavar="N",
-        help="tokens on either side, or all for the whole context; 16 by default",
-    )  # fmt: skip
-    parser.add_argument("--corpus", help="only this corpus; all by default")
+    add_feature(parser)
+    add_window(parser)
     parser.add_argument("--where", help="SQL predicate, e.g. \"role = 'user'\"")
     parser.add_argument("--bos", action="store_true", help="count firings on BOS too")
     parser.add_argument(
         "--distinct", action="store_true", help="of each document only its first context"
     )
-
-
-def _window(text: str) -> int | None:
-    return None if text == "all" else int(text)
 
 
 def _contexts(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from scopelake.names import SITES
+
 
 def add_coders(parser: argparse.ArgumentParser) -> None:
     """Add ``--sae``, which names coders."""
@@ -51,3 +53,27 @@ def placement(arguments: argparse.Namespace) -> dict[str, Any]:
         "device_map": arguments.device_map,
         "model_name": arguments.model_name,
     }
+
+
+def add_feature(
+    parser: argparse.ArgumentParser, k: int = 20, of: str = "number of contexts"
+) -> None:
+    """Add which feature of which SAE is meant, and how many of what there shall be."""
+    parser.add_argument("feature", type=int, help="its index in the SAE, from 0")
+    parser.add_argument("--layer", type=int, help="the SAE of this layer, if only one fits")
+    parser.add_argument("--site", choices=SITES, help="the SAE of this site")
+    parser.add_argument("--sae", help="name of the SAE, or a unique ending of it")
+    parser.add_argument("--corpus", help="only of this corpus; of all by default")
+    parser.add_argument("-k", type=int, default=k, help=f"{of}; {k} by default")
+
+
+def add_window(parser: argparse.ArgumentParser) -> None:
+    """Add how much of a context is shown."""
+    parser.add_argument(
+        "--window", type=_window, default=16, metavar="N",
+        help="tokens on either side, or all for the whole context; 16 by default",
+    )  # fmt: skip
+
+
+def _window(text: str) -> int | None:
+    return None if text == "all" else int(text)

@@ -18,8 +18,12 @@ _LEFT_OUT: Final = re.compile(r"\b(made without|leave) ([a-z_]+)\b")
 """An argument that is named without a value."""
 _QUOTED: Final = re.compile(r"(?<!\S)(--[a-z-]+) '([\w.:/@-]+)'")
 """An option with a value that a shell takes without quotes."""
-_SPELT: Final = {"saes": "--sae", "k": "-k", "n_contexts": "--contexts"}
-_VERBS: Final = ("add_corpus", "append_corpus", "features_at", "import_examples", "check_sae")
+_SPELT: Final = {
+    "saes": "--sae", "others": "--other", "k": "-k", "n_contexts": "--contexts",
+}  # fmt: skip
+_VERBS: Final = (
+    "add_corpus", "append_corpus", "features_at", "import_examples", "check_sae", "add_neighbors",
+)  # fmt: skip
 
 
 def add_verb(
