@@ -65,8 +65,9 @@ class Crew(Protocol):
         """How many devices encode."""
 
     @property
-    def columns(self) -> WeightColumns:
-        """What weights say, of coders of which it is known; what is computed is added."""
+    def columns(self) -> WeightColumns | None:
+        """What weights say, of coders of which it is known; what is computed is added. None:
+        nothing is known, and nothing kept."""
 
     def ready(
         self, assignment: Assignment, coders: Sequence[CoderFiles], budget: Budget, stages: Stages
@@ -104,18 +105,18 @@ class Here:
     n_devices = 1
 
     def __init__(self, source: ActivationSource, loaded: Loaded | None = None) -> None:
-        self.source, self._loaded = source, loaded or Loaded()
+        self.source, self._loaded = source, loaded
 
     @property
-    def columns(self) -> WeightColumns:
-        """What weights say, as far as it was computed here."""
-        return self._loaded.columns
+    def columns(self) -> WeightColumns | None:
+        """What weights say, as far as it is in memory."""
+        return None if self._loaded is None else self._loaded.columns
 
     def ready(
         self, assignment: Assignment, coders: Sequence[CoderFiles], budget: Budget, stages: Stages
     ) -> Callable[[Work], None]:
         """Load the coders' weights."""
-        there = self._loaded.encoders
+        there = {} if self._loaded is None else self._loaded.encoders
         weights = {
             c.name: there.get(c.name) or load_encoders(c, self.source.model.device) for c in coders
         }
@@ -149,7 +150,7 @@ class There:
 
     def __init__(self, cluster: Cluster, recipe: Recipe) -> None:
         self._cluster, self._recipe, self._key = cluster, recipe, uuid4().hex
-        self.columns: WeightColumns = {}
+        self.columns: WeightColumns | None = None
         cluster.wait_for_worker()
         model: ModelIdentity = cluster.submit(identify, self._key, recipe).result()
         self.source = Described(model, recipe)

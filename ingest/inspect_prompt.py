@@ -20,6 +20,7 @@ from scopelake.ingest.plan import IngestConfig, check_catalogue
 from scopelake.ingest.prompt_errors import RecordedActivations, prompt_errors
 from scopelake.ingest.replies import Replier, ReplyConfig
 from scopelake.ingest.sources import PromptSource
+from scopelake.ingest.stored_weights import stored_weight_columns
 from scopelake.ingest.tokens import Tokenizer
 from scopelake.ingest.windows import Cutting
 from scopelake.store.lake_store import LakeStore
@@ -64,6 +65,8 @@ class PromptReader:
     ) -> None:
         """Refuse what `ingest` could not do, before anything is written.
 
+        What the lake has of the coders' weights is taken over, so that it is not computed again.
+
         Raises:
             CoderMismatchError: a name in the lake stands for another model or coder.
             CorpusSourceError: the prompt is empty or no chat.
@@ -75,7 +78,11 @@ class PromptReader:
                 f"generate={replies.max_tokens} was asked for a text; replies belong to chats; "
                 "give messages (--chat), or leave generate out"
             )
-        check_catalogue(store, store.snapshot(), _free_name(store), self.model, self.coders)
+        snapshot = store.snapshot()
+        check_catalogue(store, snapshot, _free_name(store), self.model, self.coders)
+        unknown = [c for c in self.coders if c.name not in self._loaded.columns]
+        if unknown:
+            self._loaded.columns.update(stored_weight_columns(store, snapshot, unknown, self.model))
         self._check_length(source, 0 if replies is None else replies.max_tokens)
 
     def ingest(

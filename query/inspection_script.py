@@ -13,12 +13,12 @@ h1 { margin: 0 0 4px; font-size: 17px }
 header p { margin: 0; color: #444c56 }
 fieldset { border: 0; margin: 8px 0 0; padding: 0; display: flex; gap: 16px; flex-wrap: wrap }
 legend { float: left; margin-right: 12px; padding: 0; font-weight: 600 }
-main { display: grid; grid-template-columns: minmax(0, 1fr) 400px; height: calc(100vh - 130px) }
+main { display: grid; grid-template-columns: minmax(0, 1fr) 370px; height: calc(100vh - 130px) }
 #scroll { overflow: auto }
 table { border-collapse: separate; border-spacing: 0; font-variant-numeric: tabular-nums }
 th, td { border-right: 1px solid #e6eaee; border-bottom: 1px solid #e6eaee; padding: 2px 5px }
 thead th { position: sticky; top: 0; z-index: 2; background: #f6f8fa; font-weight: 600;
-  vertical-align: bottom; min-width: 58px; font-size: 12px; white-space: nowrap }
+  vertical-align: bottom; min-width: 54px; font-size: 12px; white-space: nowrap }
 thead small { display: block; font-weight: 400; color: #57606a }
 tbody th, thead th:first-child { position: sticky; left: 0; z-index: 1; background: #fff;
   text-align: left; font-weight: 400; white-space: pre; max-width: 240px; overflow: hidden;
@@ -52,7 +52,7 @@ BODY: Final = """
 <label><input type="radio" name="colour" value="score" checked> strongest firing, within its
 column (<span id="meaning"></span>)</label>
 <label><input type="radio" name="colour" value="unexplained"> what the SAE leaves unexplained
-</label></fieldset></header>
+(under each layer: mean over the tokens)</label></fieldset></header>
 <main><div id="scroll"><table aria-label="tokens by layers"><thead></thead><tbody></tbody></table>
 </div><aside aria-live="polite"><h2>Choose a cell</h2><p>Point at a cell, click it, or go there with
 the arrow keys: what fired at this token in this layer is shown here.</p></aside></main>
@@ -100,7 +100,7 @@ data.places.forEach((place) => {
   cell.scope = "col";
   cell.title = place.sae;
   make("small", place.short.split("/")[0].replace(/_all$/, ""), cell);
-  make("small", place.mean === null ? "" : percent(place.mean) + " missed", cell).title =
+  make("small", place.mean === null ? "" : percent(place.mean), cell).title =
     "unexplained, mean over the tokens";
 });
 const body = find("tbody");
@@ -144,8 +144,9 @@ function rank(i, position) {
   if (data.against === null || isBos(position)) return "";
   if (fired.percentile[i] === null) return "fires nowhere on " + data.against;
   const error = fired.error[i];
-  return "percentile " + fired.percentile[i].toFixed(error ? 0 : 1) +
-    (error ? " \u00b1 " + error.toFixed(0) : "") + " of " + data.against;
+  const places = error >= 1 ? 0 : 1;
+  return "percentile " + fired.percentile[i].toFixed(places) +
+    (error ? " \u00b1 " + error.toFixed(places) : "") + " of " + data.against;
 }
 
 function show(index) {

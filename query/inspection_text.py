@@ -113,7 +113,8 @@ def percentile(row: Mapping[str, Any], *, compared: bool) -> str:
     if row["percentile"] is None:
         return "new"
     error = row["percentile_error"]
-    return f"p{row['percentile']:.1f}" if not error else f"p{row['percentile']:.0f}±{error:.0f}"
+    digits = 0 if error >= 1 else 1
+    return f"p{row['percentile']:.{digits}f}" + (f"±{error:.{digits}f}" if error else "")
 
 
 def inspection_table(found: Inspection) -> str:

@@ -19,6 +19,7 @@ from scopelake.errors import (
     CorpusSourceError,
     InvalidArgumentError,
     NotIngestedError,
+    PartialWarning,
 )
 
 FAMILIES = ["resid_post_all/layer_3_width_1024_l0_small",
@@ -184,6 +185,19 @@ def test_an_sae_that_never_fires_has_errors_of_its_bias(lake, tmp_path, write_co
     json.loads(found.to_json())
 
 
+def test_what_the_lake_has_of_the_weights_is_not_computed_again(lake, monkeypatch):
+    def never(*_):
+        raise AssertionError("a decoder was multiplied")
+
+    monkeypatch.setattr("scopelake.ingest.statistics.decoder_columns", never)
+    found = lake.inspect(TEXT, model=tiny.MODEL_NAME, saes=SAES, device="cpu", k=1)
+    query = """
+        SELECT sae, feature, decoder_norm, encoder_norm, top_tokens, top_logits, bottom_tokens,
+               bottom_logits
+        FROM features WHERE corpus = ? ORDER BY sae, feature"""
+    assert lake.sql(query, [found.corpus]).equals(lake.sql(query, ["code"]))
+
+
 def test_what_is_not_kept_leaves_nothing(lake, inspector, tmp_path, monkeypatch):
     kept = inspector.inspect(TEXT, k=4, by="surprise")
     before, snapshot = files(lake.path), lake.snapshot
@@ -205,9 +219,10 @@ def test_what_is_not_kept_leaves_nothing(lake, inspector, tmp_path, monkeypatch)
 def test_percentiles_are_shares_of_the_corpus(lake, inspector):
     found = inspector.inspect(TEXT, k=None, keep=False)
     assert found.against == "code"
-    everything = lake.sql(
-        "SELECT sae, feature, activation FROM postings WHERE corpus = 'code' AND kind <> 'bos'"
-    ).to_pylist()
+    with pytest.warns(PartialWarning):  # of the other corpus
+        everything = lake.sql(
+            "SELECT sae, feature, activation FROM postings WHERE corpus = 'code' AND kind <> 'bos'"
+        ).to_pylist()
     there = {}
     for row in everything:
         there.setdefault((row["sae"], row["feature"]), []).append(row["activation"])
