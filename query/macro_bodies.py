@@ -82,6 +82,7 @@ WITH top AS MATERIALIZED (
   LEFT JOIN fired ON fired.rank = t.rank
 ), answer AS (
   SELECT rank, {PRIVATE}.sae_of{_CHOICE} AS sae, corpus, context, position, activation,
+    CAST(activation AS DOUBLE) AS value,
     CASE WHEN documents IS NULL THEN document ELSE
       documents[len(list_filter(documents, lambda d: d.position <= shown.position))].document END
       AS document,
@@ -93,7 +94,7 @@ WITH top AS MATERIALIZED (
 )
 SELECT *, array_to_string(tokens, '') AS text FROM answer
 UNION ALL
-{_failing(why, 12)}
+{_failing(why, 13)}
 ORDER BY 1"""
 
 
@@ -136,10 +137,11 @@ WITH here AS MATERIALIZED (
     {is_kept if any_partial else ""}
 )
 SELECT f.sae, s.layers[f.feature // s.features_per_layer + 1] AS layer, s.site, f.position,
-  {piece("(f.position + 1)")} AS token, f.feature, f.activation
+  {piece("(f.position + 1)")} AS token, f.feature, f.activation,
+  CAST(f.activation AS DOUBLE) AS score
 FROM fired f JOIN {PRIVATE}.saes s ON s.sae = f.sae CROSS JOIN here
 UNION ALL
-SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL
+SELECT NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL
 FROM (SELECT {why} AS why FROM (SELECT {early} AS early),
   (SELECT max(here.n_tokens) AS n_tokens FROM here), known)
 WHERE CASE WHEN why IS NULL THEN false ELSE error(why) END

@@ -54,7 +54,9 @@ def tally(firings: Firings) -> pa.Table:
 
 def add_up(parts: Sequence[pa.Table]) -> pa.Table:
     """Return tallies of disjoint firings as one."""
-    rows = pa.concat_tables(parts).combine_chunks()
+    # Older files have columns that may be null.
+    schema = file_schema("tallies")
+    rows = pa.concat_tables([part.cast(schema) for part in parts]).combine_chunks()
     feature = rows["feature"].to_numpy()
     lengths = rows["bins"].combine_chunks().value_lengths().to_numpy()
     bins = rows["bins"].combine_chunks().flatten().to_numpy().astype(np.int64)
@@ -81,9 +83,7 @@ def read_tallies(root: Root, paths: Sequence[str]) -> pa.Table:
     found = file_schema("tallies").empty_table()
     with checked_copies(root, list(paths)) as local:
         for path in paths:
-            # Their numbers are required columns in a file.
-            rows = pq.read_table(local.open(path)).cast(found.schema)
-            found = add_up([found, rows])
+            found = add_up([found, pq.read_table(local.open(path))])
     return found
 
 

@@ -14,15 +14,15 @@ from scopelake.cli import _parser, main
 from scopelake.ingest.corpus_files import JSON_SUFFIXES, TEXT_SUFFIXES
 from scopelake.ingest.documents import CHAT_ROLES
 from scopelake.query.columns import VIEWS
-from scopelake.query.contexts import WHERE_COLUMNS
 from scopelake.query.macros import MACROS
+from scopelake.query.rank_contexts import WHERE_COLUMNS
 
 ROOT = Path(__file__).resolve().parent.parent
 README, FORMAT, CLI = ROOT / "README.md", ROOT / "docs" / "format.md", ROOT / "docs" / "cli.md"
 ENCODING, ACTIVATIONS = ROOT / "docs" / "encoding.md", ROOT / "docs" / "activations.md"
 CORPORA, INGEST = ROOT / "docs" / "corpora.md", ROOT / "docs" / "ingest.md"
 SQL, DASK = ROOT / "docs" / "sql.md", ROOT / "docs" / "dask.md"
-FEATURES = ROOT / "docs" / "features.md"
+FEATURES, CONTEXTS = ROOT / "docs" / "features.md", ROOT / "docs" / "contexts.md"
 INSPECT = ROOT / "docs" / "inspect.md"
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "examples").rglob("*.md"))]
 NOT_RUN = "<!-- not run"
@@ -92,13 +92,6 @@ def test_the_page_of_sql_shows_what_it_prints_and_what_views_hold(shell, shown):
     assert page.count("\n### ") == len(VIEWS)
 
 
-@pytest.mark.parametrize("page", [ENCODING, ACTIVATIONS, CORPORA, DASK], ids=lambda page: page.stem)
-def test_a_page_prints_what_it_shows(shell, shown, page):
-    (block,) = blocks(page, "python")
-    printed = shell(sys.executable, "-P", "-c", block)
-    assert "".join(f"    {line}\n" for line in printed.splitlines()) in page.read_text()
-
-
 def test_the_page_of_features_prints_what_it_shows(shell, shown):
     (block,) = blocks(FEATURES, "python")
     printed = shell(sys.executable, "-P", "-c", block)
@@ -108,6 +101,15 @@ def test_the_page_of_features_prints_what_it_shows(shell, shown):
     assert "on corpus" not in printed
     assert "WITH here AS" in printed
     assert "1 there already" in printed
+
+
+@pytest.mark.parametrize(
+    "page", [ENCODING, ACTIVATIONS, CORPORA, DASK, CONTEXTS], ids=lambda page: page.stem
+)
+def test_a_page_prints_what_it_shows(shell, shown, page):
+    (block,) = blocks(page, "python")
+    printed = shell(sys.executable, "-P", "-c", block)
+    assert "".join(f"    {line}\n" for line in printed.splitlines()) in page.read_text()
 
 
 def test_an_ingest_runs_as_its_page_says(shell):

@@ -42,8 +42,7 @@ def test_top_contexts_agree_with_the_verb_and_with_brute_force(built, feature, k
     expected = strongest(built, feature, corpus)[:k]
     assert [(r["corpus"], r["context"], r["position"], r["activation"]) for r in found] == expected
     verb = top_contexts(built.connection, Ranking(built.sae(), feature, k, corpus), window=2)
-    shown = verb.table.drop_columns("value").to_pylist()
-    assert [{**r, "sae": ONE} for r in shown] == found
+    assert [{**r, "sae": ONE} for r in verb.table.to_pylist()] == found
 
 
 def test_top_contexts_by_name_by_parameter_and_lateral_use(built):
@@ -89,7 +88,7 @@ def test_features_at_agrees_with_the_verb(built, corpus, position, k, sae):
             built.connection, built.store, built.snapshot, saes, context, position,
             corpus=corpus, k=k, sae=sae,
         )  # fmt: skip
-        assert found == verb.table.drop_columns("score").to_pylist()
+        assert found == verb.table.to_pylist()
 
 
 @pytest.mark.parametrize("corpus", [None, "plain", "chats"])
