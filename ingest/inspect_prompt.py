@@ -70,14 +70,8 @@ class PromptReader:
         Raises:
             CoderMismatchError: a name in the lake stands for another model or coder.
             CorpusSourceError: the prompt is empty or no chat.
-            InvalidArgumentError: it is longer than the model's context, or a text is to be
-                answered.
+            InvalidArgumentError: it is longer than the model's context.
         """
-        if replies is not None and not source.chat:
-            raise InvalidArgumentError(
-                f"generate={replies.max_tokens} was asked for a text; replies belong to chats; "
-                "give messages (--chat), or leave generate out"
-            )
         snapshot = store.snapshot()
         check_catalogue(store, snapshot, _free_name(store), self.model, self.coders)
         unknown = [c for c in self.coders if c.name not in self._loaded.columns]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +40,10 @@ ERRORS: Final = pa.schema(
 """
 
 
+TOKENS_AT_ONCE: Final = 1024
+"""Reconstructed together: of a CLT each is a vector for every layer."""
+
+
 @dataclass(frozen=True)
 class RecordedActivations(LiveActivations):
     """Those of a model that runs, kept for one prompt, with those that coders write to."""
@@ -65,7 +69,7 @@ class RecordedActivations(LiveActivations):
 
 def prompt_errors(
     coders: Sequence[CoderFiles],
-    seen: Mapping[SiteLayer, torch.Tensor],
+    seen: Activations,
     firings: pa.Table,
     kinds: npt.NDArray[np.int8],
 ) -> pa.Table:
@@ -107,16 +111,34 @@ def prompt_errors(
 
 def _errors(
     coder: CoderFiles,
-    seen: Mapping[SiteLayer, torch.Tensor],
-    firings: Mapping[str, npt.NDArray[np.generic]],
+    seen: Activations,
+    firings: Mapping[str, npt.NDArray[Any]],
     n_tokens: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return squared error, squared distance from b_dec and norm, each [n_tokens, n_out]."""
-    target = torch.stack([seen[site].float() for site in coder.targets], dim=1)
-    device = target.device
+    parts = []
+    for start in range(0, n_tokens, TOKENS_AT_ONCE):
+        stop = min(start + TOKENS_AT_ONCE, n_tokens)
+        within = (firings["position"] >= start) & (firings["position"] < stop)
+        own = {name: values[within] for name, values in firings.items()}
+        parts.append(_errors_between(coder, seen, own, start, stop))
+    squares, variation, norms = (torch.cat(part) for part in zip(*parts, strict=True))
+    return squares, variation, norms
+
+
+def _errors_between(
+    coder: CoderFiles,
+    seen: Activations,
+    firings: Mapping[str, npt.NDArray[Any]],
+    start: int,
+    stop: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return what `_errors` does, of tokens [start, stop) and their firings."""
+    target = torch.stack([seen[site][start:stop].float() for site in coder.targets], dim=1)
+    device, position = target.device, firings["position"].astype(np.int64) - start
     features, index = np.unique(firings["feature"].astype(np.int64), return_inverse=True)
-    order = np.lexsort((index, firings["position"]))
-    counts = np.bincount(firings["position"].astype(np.int64), minlength=n_tokens)
+    order = np.lexsort((index, position))
+    counts = np.bincount(position, minlength=stop - start)
     codes = SparseCodes(
         torch.from_numpy(np.append(0, np.cumsum(counts))).to(device),
         torch.from_numpy(index[order].astype(np.int32)).to(device),
@@ -124,8 +146,10 @@ def _errors(
     )
     with torch.inference_mode():
         weights = load_decoder_rows(coder, features, device)
-        x = torch.stack([seen[site].float() for site in coder.sites], dim=1)
-        y = decode(codes, weights, x if coder.affine else None)
+        x = None
+        if coder.affine:
+            x = torch.stack([seen[site][start:stop].float() for site in coder.sites], dim=1)
+        y = decode(codes, weights, x)
         silent = weights.b_dec.expand_as(target)
         return (
             reconstruction_error(y, target),

@@ -222,15 +222,16 @@ class Building(LakeHandle):
             ModelError, CoderFileError, CoderMismatchError, CorpusSourceError, HubError,
             InvalidArgumentError, LakeBusyError, CorpusNotFoundError, NotIngestedError.
         """
+        from scopelake.inspector import InspectionRequest
+
         if keep:
             self._check_writable()
+        # Wrong arguments are refused before a model is loaded.
+        request = InspectionRequest(prompt, generate, temperature, seed, k, by, against, keep)
         return self.inspector(
             model=model, saes=saes, device=device, dtype=dtype, device_map=device_map,
             model_name=model_name,
-        ).inspect(
-            prompt, generate=generate, temperature=temperature, seed=seed, k=k, by=by,
-            against=against, keep=keep,
-        )  # fmt: skip
+        ).run(request)  # fmt: skip
 
     def inspector(
         self,

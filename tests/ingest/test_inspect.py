@@ -134,7 +134,9 @@ def check_errors(found, sae, sites, reads, writes, params):
             np.testing.assert_allclose(got, values[1:].numpy(), rtol=5e-3, err_msg=name)
 
 
-def test_errors_are_those_of_plain_torch(inspector):
+@pytest.mark.parametrize("at_once", [1024, 5])
+def test_errors_are_those_of_plain_torch(inspector, monkeypatch, at_once):
+    monkeypatch.setattr("scopelake.ingest.prompt_errors.TOKENS_AT_ONCE", at_once)
     found = inspector.inspect(TEXT, keep=False)
     ids = token_ids(TEXT)
     sites = plain_sites(ids)
@@ -365,6 +367,9 @@ def test_the_command_line_refuses_before_the_model_runs(lake, capsys, tmp_path, 
         (["x", "--html", str(tmp_path)], "Is a directory"),
         ([], "no prompt"),
         (["--chat"], "no prompt"),
+        ([""], "an empty prompt"),
+        (["x", "-k", "0"], "k=0|-k 0"),
+        (["x", "--generate", "3"], "replies belong to chats"),
         (["x", "--chat", str(tmp_path / "no.json")], "one prompt is inspected at a time"),
         (["--chat", str(tmp_path / "no.json")], "it is no JSON"),
         (["--chat", str(tmp_path / "none.json")], "has no messages"),
