@@ -5,7 +5,7 @@ STAMP := .venv/.ready
 export PYTHONSAFEPATH := 1
 
 .PHONY: demo test lint parity oldest soak bench bench-ingest bench-compact bench-dense bench-styles bench-memory bench-stream \
-	bench-corpus bench-scaling bench-examples bench-encode bench-gpu bench-plan bench-committer bench-query clean setup
+	bench-corpus bench-scaling bench-examples bench-encode bench-gpu bench-plan bench-committer bench-query bench-query-peers clean setup
 .SECONDARY:
 
 setup: $(STAMP)
@@ -80,6 +80,14 @@ bench-corpus: $(STAMP)
 bench-query: $(STAMP)
 	PYTHONPATH=benchmarks $(BIN)/python benchmarks/query.py
 
+# delphi without what it needs beyond its cache and loader (vllm, CUDA's packages).
+.venv-query-peers/.delphi: .venv-query-peers/.ready
+	.venv-query-peers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps eai-delphi==0.1.3
+	touch $@
+
+bench-query-peers: .venv-query-peers/.delphi
+	PYTHONPATH=benchmarks .venv-query-peers/bin/python benchmarks/query_peers.py
+
 bench-examples: $(STAMP)
 	PYTHONPATH=benchmarks $(BIN)/python benchmarks/examples.py
 
@@ -90,5 +98,5 @@ bench-committer: $(STAMP)
 	PYTHONPATH=benchmarks $(BIN)/python benchmarks/committer.py
 
 clean:
-	rm -rf .venv .venv-parity .venv-oldest build dist src/*.egg-info kernels/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-lake
+	rm -rf .venv .venv-parity .venv-oldest .venv-query-peers build dist src/*.egg-info kernels/*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-lake
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

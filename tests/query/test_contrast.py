@@ -13,6 +13,7 @@ from scopelake.names import KIND_BOS
 from scopelake.query.connect import connect
 from scopelake.query.contrast import contrast_contexts
 from scopelake.query.resolve import Partial, list_saes
+from scopelake.query.sql import sql
 from scopelake.store.commit import Writer
 from scopelake.store.firings import Firings
 from scopelake.store.lake_store import LakeStore
@@ -54,7 +55,8 @@ def lake(tmp_path_factory):
     ]  # fmt: skip
     sae = {"sae": "s", "site": "resid_post", "layer": 0, "layers": [0], "width": WIDTH,
            "features_per_layer": WIDTH}  # fmt: skip
-    corpus = {"corpus": "c", "n_contexts": N, "shard_contexts": N, "context_ends": [N]}
+    corpus = {"corpus": "c", "tokenizer": "x", "n_contexts": N, "shard_contexts": N,
+              "context_ends": [N]}  # fmt: skip
     with Writer(store) as writer:
         receipts = write_contexts(store.root, texts, "c", "r")
         receipts += write_firings(
@@ -128,6 +130,27 @@ def test_it_shows_neighbors(lake):
         set(found.table["other_feature"].to_pylist())
     )
     assert len(found.to_pandas()) == found.table.num_rows
+
+
+def test_the_macro_of_nearest_features_ranks_them(lake):
+    connection = connect(lake[0], lake[0].snapshot())
+    found = sql(connection, "FROM neighbors('s', 0, k := 2)").to_pylist()
+    assert [(r["other_sae"], r["other_feature"]) for r in found] == [("s", 1), ("s", 2)]
+    assert [r["cosine"] for r in found] == pytest.approx([0.9, 0.5])
+    assert sql(connection, "FROM neighbors('s', 4)").num_rows == 0
+    assert sql(connection, "FROM neighbors('s', 5, other_sae := 's')").num_rows == 1
+    for query, says in (
+        ("FROM neighbors('t', 0)", "nearest features of t were asked for; .* compared with none"),
+        (
+            "FROM neighbors('s', 0, other_sae := 't')",
+            "compared with none of t; run",
+        ),
+        ("FROM neighbors('s', 9)", "it has features 0 to 5"),
+        ("FROM neighbors('s', 0, k := 0)", "k=0"),
+        ("FROM neighbors('x', 0)", "named 'x'"),
+    ):
+        with pytest.raises(QueryError, match=says):
+            sql(connection, query)
 
 
 def test_what_cannot_be_told_is_refused(lake):
