@@ -7,22 +7,25 @@ from __future__ import annotations
 
 import io
 import re
+import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from rich.console import Console
 from rich.text import Text
 
 import scopelake
+from scopelake import tiny
 from scopelake.demo import SHOWN_SAE, interesting_features
 
 TARGET = Path(__file__).resolve().parent.parent / "docs" / "pictures"
 
 
 def main() -> None:
-    """Draw both pictures."""
+    """Draw all pictures."""
     lake = scopelake.open(sys.argv[1] if len(sys.argv) > 1 else "demo-lake")
-    for path in (draw_top_contexts(lake), draw_card(lake)):
+    for path in (draw_top_contexts(lake), draw_card(lake), draw_inspection(lake)):
         print(path)
 
 
@@ -31,6 +34,22 @@ def draw_card(lake: scopelake.Lake) -> Path:
     card = lake.feature(interesting_features(lake)[0], sae=SHOWN_SAE)
     path = TARGET / "feature.png"
     card.plot().savefig(path, dpi=80, metadata={"Software": None})
+    return path
+
+
+def draw_inspection(lake: scopelake.Lake) -> Path:
+    """Inspect a question and the tiny model's answer; Chromium draws the page."""
+    found = lake.inspect(
+        [{"role": "user", "content": "How do I reverse a list in Python?"}],
+        model=tiny.MODEL_NAME, saes=tiny.coders_path(), generate=8, keep=False,
+    )  # fmt: skip
+    path = TARGET / "inspection.png"
+    with TemporaryDirectory() as folder:
+        page = found.to_html(Path(folder) / "page.html")
+        subprocess.run(
+            ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--screenshot={path}",
+             "--window-size=1400,560", page.as_uri()], check=True, capture_output=True,
+        )  # fmt: skip
     return path
 
 

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors import safe_open
 
@@ -73,6 +75,37 @@ def load_decoder(
         b_dec.append(tensors["b_dec"])
         skip += [tensors[SKIP]] if coder.affine else []
     return DecoderWeights(tuple(w_dec), torch.stack(b_dec), torch.stack(skip) if skip else None)
+
+
+def load_decoder_rows(
+    coder: CoderFiles, features: npt.NDArray[np.int64], device: torch.device
+) -> DecoderWeights:
+    """Load what of a decoder a few features need, as a decoder of these alone.
+
+    Args:
+        coder: which.
+        features: ascending, each once; the first of them is feature 0 of the result.
+        device: where to.
+
+    Raises:
+        CoderFileError: a value is not finite.
+    """
+    b_dec, skip, rows = [], [], []
+    for number, params in enumerate(coder.params):
+        own = features - number * coder.features_per_layer
+        own = own[(own >= 0) & (own < coder.features_per_layer)]
+        # Mapped: only the pages of these rows are read.
+        found = _mapped(params, "w_dec")[torch.from_numpy(own)].to(device, torch.float32)
+        tensors = {"b_dec": _load(params, "b_dec", device, torch.float32)}
+        if coder.affine:
+            tensors[SKIP] = _load(params, SKIP, device, torch.float32)
+        _check(coder, params, tensors | ({"w_dec": found} if len(own) else {}))
+        rows.append(found.view(len(own), len(coder.targets), coder.d_out))
+        b_dec.append(tensors["b_dec"])
+        skip += [tensors[SKIP]] if coder.affine else []
+    return DecoderWeights(
+        (torch.cat(rows),), torch.stack(b_dec), torch.stack(skip) if skip else None
+    )
 
 
 def decoder_rows(coder: CoderFiles, device: torch.device) -> Iterator[torch.Tensor]:

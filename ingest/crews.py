@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 from uuid import uuid4
@@ -25,7 +26,9 @@ from scopelake.ingest.remote import RemoteJob, evaluate_there, identify, ready_t
 from scopelake.ingest.run_here import Work, run_here
 from scopelake.ingest.run_there import run_there
 from scopelake.ingest.stages import Stages
+from scopelake.ingest.statistics import WeightColumns
 from scopelake.ingest.worker import Assignment, Worker
+from scopelake.kernels.weights import EncoderWeights
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -61,6 +64,11 @@ class Crew(Protocol):
     def n_devices(self) -> int:
         """How many devices encode."""
 
+    @property
+    def columns(self) -> WeightColumns | None:
+        """What weights say, of coders of which it is known; what is computed is added. None:
+        nothing is known, and nothing kept."""
+
     def ready(
         self, assignment: Assignment, coders: Sequence[CoderFiles], budget: Budget, stages: Stages
     ) -> Callable[[Work], None]:
@@ -78,23 +86,40 @@ class Crew(Protocol):
         """
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """What is in memory already of coders, by their names."""
+
+    encoders: Mapping[str, tuple[EncoderWeights, ...]] = field(default_factory=dict)
+    columns: WeightColumns = field(default_factory=dict)
+
+
 class Here:
     """This process.
 
     Args:
         source: what gives the activations.
+        loaded: what need not be loaded.
     """
 
     n_devices = 1
 
-    def __init__(self, source: ActivationSource) -> None:
-        self.source = source
+    def __init__(self, source: ActivationSource, loaded: Loaded | None = None) -> None:
+        self.source, self._loaded = source, loaded
+
+    @property
+    def columns(self) -> WeightColumns | None:
+        """What weights say, as far as it is in memory."""
+        return None if self._loaded is None else self._loaded.columns
 
     def ready(
         self, assignment: Assignment, coders: Sequence[CoderFiles], budget: Budget, stages: Stages
     ) -> Callable[[Work], None]:
         """Load the coders' weights."""
-        weights = {c.name: load_encoders(c, self.source.model.device) for c in coders}
+        there = {} if self._loaded is None else self._loaded.encoders
+        weights = {
+            c.name: there.get(c.name) or load_encoders(c, self.source.model.device) for c in coders
+        }
         widths = {coder.name: coder.width for coder in coders}
         look_back = LookBack(assignment.store, assignment.config.corpus, widths)
         worker = Worker(assignment, self.source, weights, look_back, budget, stages)
@@ -125,6 +150,7 @@ class There:
 
     def __init__(self, cluster: Cluster, recipe: Recipe) -> None:
         self._cluster, self._recipe, self._key = cluster, recipe, uuid4().hex
+        self.columns: WeightColumns | None = None
         cluster.wait_for_worker()
         model: ModelIdentity = cluster.submit(identify, self._key, recipe).result()
         self.source = Described(model, recipe)

@@ -31,20 +31,25 @@ class LookBack:
 
     def of(self, sae: str) -> Running:
         """Return what the lake holds of a coder."""
-        with self._lock:
-            if sae not in self._running:
-                snapshot = self._store.snapshot()
-                self._running[sae] = Running.load(
-                    self._store, snapshot, sae, self._corpus, self._widths[sae]
-                )
-                done = committed_shards(self._store, snapshot, self._corpus)
-                self._running[sae].shards |= {shard for name, shard in done if name == sae}
-            return self._running[sae]
+        return self.of_all([sae])[sae]
 
     def of_all(self, saes: Sequence[str]) -> dict[str, Running]:
         """Return what the lake holds of each coder, all as of one moment or later."""
         with self._lock:
-            return {sae: self.of(sae) for sae in saes}
+            if new := [sae for sae in saes if sae not in self._running]:
+                snapshot = self._store.snapshot()
+                done = committed_shards(self._store, snapshot, self._corpus)
+                for sae in new:
+                    self._running[sae] = self._load(snapshot, sae, done)
+            return {sae: self._running[sae] for sae in saes}
+
+    def _load(self, snapshot: Snapshot, sae: str, done: set[tuple[str, int]]) -> Running:
+        shards = {shard for name, shard in done if name == sae}
+        if not shards:
+            return Running(self._widths[sae])
+        found = Running.load(self._store, snapshot, sae, self._corpus, self._widths[sae])
+        found.shards |= shards
+        return found
 
     def let_go(self, shard: int) -> None:
         """Keep nothing of a shard that was written: somebody else commits it.

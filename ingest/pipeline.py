@@ -29,7 +29,12 @@ from scopelake.ingest.report import LOG, IngestSummary, Progress
 from scopelake.ingest.rows import RunTotals, model_table, run_table, sae_table
 from scopelake.ingest.run_here import Work
 from scopelake.ingest.shard_files import ShardFiles
-from scopelake.ingest.statistics import without_statistics, write_statistics
+from scopelake.ingest.statistics import (
+    statistics_files,
+    weight_columns,
+    without_statistics,
+    write_statistics,
+)
 from scopelake.ingest.worker import Assignment
 from scopelake.kernels.encode import choose
 from scopelake.names import counted
@@ -257,12 +262,20 @@ class _Job:
 
     def _finish(self, coders: list[CoderFiles], evaluated: list[CoderFiles], state: str) -> None:
         """Write the statistics of coders that are complete on this corpus, and evaluations."""
-        readout = self.source.readout() if coders else None
+        kept = self.crew.columns
+        known = {} if kept is None else kept
+        readout = None if all(c.name in known for c in coders) else self.source.readout()
         rows_at_once = self.budget.statistics_rows()
+        files = statistics_files(self.store, self.plan, self.config.keep) if coders else {}
 
         def statistics(coder: CoderFiles) -> Receipt:
+            weights = known.get(coder.name)
+            if weights is None:
+                weights = weight_columns(coder, self.source.device, readout)
+            if kept is not None:
+                kept[coder.name] = weights
             return write_statistics(
-                self.store, self.plan, coder, self.source.device, readout, rows_at_once,
+                self.store, self.plan, coder, weights, files[coder.name], rows_at_once,
                 self.config.keep,
             )  # fmt: skip
 

@@ -5,6 +5,7 @@ A reader refuses what it cannot read whole, naming file and line; it never skips
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -158,6 +159,30 @@ class PromptSource:
         else:
             found = messages(list(self.prompt), "the prompt")
             yield checked(Document("prompt", "the prompt", messages=found))
+
+
+def read_messages(path: str | Path) -> list[Message]:
+    """Return the messages in a JSON file: a list of them, or an object that has one.
+
+    Raises:
+        CorpusSourceError: there is no such file, it is no JSON, or holds no messages.
+    """
+    where = str(path)
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CorpusSourceError(
+            f"the messages in {where} were asked for; it cannot be read ({error.strerror}); name a "
+            "JSON file of messages, or give what the user says as the prompt, before --chat"
+        ) from error
+    except ValueError as error:
+        raise CorpusSourceError(
+            f"the messages in {where} were asked for; it is no JSON in UTF-8; give a list of "
+            "messages with role and content"
+        ) from error
+    if isinstance(value, dict):
+        value = value.get(Reading(chat=True).key(value))
+    return list(messages(value, where))
 
 
 def _last_name(where: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, MutableMapping, Sequence
+
 import pyarrow as pa
 import torch
 
@@ -19,25 +21,72 @@ from scopelake.store.summary import feature_statistics
 from scopelake.store.tallies import read_tallies, tallied_statistics
 from scopelake.store.writer import write_features
 
+WeightColumns = MutableMapping[str, Mapping[str, pa.Array]]
+"""By coder name, its `weight_columns`."""
+
 
 def without_statistics(store: LakeStore, plan: IngestPlan) -> list[CoderFiles]:
     """Return the coders whose shards are all committed, but not their statistics."""
     snapshot, corpus = store.snapshot(), plan.corpus["corpus"]
     done = committed_shards(store, snapshot, corpus)
+    files = store.data_files("features", snapshot, corpus=corpus)
+    described = {file.partition["sae"] for file in files}
     return [
         coder
         for coder in plan.coders
         if all((coder.name, index) in done for index in range(plan.n_shards))
-        and not store.data_files("features", snapshot, sae=coder.name, corpus=corpus)
+        and coder.name not in described
     ]
+
+
+def weight_columns(
+    coder: CoderFiles, device: torch.device, readout: torch.Tensor | None
+) -> dict[str, pa.Array]:
+    """Return the columns of the features table that follow from a coder's weights, each [width].
+
+    Args:
+        coder: the coder.
+        device: where they are computed.
+        readout: as in `decoder_columns`.
+
+    Raises:
+        CoderFileError: a value is not finite.
+    """
+    columns = decoder_columns(coder, device, readout)
+    return columns | {"encoder_norm": pa.array(encoder_norms(coder, device))}
+
+
+def statistics_files(store: LakeStore, plan: IngestPlan, keep: str) -> dict[str, list[str]]:
+    """Return by coder the files that its statistics on a corpus are made of.
+
+    Args:
+        store: the lake.
+        plan: of the ingest.
+        keep: which firings are stored; if not all, statistics are of the tallies.
+
+    Raises:
+        LakeBusyError: documents were appended to the corpus since the plan was made.
+    """
+    corpus, snapshot = plan.corpus, store.snapshot()
+    now = find_corpus(store, snapshot, corpus["corpus"])
+    if now["n_tokens"] != corpus["n_tokens"]:
+        raise LakeBusyError(
+            f"statistics on {corpus['corpus']!r} were to be written; documents were appended to it "
+            "meanwhile; ingest again, which does what is new"
+        )
+    table = "postings" if parse_keep(keep).is_all else "tallies"
+    found: dict[str, list[str]] = {coder.name: [] for coder in plan.coders}
+    for file in store.data_files(table, snapshot, corpus=corpus["corpus"]):
+        found.setdefault(file.partition["sae"], []).append(file.path)
+    return found
 
 
 def write_statistics(
     store: LakeStore,
     plan: IngestPlan,
     coder: CoderFiles,
-    device: torch.device,
-    readout: torch.Tensor | None,
+    weights: Mapping[str, pa.Array],
+    files: Sequence[str],
     most_rows: int,
     keep: str,
 ) -> Receipt:
@@ -47,32 +96,19 @@ def write_statistics(
         store: the lake.
         plan: of the ingest.
         coder: the coder.
-        device: where what its decoder says is computed.
-        readout: as in `decoder_columns`.
+        weights: its `weight_columns`.
+        files: its `statistics_files`.
         most_rows: firings to hold at once.
-        keep: which firings are stored; if not all, statistics are of the tallies.
-
-    Raises:
-        LakeBusyError: documents were appended to the corpus since the plan was made.
+        keep: as in `statistics_files`.
     """
     corpus = plan.corpus
-    now = find_corpus(store, store.snapshot(), corpus["corpus"])
-    if now["n_tokens"] != corpus["n_tokens"]:
-        raise LakeBusyError(
-            f"statistics of {coder.name} on {corpus['corpus']!r} were to be written; documents "
-            "were appended to it meanwhile; ingest again, which does what is new"
-        )
-    table = "postings" if parse_keep(keep).is_all else "tallies"
-    files = store.data_files(table, store.snapshot(), sae=coder.name, corpus=corpus["corpus"])
     n_tokens = int(corpus["n_tokens"]) - int(corpus["n_bos"])
-    paths = [file.path for file in files]
-    if table == "tallies":
-        found = tallied_statistics(read_tallies(store.root, paths), coder.width, n_tokens)
+    if parse_keep(keep).is_all:
+        found = feature_statistics(store.root, files, coder.width, n_tokens, most_rows=most_rows)
     else:
-        found = feature_statistics(store.root, paths, coder.width, n_tokens, most_rows=most_rows)
+        found = tallied_statistics(read_tallies(store.root, files), coder.width, n_tokens)
     columns = {name: found[name] for name in found.column_names}
-    columns |= decoder_columns(coder, device, readout)
-    columns["encoder_norm"] = pa.array(encoder_norms(coder, device))
+    columns |= weights
     columns["sae"] = pa.array([coder.name] * coder.width)
     columns["corpus"] = pa.array([corpus["corpus"]] * coder.width)
     schema = SCHEMAS["features"]

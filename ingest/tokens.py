@@ -164,6 +164,14 @@ class Tokenizer:
         """Return the text that `ids` spell, and the offset of each in it."""
         return self._speller.spell(ids)
 
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """Return each token on its own, bytes as ``<0x0A>``; of ids that it has not ``#<id>``."""
+        found = (self._core.id_to_token(int(i)) for i in ids)
+        return [
+            f"#{i}" if piece is None else piece.replace("\u2581", " ")
+            for i, piece in zip(ids, found, strict=True)
+        ]
+
     def turn_openings(self) -> dict[int, list[int]]:
         """Return, by role (an index of ROLES), the tokens with which its turns begin."""
         if _START_OF_TURN not in self._special:

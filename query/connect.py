@@ -205,6 +205,17 @@ def connect(store: LakeStore, snapshot: Snapshot, memory: str | None = None) -> 
     return Connection(connection, store, snapshot)
 
 
+def connect_rows(store: LakeStore, snapshot: Snapshot) -> Connection:
+    """Return a connection for `Connection.rows` alone: of a lake in a folder it needs no views.
+
+    Raises:
+        MissingDependencyError, LakeError: as in `connect`, for a lake in an object store.
+    """
+    if not isinstance(store.root, FolderRoot):
+        return connect(store, snapshot)
+    return Connection(duckdb.connect(":memory:", config=_CONFIG), store, snapshot)
+
+
 def init_sql(store: LakeStore, snapshot: Snapshot) -> str:
     """Return SQL that makes the views of `snapshot` in any DuckDB client that has ``delta``.
 

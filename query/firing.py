@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 _COLUMNS: Final = ("sae", "position", "feature", "activation", "kind")
 
-_MEANINGS: Final = {
+MEANINGS: Final = {
     "mean": "activation over the mean of the feature",
     "max": "activation over the max of the feature",
     "surprise": "surprise, bits",
@@ -71,7 +71,7 @@ class FeaturesAt:
         bold, plain = ("\x1b[1m", "\x1b[0m") if color else ("", "")
         lines = [f"context {self.context} of {self.corpus}"]
         if self.by != "activation":
-            lines[0] += f", by {_MEANINGS[self.by]}"
+            lines[0] += f", by {MEANINGS[self.by]}"
         position = None
         for row in self.table.to_pylist():
             if not self.whole and row["position"] != position:
@@ -102,7 +102,7 @@ class FeaturesAt:
             f"<tr>{''.join(f'<td>{_cell(name, row[name])}</td>' for name in names)}</tr>"
             for row in self.table.to_pylist()
         )
-        meaning = "" if self.by == "activation" else f", by {_MEANINGS[self.by]}"
+        meaning = "" if self.by == "activation" else f", by {MEANINGS[self.by]}"
         return (
             f"<b>context {self.context}</b> of {escape(self.corpus)}{meaning}"
             f"<table><tr>{head}</tr>{body}</table>{escape(self.note)}"
@@ -135,6 +135,7 @@ def features_at(
     by: FiringRanking = "activation",
     usual: str | None = None,
     whole: bool = False,
+    statistics: Connection | None = None,
 ) -> FeaturesAt:
     """Return the firings of a context or of one token, ranked at each position; or its features.
 
@@ -151,6 +152,7 @@ def features_at(
         by: what ranks them, see `scores`.
         usual: the corpus that says what is usual for a feature; the context's own if None.
         whole: rank the features of the context, each at its highest score; not on BOS.
+        statistics: of the lake that has what is usual, if it is another one.
 
     Raises:
         ContextNotFoundError: there is no such context or position.
@@ -190,9 +192,10 @@ def features_at(
     rows = connection.rows("codes", _COLUMNS, filters)
     if whole:
         rows = rows.filter(pc.not_equal(rows["kind"], KIND_BOS))
+    statistics = statistics or connection
     if usual is not None:
-        connection.coverage.check_corpus(usual)
-    score = scores(connection, rows, by, usual or name)
+        statistics.coverage.check_corpus(usual)
+    score = scores(statistics, rows, by, usual or name)
     table = _ranked({s.name: s for s in saes}, rows, score, pieces, k=k, whole=whole)
     return FeaturesAt(name, context, table, by, whole, note)
 

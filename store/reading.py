@@ -84,14 +84,20 @@ def read_files(
 
     for key, paths in groups.items():
         check_files(root, paths)
-        with ThreadPoolExecutor(_THREADS) as pool:
-            rows = pa.concat_tables(pool.map(load, paths))
+        rows = _load_all(load, paths)
         for name, value in zip(partitions, key, strict=True):
             if name in columns:
                 rows = rows.append_column(name, pa.repeat(pa.scalar(value), rows.num_rows))
         parts.append(rows.select(list(columns)))
     wanted = pa.schema([schema.field(c) for c in columns])
     return pa.concat_tables(p.cast(wanted) for p in parts) if parts else wanted.empty_table()
+
+
+def _load_all(load: Callable[[str], pa.Table], paths: Sequence[str]) -> pa.Table:
+    if len(paths) == 1:
+        return load(paths[0])  # most catalogue tables: threads would cost more than they spare
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return pa.concat_tables(pool.map(load, paths))
 
 
 def _condition(schema: pa.Schema, filters: Filters) -> ds.Expression | None:

@@ -1,5 +1,6 @@
 """README and docs: what they show is run, in the order in which a reader would."""
 
+import json
 import os
 import re
 import shlex
@@ -22,6 +23,7 @@ ENCODING, ACTIVATIONS = ROOT / "docs" / "encoding.md", ROOT / "docs" / "activati
 CORPORA, INGEST = ROOT / "docs" / "corpora.md", ROOT / "docs" / "ingest.md"
 SQL, DASK = ROOT / "docs" / "sql.md", ROOT / "docs" / "dask.md"
 FEATURES, CONTEXTS = ROOT / "docs" / "features.md", ROOT / "docs" / "contexts.md"
+INSPECT = ROOT / "docs" / "inspect.md"
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "examples").rglob("*.md"))]
 NOT_RUN = "<!-- not run"
 """Begins the line above a block that the tests cannot run, with the reason."""
@@ -131,8 +133,17 @@ def test_a_plain_duckdb_client_answers(shell, shown):
 
 
 def test_a_prompt_is_inspected(shell, shown):
+    page = INSPECT.read_text()
+    (block,) = blocks(INSPECT, "python")
+    printed = shell(sys.executable, "-P", "-c", block)
+    assert "".join(f"    {line}\n" for line in printed.splitlines()) in page
+    (commands,) = blocks(INSPECT, "sh")
+    printed = shell("bash", "-ec", commands)
+    assert "kept as corpus inspection-1" in printed
+    assert "\nwrote chat.html\n" in printed
+    assert json.loads(printed.splitlines()[-1])["k"] == 1
     (block,) = (b for b in blocks(README, "python") if ".inspect(" in b)
-    assert "context 0 of inspection-1" in shell(sys.executable, "-P", "-c", block)
+    assert "kept as corpus inspection-2" in shell(sys.executable, "-P", "-c", block)
 
 
 @pytest.mark.slow

@@ -17,14 +17,15 @@ from scopelake.named import (
     model_files,
     site_layers,
 )
-from scopelake.names import Site
+from scopelake.names import FiringRanking, Site
 
 if TYPE_CHECKING:
     from distributed import Client
 
     from scopelake.ingest.check_sae import SaeCheck
     from scopelake.ingest.report import IngestSummary, Progress
-    from scopelake.query.firing import FeaturesAt
+    from scopelake.inspector import Inspector
+    from scopelake.query.inspection import Inspection
 
 
 class Building(LakeHandle):
@@ -191,12 +192,17 @@ class Building(LakeHandle):
         temperature: float = 0.0,
         seed: int = 0,
         k: int | None = 10,
+        by: FiringRanking = "activation",
+        against: str | None = None,
+        keep: bool = True,
         device: str = "auto",
         dtype: str = "auto",
         device_map: str | Mapping[str, int | str] | None = None,
         model_name: str | None = None,
-    ) -> FeaturesAt:
+    ) -> Inspection:
         """Ingest one prompt, as a corpus ``inspection-<n>`` of its own, and return what fired.
+
+        The model and the coders are loaded for this call; `inspector` keeps them.
 
         Args:
             prompt: a text, or the messages (role, content) of a chat.
@@ -206,35 +212,55 @@ class Building(LakeHandle):
                 tokens; they get the kind ``generated``.
             temperature: of the answer; 0 is greedy.
             seed: of sampling it.
-            k: at most so many firings for each SAE and token.
+            k: at most so many firings for each SAE and token; all if None.
+            by: what ranks them, as in `features_at`; what is usual is that on `against`.
+            against: the corpus of the percentiles: the share of a feature's firings on it that are
+                weaker. None: the largest on which all these SAEs are complete, if there is one.
+            keep: False: the prompt goes to a temporary lake of its own, and nothing stays.
 
         Raises:
             ModelError, CoderFileError, CoderMismatchError, CorpusSourceError, HubError,
-            InvalidArgumentError, LakeBusyError.
+            InvalidArgumentError, LakeBusyError, CorpusNotFoundError, NotIngestedError.
+        """
+        from scopelake.inspector import InspectionRequest
+
+        if keep:
+            self._check_writable()
+        # Wrong arguments are refused before a model is loaded.
+        request = InspectionRequest(prompt, generate, temperature, seed, k, by, against, keep)
+        return self.inspector(
+            model=model, saes=saes, device=device, dtype=dtype, device_map=device_map,
+            model_name=model_name,
+        ).run(request)  # fmt: skip
+
+    def inspector(
+        self,
+        *,
+        model: str | Path,
+        saes: str | Path | Sequence[str | Path],
+        device: str = "auto",
+        dtype: str = "auto",
+        device_map: str | Mapping[str, int | str] | None = None,
+        model_name: str | None = None,
+    ) -> Inspector:
+        """Load a model and coders, and return what inspects prompts with them, one after another.
+
+        Args:
+            model: as in `ingest`; so are all others.
+
+        Raises:
+            ModelError, CoderFileError, CoderMismatchError, HubError, InvalidArgumentError.
         """
         from scopelake.ingest.find_coders import find_coders
-        from scopelake.ingest.inspect_prompt import inspect_prompt
+        from scopelake.ingest.inspect_prompt import PromptReader
         from scopelake.ingest.model import load_model
-        from scopelake.ingest.replies import ReplyConfig
-        from scopelake.ingest.sources import PromptSource
-        from scopelake.query.firing import check_k, features_at
+        from scopelake.inspector import Inspector
 
-        self._check_writable()
-        check_k(k)
-        replies = None if generate is None else ReplyConfig(generate, temperature, seed)
-        coders, files = (
-            find_coders(coder_specs(saes), model_called(model, model_name), bundled_coders()),
-            model_files(model, model_name),
-        )
-        name = inspect_prompt(
-            self._store, PromptSource(prompt),
-            load_model(files, device=device, dtype=dtype, device_map=device_map),
-            load_tokenizer(model), coders, replies,
-        )  # fmt: skip
-        self.refresh()
-        return features_at(
-            self._connection, self._store, self._snapshot, self._saes, 0, corpus=name, k=k
-        )
+        named = model_called(model, model_name)
+        coders = find_coders(coder_specs(saes), named, bundled_coders())
+        files = model_files(model, model_name)
+        loaded = load_model(files, device=device, dtype=dtype, device_map=device_map)
+        return Inspector(self, PromptReader(loaded, load_tokenizer(model), coders))
 
     def check_saes(
         self,

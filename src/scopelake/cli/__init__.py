@@ -17,7 +17,18 @@ from errno import EACCES, EDQUOT, ENOSPC, EPERM, EROFS
 from typing import NoReturn, TextIO
 
 import scopelake
-from scopelake.cli import ask, begin, card, coders, corpora, ingest, keep, plan, sql
+from scopelake.cli import (
+    ask,
+    begin,
+    card,
+    coders,
+    corpora,
+    ingest,
+    inspect,
+    keep,
+    plan,
+    sql,
+)  # fmt: skip
 from scopelake.cli.memory import keep_memory_steady
 from scopelake.cli.parsing import spelt
 from scopelake.cli.status import INTERRUPTED, TERMINATED
@@ -124,7 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=scopelake.__version__)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    rooms = (begin, corpora, coders, plan, ingest, ask, card, sql, keep)
+    rooms = (begin, corpora, coders, plan, ingest, inspect, ask, card, sql, keep)
     for add in (verb for room in rooms for verb in room.VERBS):
         add(verbs)
     return parser

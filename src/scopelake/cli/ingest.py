@@ -7,8 +7,8 @@ import sys
 from typing import TYPE_CHECKING, Any, Final
 
 import scopelake
-from scopelake.cli.options import add_coders, add_placement, add_replies, placement
-from scopelake.cli.parsing import add_json, add_lake, add_verb, show
+from scopelake.cli.options import add_coders, add_placement, placement
+from scopelake.cli.parsing import add_lake, add_verb
 from scopelake.cli.status import INTERRUPTED, SET_ASIDE
 from scopelake.cli.watching import add_watching, watched
 from scopelake.names import counted
@@ -165,34 +165,4 @@ def _show_ingested(arguments: argparse.Namespace, done: IngestSummary) -> int:
     return SET_ASIDE if done.failed else 0
 
 
-def _add_inspect(verbs: Any) -> None:  # noqa: ANN401
-    parser = add_verb(verbs, "inspect", _inspect, "ingest one prompt and show what fires in it")
-    add_lake(parser, snapshot=False)
-    parser.add_argument("prompt", help="the text, or with --chat what the user says")
-    parser.add_argument("--chat", action="store_true", help="wrap it in the chat template")
-    parser.add_argument("--model", required=True, help="folder or hub id of a Gemma 3")
-    add_coders(parser)
-    add_replies(parser)
-    parser.add_argument(
-        "-k", type=int, default=10, help="at most so many for each SAE and token; 10 by default"
-    )
-    add_placement(parser)
-    add_json(parser, "a firing")
-
-
-def _inspect(arguments: argparse.Namespace) -> None:
-    prompt = arguments.prompt
-    found = scopelake.open(arguments.lake).inspect(
-        [{"role": "user", "content": prompt}] if arguments.chat else prompt,
-        model=arguments.model,
-        saes=arguments.saes,
-        generate=arguments.generate,
-        temperature=arguments.temperature,
-        seed=arguments.seed,
-        k=arguments.k,
-        **placement(arguments),
-    )
-    show(found, arguments.json)
-
-
-VERBS: Final = (_add_ingest, _add_encode, _add_inspect)
+VERBS: Final = (_add_ingest, _add_encode)

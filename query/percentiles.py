@@ -1,0 +1,118 @@
+"""How strong a firing is among all those of its feature on a corpus.
+
+A percentile is the share, in percent, of the feature's firings there, BOS left out, that are
+weaker. It is counted from ``postings`` where all firings of the SAE are stored and those of the
+features asked for are not too many; else the statistics in ``features`` bound it, from both sides,
+and it is the middle with half the distance as its error.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from scopelake.names import KIND_BOS
+from scopelake.query.connect import Connection
+from scopelake.query.resolve import SaeInfo
+from scopelake.store.firings import band
+from scopelake.store.summary import QUANTILES
+
+EXACT_ROWS: Final = 2_000_000
+"""Firings of an SAE's features that are counted one by one."""
+
+_STATISTICS: Final = ("feature", "firings", "histogram", "max", *QUANTILES)
+
+Shares = npt.NDArray[np.float64]
+
+
+def percentiles(
+    connection: Connection,
+    sae: SaeInfo,
+    corpus: str,
+    feature: npt.NDArray[np.int32],
+    activation: npt.NDArray[np.float32],
+    *,
+    most_rows: int = EXACT_ROWS,
+) -> tuple[Shares, Shares]:
+    """Return the percentile of each firing of an SAE and its error, in points, [n] each.
+
+    Both are NaN of features that never fire on the corpus. The percentile is exact where the error
+    is 0.
+
+    Args:
+        connection: of the lake with the corpus.
+        sae: complete on it.
+        corpus: the corpus.
+        feature: of each firing, [n].
+        activation: of each, above 0, [n].
+        most_rows: firings on the corpus that are read, at most.
+    """
+    features, index = np.unique(feature, return_inverse=True)
+    filters: list[tuple[str, str, Any]] = [("sae", "=", sae.name), ("corpus", "=", corpus)]
+    filters += [("feature", "in", features.tolist())]
+    rows = connection.rows("features", _STATISTICS, filters).sort_by("feature").combine_chunks()
+    firings = rows["firings"].to_numpy()
+    known = np.where(firings > 0, 1.0, np.nan)[index]
+    if corpus not in sae.partial and firings.sum() <= most_rows:
+        found = connection.rows("postings", ("feature", "activation", "kind"), filters)
+        weaker = _count_weaker(found, feature, activation)
+        return 100 * weaker / np.maximum(firings[index], 1) * known, np.zeros(len(feature)) * known
+    low, high = _bounds(rows, index, activation, has_quantiles=corpus not in sae.partial)
+    return 50 * (low + high) * known, 50 * (high - low) * known
+
+
+def _count_weaker(
+    rows: pa.Table, feature: npt.NDArray[np.int32], activation: npt.NDArray[np.float32]
+) -> npt.NDArray[np.int64]:
+    """Return how many of `rows` have each firing's feature and a lower activation."""
+    rows = rows.filter(pc.not_equal(rows["kind"], KIND_BOS))
+    there = np.sort(_keys(rows["feature"].to_numpy(), rows["activation"].to_numpy()))
+    below = np.searchsorted(there, _keys(feature, activation))
+    return below - np.searchsorted(there, _keys(feature, np.zeros_like(activation)))
+
+
+def _keys(
+    feature: npt.NDArray[np.int32], activation: npt.NDArray[np.float32]
+) -> npt.NDArray[np.uint64]:
+    """Numbers in the order of feature, then activation: bits of floats above 0 are in theirs."""
+    bits = np.ascontiguousarray(activation, np.float32).view(np.uint32)
+    return (feature.astype(np.uint64) << np.uint64(32)) | bits.astype(np.uint64)
+
+
+def _bounds(
+    rows: pa.Table,
+    index: npt.NDArray[np.int64],
+    activation: npt.NDArray[np.float32],
+    *,
+    has_quantiles: bool,
+) -> tuple[Shares, Shares]:
+    """Return the lowest and the highest share of weaker firings that the statistics leave.
+
+    Args:
+        rows: the features' statistics.
+        index: of each firing's feature in them.
+        activation: of each firing.
+        has_quantiles: whether they are of the firings, and not estimated.
+    """
+    counts = rows["histogram"].combine_chunks().flatten().to_numpy().reshape(rows.num_rows, -1)
+    ends = np.cumsum(counts, axis=1)[index, band(activation)]
+    n = np.maximum(rows["firings"].to_numpy(), 1)[index].astype(np.float64)
+    low, high = ends - counts[index, band(activation)], ends.astype(np.float64)
+    of = {"max": 1.0} | (QUANTILES if has_quantiles else {})
+    for name, q in of.items():
+        value = _column(rows, name)[index]
+        # The quantiles are between two firings, and rounded.
+        above = activation > np.nextafter(value, np.float32(np.inf), dtype=np.float32)
+        low = np.where(above, np.maximum(low, np.floor(q * (n - 1)) + 1), low)
+        within = activation <= np.nextafter(value, np.float32(-np.inf), dtype=np.float32)
+        high = np.where(within, np.minimum(high, np.ceil(q * (n - 1))), high)
+    return low / n, np.maximum(high, low) / n
+
+
+def _column(rows: pa.Table, name: str) -> npt.NDArray[Any]:
+    values: npt.NDArray[Any] = rows[name].to_numpy(zero_copy_only=False).astype(np.float32)
+    return values

@@ -1,0 +1,138 @@
+"""Prompts inspected one after another, with the model and the coders in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from scopelake.errors import InvalidArgumentError
+from scopelake.handle import LakeHandle
+from scopelake.names import FiringRanking, check_text
+from scopelake.store.lake_store import LakeStore
+
+if TYPE_CHECKING:
+    from scopelake.ingest.inspect_prompt import PromptReader
+    from scopelake.ingest.replies import ReplyConfig
+    from scopelake.ingest.sources import PromptSource
+    from scopelake.query.inspection import Inspection
+    from scopelake.query.inspection_rows import InspectionConfig
+
+
+@dataclass(frozen=True)
+class InspectionRequest:
+    """What is asked of an `Inspector`; wrong arguments are refused when it is made."""
+
+    prompt: str | Sequence[Mapping[str, str]]
+    generate: int | None = None
+    temperature: float = 0.0
+    seed: int = 0
+    k: int | None = 10
+    by: FiringRanking = "activation"
+    against: str | None = None
+    keep: bool = True
+
+    def __post_init__(self) -> None:
+        for what, value in (("by", self.by), ("against", self.against)):
+            if value is not None:
+                check_text(what, value)
+        self._check_values()
+        if self.generate is not None and not self.source.chat:
+            raise InvalidArgumentError(
+                f"generate={self.generate} was asked for a text; replies belong to chats; give "
+                "messages (--chat), or leave generate out"
+            )
+
+    def _check_values(self) -> None:
+        """Let each part refuse what is not of its domain."""
+        _ = self.config, self.replies
+        for _ in self.source.documents():
+            pass
+
+    @property
+    def source(self) -> PromptSource:
+        """The prompt."""
+        from scopelake.ingest.sources import PromptSource
+
+        return PromptSource(self.prompt)
+
+    @property
+    def replies(self) -> ReplyConfig | None:
+        """How the model answers; not at all if None."""
+        from scopelake.ingest.replies import ReplyConfig
+
+        if self.generate is None:
+            return None
+        return ReplyConfig(self.generate, self.temperature, self.seed)
+
+    @property
+    def config(self) -> InspectionConfig:
+        """How firings are ranked and compared."""
+        from scopelake.query.inspection_rows import InspectionConfig
+
+        return InspectionConfig(self.k, self.by, self.against)
+
+
+class Inspector:
+    """A model and coders that stay loaded; `Lake.inspector` makes one.
+
+    Args:
+        lake: whose corpora prompts are compared with, and where they are kept.
+        prompts: the model and coders.
+    """
+
+    def __init__(self, lake: LakeHandle, prompts: PromptReader) -> None:
+        self._lake, self._prompts = lake, prompts
+
+    def inspect(
+        self,
+        prompt: str | Sequence[Mapping[str, str]],
+        *,
+        generate: int | None = None,
+        temperature: float = 0.0,
+        seed: int = 0,
+        k: int | None = 10,
+        by: FiringRanking = "activation",
+        against: str | None = None,
+        keep: bool = True,
+    ) -> Inspection:
+        """Inspect one prompt; arguments and errors are those of `Lake.inspect`."""
+        return self.run(
+            InspectionRequest(prompt, generate, temperature, seed, k, by, against, keep)
+        )
+
+    def run(self, request: InspectionRequest) -> Inspection:
+        """Inspect what is asked for."""
+        from scopelake.query.connect import connect_rows
+        from scopelake.query.inspection_rows import find_comparison, read_inspection
+
+        lake, prompts, keep = self._lake, self._prompts, request.keep
+        if keep:
+            lake._check_writable()
+        names = [c.name for c in prompts.coders]
+        there = connect_rows(lake._store, lake._snapshot)
+        comparison = find_comparison(there, lake._store, lake._snapshot, names, request.config)
+        prompts.check(lake._store, request.source, request.replies)
+        with _place(lake._store, keep=keep) as store:
+            done = prompts.ingest(store, request.source, request.replies)
+            if keep:
+                lake.refresh()
+            snapshot = lake._snapshot if keep else store.snapshot()
+            return read_inspection(
+                connect_rows(store, snapshot), store, snapshot, done.corpus, comparison,
+                request.config, prompts.tokenizer.pieces,
+                model=prompts.model.name, errors=done.errors, kept=keep,
+            )  # fmt: skip
+
+
+@contextmanager
+def _place(store: LakeStore, *, keep: bool) -> Iterator[LakeStore]:
+    """Yield the lake that a prompt goes to: `store`, or an empty one that is deleted again."""
+    if keep:
+        yield store
+        return
+    with TemporaryDirectory(prefix="scopelake-") as folder:
+        yield LakeStore.create(Path(folder) / "lake")
