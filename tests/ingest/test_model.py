@@ -170,7 +170,7 @@ def test_a_checkpoint_that_lacks_a_tensor_is_refused(checkpoints, tmp_path):
     del tensors["model.layers.1.mlp.up_proj.weight"]
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     (tmp_path / "config.json").write_text((source / "config.json").read_text())
-    with pytest.raises(ModelError, match=r"lacks 1 tensors \(model.layers.1.mlp.up_proj.weight"):
+    with pytest.raises(ModelError, match=r"lacks 1 tensor \(model.layers.1.mlp.up_proj.weight"):
         load_model(find_model(tmp_path), device="cpu")
 
 
