@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from importlib.metadata import PackageNotFoundError, files
 from os import environ
 from pathlib import Path
@@ -57,18 +58,29 @@ _OBJECTS_INIT: Final = (
 
 
 class Connection:
-    """A DuckDB connection on a snapshot that hashes files before it reads them."""
+    """Queries of a snapshot, which hash files before they read them.
 
-    def __init__(
-        self, raw: duckdb.DuckDBPyConnection, store: LakeStore, snapshot: Snapshot
-    ) -> None:
-        self._raw, self._store, self._snapshot = raw, store, snapshot
+    DuckDB is begun, and every view planned, when a query is first run: rows of a few keys do
+    without.
+
+    Args:
+        store: the lake.
+        snapshot: what of it is read.
+        memory: as in `connect`.
+    """
+
+    def __init__(self, store: LakeStore, snapshot: Snapshot, memory: str | None = None) -> None:
+        self._store, self._snapshot, self._memory = store, snapshot, memory
         self._files = SnapshotFiles(store, snapshot)
         is_folder = isinstance(store.root, FolderRoot)
         self._points = PointReads(store.root, self._files) if is_folder else None
         self.coverage = Coverage(store, snapshot)
         self._lock = Lock()
         self._has_macros = self._has_vocabulary = False
+
+    @cached_property
+    def _raw(self) -> duckdb.DuckDBPyConnection:
+        return _begin(self._store, self._snapshot, self._memory)
 
     def execute(
         self,
@@ -86,6 +98,8 @@ class Connection:
 
         Raises:
             DamagedFileError: a file that it may read is not what was written.
+            MissingDependencyError: DuckDB's delta extension is not installed.
+            LakeError: a table cannot be read at the snapshot's version.
         """
         for table, filters in (whole_tables(query) if reads is None else reads).items():
             self._files.check(table, filters)
@@ -111,7 +125,8 @@ class Connection:
 
     def close(self) -> None:
         """Close it."""
-        self._raw.close()
+        if "_raw" in self.__dict__:
+            self._raw.close()
 
     @property
     def url(self) -> str:
@@ -180,11 +195,11 @@ def connect(store: LakeStore, snapshot: Snapshot, memory: str | None = None) -> 
         store: the lake.
         snapshot: what of it is read.
         memory: most memory that DuckDB may take, such as ``2GB``; None: four fifths of the machine.
-
-    Raises:
-        MissingDependencyError: DuckDB's delta extension is not installed.
-        LakeError: a table cannot be read at the snapshot's version.
     """
+    return Connection(store, snapshot, memory)
+
+
+def _begin(store: LakeStore, snapshot: Snapshot, memory: str | None) -> duckdb.DuckDBPyConnection:
     connection = duckdb.connect(":memory:", config=_CONFIG)
     connection.execute(f"LOAD {literal(_extension('delta'))}")
     if store.root.url.startswith(S3):
@@ -202,18 +217,7 @@ def connect(store: LakeStore, snapshot: Snapshot, memory: str | None = None) -> 
     _limit(connection, memory)
     connection.execute("SET enable_external_access = false")
     connection.execute("SET lock_configuration = true")
-    return Connection(connection, store, snapshot)
-
-
-def connect_rows(store: LakeStore, snapshot: Snapshot) -> Connection:
-    """Return a connection for `Connection.rows` alone: of a lake in a folder it needs no views.
-
-    Raises:
-        MissingDependencyError, LakeError: as in `connect`, for a lake in an object store.
-    """
-    if not isinstance(store.root, FolderRoot):
-        return connect(store, snapshot)
-    return Connection(duckdb.connect(":memory:", config=_CONFIG), store, snapshot)
+    return connection
 
 
 def init_sql(store: LakeStore, snapshot: Snapshot) -> str:

@@ -106,14 +106,14 @@ class Inspector:
 
     def run(self, request: InspectionRequest) -> Inspection:
         """Inspect what is asked for."""
-        from scopelake.query.connect import connect_rows
+        from scopelake.query.connect import connect
         from scopelake.query.inspection_rows import find_comparison, read_inspection
 
         lake, prompts, keep = self._lake, self._prompts, request.keep
         if keep:
             lake._check_writable()
         names = [c.name for c in prompts.coders]
-        there = connect_rows(lake._store, lake._snapshot)
+        there = connect(lake._store, lake._snapshot)
         comparison = find_comparison(there, lake._store, lake._snapshot, names, request.config)
         prompts.check(lake._store, request.source, request.replies)
         with _place(lake._store, keep=keep) as store:
@@ -122,7 +122,7 @@ class Inspector:
                 lake.refresh()
             snapshot = lake._snapshot if keep else store.snapshot()
             return read_inspection(
-                connect_rows(store, snapshot), store, snapshot, done.corpus, comparison,
+                connect(store, snapshot), store, snapshot, done.corpus, comparison,
                 request.config, prompts.tokenizer.pieces,
                 model=prompts.model.name, errors=done.errors, kept=keep,
             )  # fmt: skip
