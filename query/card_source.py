@@ -25,6 +25,7 @@ from scopelake.query.coactive import Coactive, coactive, counted_on, explain_coa
 from scopelake.query.connect import Connection
 from scopelake.query.contexts import top_contexts
 from scopelake.query.literals import literal
+from scopelake.query.partial import partial_on
 from scopelake.query.rank_contexts import Ranking
 from scopelake.query.resolve import SaeInfo
 from scopelake.query.sql import run
@@ -116,9 +117,7 @@ class CardSource:
             encoder_norm=norms.get("encoder_norm"),
             labels=self._labels(sae, feature),
             neighbors=neighbors,
-            peaks=top_contexts(
-                self._connection, Ranking(sae, feature, N_PEAKS, corpus), window=_WINDOW
-            ),
+            peaks=top_contexts(self._connection, _peaks(sae, feature, corpus), window=_WINDOW),
             coactive=together,
             notes=tuple(notes),
         )
@@ -131,7 +130,7 @@ class CardSource:
         if known.read:
             statements.append(self._cells_sql(sae, feature, known))
         statements.append(_neighbors_sql(sae, feature, k))
-        statements.append(Ranking(sae, feature, N_PEAKS, corpus).sql()[0])
+        statements.append(_peaks(sae, feature, corpus).sql()[0])
         if known.whole:
             corpora, _ = counted_on(self._connection, [sae], corpus)
             statements.append(explain_coactive(sae, feature, corpora=corpora, k=k))
@@ -350,6 +349,12 @@ def _of(sae: SaeInfo, feature: int, corpus: str | None) -> list[tuple[str, str, 
     """Return the conditions on rows of one feature."""
     of_corpus = [("corpus", "=", corpus)] if corpus is not None else []
     return [("sae", "=", sae.name), ("feature", "=", feature), *of_corpus]
+
+
+def _peaks(sae: SaeInfo, feature: int, corpus: str | None) -> Ranking:
+    """Return the contexts that a card shows; of published examples there may be fewer."""
+    depths = [known.depth for known in partial_on(sae, corpus).values()]
+    return Ranking(sae, feature, min(N_PEAKS, *depths, N_PEAKS), corpus)
 
 
 def _features_sql(sae: SaeInfo, feature: int, corpus: str | None) -> str:

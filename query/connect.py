@@ -103,7 +103,8 @@ class Connection:
         """
         for table, filters in (whole_tables(query) if reads is None else reads).items():
             self._files.check(table, filters)
-        return self._raw.execute(query, params)
+        # A cursor of its own: other threads may have rows of theirs to fetch.
+        return self._raw.cursor().execute(query, params)
 
     def rows(self, table: str, columns: Sequence[str], filters: Filters) -> pa.Table:
         """Return rows of a few keys, in no particular order.
@@ -162,6 +163,11 @@ class Connection:
             if _SPELLS.search(query):
                 self._spell_once()
             return self._raw.cursor()
+
+    def make_macros(self) -> None:
+        """Make macros, which a user's predicate may ask."""
+        with self._lock:
+            self._make_macros()
 
     def _make_macros(self) -> None:
         """Make macros and comments when a user first asks: the verbs need neither."""

@@ -39,7 +39,7 @@ def check_answerable(sae: SaeInfo, corpus: str | None, asked: str | None, *, k: 
         needs = f"k={k}" if asked is None and k > known.depth else asked
         if needs is not None:
             raise QueryError(
-                f"top contexts with {needs} were asked for; on corpus {name!r} not all firings of "
+                f"contexts with {needs} were asked for; on corpus {name!r} not all firings of "
                 f"{sae.name} are known ({known.what}, BOS left out); name another corpus, query "
                 "peaks in SQL, or ingest it with all firings into another corpus"
             )

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any, Final
 
 import numpy as np
@@ -70,6 +71,7 @@ class PointReads:
     def __init__(self, root: Root, files: SnapshotFiles) -> None:
         self._root, self._files = root, files
         self._footers: OrderedDict[str, _Footer] = OrderedDict()
+        self._lock = Lock()
 
     def rows(self, table: str, columns: Sequence[str], filters: Filters) -> pa.Table:
         """Return columns of the rows that meet the filters.
@@ -111,12 +113,16 @@ class PointReads:
         return rows.take(np.flatnonzero(keep))
 
     def _footer(self, path: str, columns: Sequence[str]) -> _Footer:
-        if path not in self._footers:
-            self._footers[path] = _Footer.of(pq.read_metadata(self._root.open(path)), columns)
+        with self._lock:
+            if (found := self._footers.get(path)) is not None:
+                self._footers.move_to_end(path)
+                return found
+        found = _Footer.of(pq.read_metadata(self._root.open(path)), columns)
+        with self._lock:
+            self._footers[path] = found
             while len(self._footers) > _FOOTERS:
                 self._footers.popitem(last=False)
-        self._footers.move_to_end(path)
-        return self._footers[path]
+        return found
 
 
 def point_query(table: str, columns: Sequence[str], filters: Filters) -> tuple[str, list[Any]]:

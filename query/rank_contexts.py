@@ -17,7 +17,7 @@ from scopelake.query.connect import Connection
 from scopelake.query.literals import literal
 from scopelake.query.partial import check_answerable, partial_on
 from scopelake.query.resolve import SaeInfo
-from scopelake.query.snapshot_files import Reads
+from scopelake.query.snapshot_files import Reads, whole_tables
 from scopelake.query.sql import check_predicate, run
 from scopelake.query.views import PRIVATE, token_columns
 from scopelake.query.windows import documents_of
@@ -106,6 +106,8 @@ class Ranking:
         Raises:
             QueryError: `where` fails.
         """
+        if self.where is not None and "(" in self.where:
+            connection.make_macros()
         try:
             return run(connection, query, params, self._reads())
         except QueryError as error:
@@ -130,10 +132,10 @@ class Ranking:
         for row in rows.sort_by(order).to_pylist():
             # Published examples may have several firings of a context.
             strongest.setdefault((row["corpus"], row["context"]), row)
-        found = [row | {"value": float(row["activation"])} for row in strongest.values()]
-        if not self.distinct:
-            return found[: self.k]
-        return self._distinct(connection, found)
+        # What several files hold beyond the depth is not all that there is.
+        ranked = list(strongest.values())[:depth]
+        found = [row | {"value": float(row["activation"])} for row in ranked]
+        return self._distinct(connection, found) if self.distinct else found
 
     def _distinct(self, connection: Connection, rows: Rows) -> Rows | None:
         """Keep of each document the first context; None if that is not all there is to know."""
@@ -154,7 +156,9 @@ class Ranking:
         firings = [("sae", "=", self.sae.name), ("feature", "=", self.feature), *of_corpus]
         reads: Reads = {"peaks": firings, "postings": firings}
         joined = self.where is not None or self.distinct
-        return {**reads, "contexts": of_corpus} if joined else reads
+        reads = {**reads, "contexts": of_corpus} if joined else reads
+        # A subquery of `where` reads what it names, whole.
+        return {**reads, **whole_tables(self.where or "")}
 
     def sql(self, *, inline: bool = True) -> tuple[str, list[Any]]:
         """Return the SQL that ranks contexts, and its parameters (none if they are `inline`)."""

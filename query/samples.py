@@ -20,7 +20,7 @@ from scopelake.query.context_rows import (
     contexts_html,
     contexts_text,
 )
-from scopelake.query.partial import note
+from scopelake.query.partial import check_answerable, note
 from scopelake.query.rank_contexts import Ranking, Rows
 
 if TYPE_CHECKING:
@@ -123,6 +123,7 @@ def sample_contexts(
     check_window(window)
     sae, corpus = ranking.sae, ranking.corpus
     connection.coverage.check_known(sae, corpus)
+    check_answerable(sae, corpus, "a sample")
     every = Ranking(sae, ranking.feature, ALL, corpus, ranking.where, ranking.bos,
                     distinct=ranking.distinct)  # fmt: skip
     found = every.run(connection, *every.sql(inline=False))

@@ -5,7 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from scopelake.handle import LakeHandle
-from scopelake.names import ContextRanking, FiringRanking, Sampling, Site, check_text, check_whole
+from scopelake.names import (
+    ContextRanking,
+    FiringRanking,
+    Sampling,
+    Site,
+    check_seed,
+    check_text,
+    check_whole,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -128,7 +136,7 @@ class Asking(LakeHandle):
         from scopelake.query.samples import sample_contexts
 
         check_text("how", how)
-        n_bands, seed = check_whole("n_bands", n_bands), check_whole("seed", seed)
+        n_bands, seed = check_whole("n_bands", n_bands), check_seed(seed)
         window = None if window is None else check_whole("window", window)
         ranking = self._ranking(
             feature, layer, site, sae,

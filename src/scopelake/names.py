@@ -44,6 +44,7 @@ ROLES: Final = ("none", "user", "model", "system", "tool")
 KIND_BOS: Final = KINDS.index("bos")
 
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
+_MOST: Final = 1 << 63
 _SEEDS: Final = 1 << 32
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 
@@ -124,9 +125,15 @@ def check_whole(what: str, value: object) -> int:
     """Return a whole number, also one of numpy's, as Python's own, else refuse it."""
     if not isinstance(value, bool):
         try:
-            return index(value)  # type: ignore[arg-type]
+            found = index(value)  # type: ignore[arg-type]
         except TypeError:
             pass
+        else:
+            if -_MOST <= found < _MOST:
+                return found
+            raise InvalidArgumentError(
+                f"{what} {found} was asked for; it is out of range; give one below 2^63"
+            )
     raise InvalidArgumentError(
         f"{what} {value!r} was asked for; it is of type {type(value).__name__}; give a whole number"
     )

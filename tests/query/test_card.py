@@ -13,10 +13,11 @@ import pytest
 
 from scopelake.errors import CorpusNotFoundError, MissingDependencyError
 from scopelake.names import KINDS, ROLES
-from scopelake.query.card_source import CardSource
+from scopelake.query.card_source import N_PEAKS, CardSource, _peaks
 from scopelake.query.card_statistics import BIN_ERROR
 from scopelake.query.card_text import bars
 from scopelake.query.connect import connect
+from scopelake.query.resolve import Partial, SaeInfo
 from scopelake.query.sql import sql
 from scopelake.query.token_counts import by_lengths, by_tokens
 from scopelake.store.commit import Writer
@@ -271,3 +272,9 @@ def test_without_matplotlib_a_plot_says_what_to_install(rich, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'scopelake\[plot\]'"):
         source(rich).card(rich.sae(), DENSE).plot()
+
+
+def test_of_few_published_examples_a_card_shows_what_there_is():
+    sae = SaeInfo("s", "resid_post", (0,), 8, {"published": Partial(3)})
+    assert _peaks(sae, 1, None).k == 3
+    assert _peaks(sae, 1, "own").k == N_PEAKS

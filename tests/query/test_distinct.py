@@ -13,13 +13,19 @@ from scopelake.query.resolve import list_saes
 from scopelake.store.commit import Writer
 from scopelake.store.firings import Firings
 from scopelake.store.lake_store import LakeStore
+from scopelake.store.running import Running
 from scopelake.store.schema import SCHEMAS
 from scopelake.store.writer import write_contexts, write_firings
 
 LENGTH = 4
 
 
-def make(path, documents: list[list[tuple[int, str]]], activations: dict[tuple[int, int], float]):
+def make(
+    path,
+    documents: list[list[tuple[int, str]]],
+    activations: dict[tuple[int, int], float],
+    shard_contexts: int = 1000,
+):
     """A lake of contexts of 4 tokens, by the first positions of their documents."""
     store = LakeStore.create(path)
     rows = [
@@ -39,15 +45,20 @@ def make(path, documents: list[list[tuple[int, str]]], activations: dict[tuple[i
     )  # fmt: skip
     sae = {"sae": "s", "site": "resid_post", "layer": 0, "layers": [0], "width": 1,
            "features_per_layer": 1}  # fmt: skip
-    corpus = {"corpus": "c", "n_contexts": len(rows), "shard_contexts": len(rows),
+    corpus = {"corpus": "c", "n_contexts": len(rows), "shard_contexts": shard_contexts,
               "context_ends": [len(rows)], "packing": any(len(of) > 1 for of in documents),
               }  # fmt: skip
     with Writer(store) as writer:
         table = pa.Table.from_pylist(rows, SCHEMAS["contexts"])
         receipts = write_contexts(store.root, table, "c", "r")
-        receipts += write_firings(
-            store.root, firings, sae="s", corpus="c", shard=0, run="r", bits=23
-        )
+        running = Running(1)
+        for shard in range(-(-len(rows) // shard_contexts)):
+            of_shard = firings.take(firings.context // shard_contexts == shard)
+            receipts += write_firings(
+                store.root, of_shard, sae="s", corpus="c", shard=shard, run="r", bits=23,
+                running=running,
+            )  # fmt: skip
+            running.accept(shard)
         catalogue = {
             "saes": pa.Table.from_pylist([sae], SCHEMAS["saes"]),
             "corpora": pa.Table.from_pylist([corpus], SCHEMAS["corpora"]),
@@ -84,3 +95,14 @@ def test_more_documents_than_peaks_have(tmp_path, k, where):
     found = ask(store, k=k, where=where)
     assert found["document"].to_pylist() == ["long", "x", "y"][:k]
     assert found["context"].to_pylist() == [0, 300, 301][:k]
+
+
+@pytest.mark.parametrize("where", [None, "true"])
+def test_documents_beyond_what_peaks_of_several_files_hold(tmp_path, where):
+    # Shards of 300 contexts; peaks of each have 256, and look back at what is stronger.
+    names = ["a"] * 150 + ["b"] * 150 + ["c"] * 150 + ["d"] * 148 + ["e", "f"]
+    levels = {"a": 100.0, "b": 1.0, "c": 50.0, "d": 40.0, "e": 6.0, "f": 0.5}
+    activations = {(i, 1): levels[name] + i * 1e-4 for i, name in enumerate(names)}
+    store = make(tmp_path / "lake", [[(0, n)] for n in names], activations, shard_contexts=300)
+    found = ask(store, k=5, where=where)
+    assert found["document"].to_pylist() == ["a", "c", "d", "e", "b"]

@@ -245,3 +245,24 @@ def test_what_is_nested_too_deep_is_refused_in_one_line(built):
     with pytest.raises(ScopelakeError) as caught:
         sql(built.connection, "SELECT " + "abs(" * 5000 + "1" + ")" * 5000)
     assert "\n" not in str(caught.value)
+
+
+def test_files_that_a_predicate_reads_are_hashed_first(built):
+    seen = []
+    checked = built.connection._files.check
+
+    def check(table, filters):
+        seen.append((table, tuple(filters)))
+        checked(table, filters)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(built.connection._files, "check", check)
+        where = "context IN (SELECT context FROM codes WHERE feature = 1)"
+        top_contexts(built.connection, Ranking(built.sae(), 3, where=where))
+    assert ("codes", ()) in seen
+
+
+def test_a_predicate_may_ask_macros(built):
+    where = "context IN (SELECT context FROM top_contexts_of('post/layer_1_width_12', 3, k := 2))"
+    found = top_contexts(built.connection, Ranking(built.sae(), 3, where=where))
+    assert 1 <= len(set(found.table["context"].to_pylist())) <= 2
