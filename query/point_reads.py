@@ -7,8 +7,10 @@ read.
 
 from __future__ import annotations
 
+import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any, Final
@@ -27,6 +29,11 @@ from scopelake.store.schema import PARTITIONS, SCHEMAS, SORTED_BY
 
 _FOOTERS: Final = 256
 """Kept; one of a file of 8 million firings takes about a megabyte."""
+
+_AT_ONCE: Final = 4
+"""Row groups that a thread reads before it keeps what was asked for of them."""
+
+_THREADS: Final = min(8, os.cpu_count() or 1)
 
 Mask = npt.NDArray[np.bool_]
 
@@ -60,6 +67,17 @@ class _Footer:
         return [int(i) for i in np.flatnonzero(keep)]
 
 
+@dataclass(frozen=True)
+class _Part:
+    """Some row groups of a file."""
+
+    path: str
+    metadata: pq.FileMetaData
+    groups: list[int]
+    partition: dict[str, str]
+    """Value of each partition column."""
+
+
 class PointReads:
     """Reads of a snapshot's rows by their keys, from files of a folder.
 
@@ -84,33 +102,48 @@ class PointReads:
         Raises:
             DamagedFileError: a file that may hold them is not what was written.
         """
-        schema, partitions = SCHEMAS[table], PARTITIONS[table]
-        inside = [c for c in columns if c not in partitions]
+        partitions = PARTITIONS[table]
         own = [f for f in filters if f[0] not in partitions]
-        read = list(dict.fromkeys([*inside, *(f[0] for f in own)]))
-        wanted = pa.schema([schema.field(c) for c in columns])
-        parts = [wanted.empty_table()]
-        for action in self._files.checked(table, filters).to_pylist():
-            found = self._read(f"{table_folder(table)}/{action['path']}", table, read, own)
-            for name in partitions:
-                if name in columns:
-                    value = pa.scalar(action[f"partition.{name}"], pa.string())
-                    found = found.append_column(name, pa.repeat(value, found.num_rows))
-            for name in set(inside) - set(found.column_names):
-                # A column that lakes of older versions lack.
-                found = found.append_column(name, pa.nulls(found.num_rows, schema.field(name).type))
-            parts.append(found.select(list(columns)).cast(wanted))
-        return pa.concat_tables(parts).combine_chunks()
+        wanted = pa.schema([SCHEMAS[table].field(c) for c in columns])
+        parts = list(self._parts(table, filters, own))
 
-    def _read(self, path: str, table: str, columns: list[str], filters: Filters) -> pa.Table:
-        footer = self._footer(path, SORTED_BY.get(table, ()))
-        groups = footer.groups(filters)
-        with pq.ParquetFile(self._root.open(path), metadata=footer.metadata) as file:
-            rows = file.read_row_groups(groups, columns=columns)
+        def read(part: _Part) -> pa.Table:
+            return self._read(part, wanted, own)
+
+        if len(parts) < 2:
+            found = list(map(read, parts))
+        else:
+            with ThreadPoolExecutor(min(_THREADS, len(parts))) as pool:
+                found = list(pool.map(read, parts))
+        return pa.concat_tables([wanted.empty_table(), *found]).combine_chunks()
+
+    def _parts(self, table: str, filters: Filters, own: Filters) -> Iterator[_Part]:
+        """Yield what may hold rows that meet the filters, some row groups of a file at once."""
+        for action in self._files.checked(table, filters).to_pylist():
+            path = f"{table_folder(table)}/{action['path']}"
+            footer = self._footer(path, SORTED_BY.get(table, ()))
+            partition = {name: action[f"partition.{name}"] for name in PARTITIONS[table]}
+            groups = footer.groups(own)
+            for at in range(0, len(groups), _AT_ONCE):
+                yield _Part(path, footer.metadata, groups[at : at + _AT_ONCE], partition)
+
+    def _read(self, part: _Part, wanted: pa.Schema, filters: Filters) -> pa.Table:
+        inside = [name for name in wanted.names if name not in part.partition]
+        columns = list(dict.fromkeys([*inside, *(f[0] for f in filters)]))
+        with pq.ParquetFile(self._root.open(part.path), metadata=part.metadata) as file:
+            rows = file.read_row_groups(part.groups, columns=columns, use_threads=False)
         keep: Mask = np.ones(rows.num_rows, bool)
         for column, how, value in filters:
             keep &= _meets(rows[column].to_numpy(), how, value)
-        return rows.take(np.flatnonzero(keep))
+        rows = rows.take(np.flatnonzero(keep))
+        for name in wanted.names:
+            if name in part.partition:
+                value = pa.scalar(part.partition[name], pa.string())
+                rows = rows.append_column(name, pa.repeat(value, rows.num_rows))
+            elif name not in rows.column_names:
+                # A column that lakes of older versions lack.
+                rows = rows.append_column(name, pa.nulls(rows.num_rows, wanted.field(name).type))
+        return rows.select(wanted.names).cast(wanted)
 
     def _footer(self, path: str, columns: Sequence[str]) -> _Footer:
         with self._lock:
