@@ -271,7 +271,7 @@ VIEWS: Final[dict[str, ViewText]] = {
             "model": "model that was run",
             "saes": "names of the SAEs",
             "dense": "dense activations that were stored: <site>/<layer>",
-            "state": "running, complete, stopped, incomplete or imported",
+            "state": "running, complete, stopped, incomplete, interrupted or imported",
             "n_shards": "shards of the corpus",
             "activation_bits": "bits of the mantissa that activations keep",
             "relative_error": "most that rounding to these bits changes an activation, relative",

@@ -21,6 +21,7 @@ from scopelake.errors import LakeError, MissingDependencyError
 from scopelake.query.columns import comment_statements
 from scopelake.query.coverage import Coverage
 from scopelake.query.facts import gather
+from scopelake.query.limits import explained
 from scopelake.query.literals import literal
 from scopelake.query.macros import macro_statements
 from scopelake.query.point_reads import PointReads, point_query
@@ -155,8 +156,9 @@ class Connection:
 
         Raises:
             DamagedFileError: a file that it may read is not what was written.
+            QueryError: what comes before the query needs more memory.
         """
-        with self._lock:
+        with self._lock, explained(self._memory):
             self._make_macros()
             for table, filters in whole_tables(query).items():
                 self._files.check(table, filters)
@@ -182,8 +184,10 @@ class Connection:
         """Keep the vocabulary in memory: to find it, every token of the lake is looked at."""
         if self._has_vocabulary:
             return
-        self._raw.execute(f"CREATE TABLE {PRIVATE}.vocabulary AS FROM main.vocabulary")
-        self._raw.execute(f"CREATE OR REPLACE VIEW main.vocabulary AS FROM {PRIVATE}.vocabulary")
+        # One that ran out of memory between the statements left the table.
+        table = f"{PRIVATE}.vocabulary"
+        self._raw.execute(f"CREATE TABLE IF NOT EXISTS {table} AS FROM main.vocabulary")
+        self._raw.execute(f"CREATE OR REPLACE VIEW main.vocabulary AS FROM {table}")
         for statement in comment_statements("vocabulary"):
             self._raw.execute(statement)
         self._has_vocabulary = True

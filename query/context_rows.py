@@ -15,6 +15,7 @@ from scopelake.query.windows import (
     context_texts,
     to_html,
     to_terminal,
+    visible,
     window_columns,
 )
 
@@ -35,7 +36,7 @@ def contexts_text(rows: Rows, *, color: bool) -> list[str]:
     """Return two lines for each context, the firing tokens marked."""
     lines = []
     for row in rows:
-        where = f"{row['corpus']} {row['document']} #{row['context']}:{row['position']}"
+        where = f"{row['corpus']} {visible(row['document'])} #{row['context']}:{row['position']}"
         lines.append(f"{row['value']:10.4g}  {where}")
         lines.append("    " + to_terminal(row["tokens"], row["activations"], color=color))
     return lines
@@ -51,7 +52,8 @@ def contexts_html(rows: Rows, value: str = "activation") -> str:
     highest = max(r["activation"] for r in rows)
     body = "".join(
         f"<tr><td>{r['value']:.4g}</td>"
-        f"<td>{escape(r['corpus'])} {escape(r['document'])} #{r['context']}:{r['position']}"
+        f"<td>{escape(r['corpus'])} {escape(visible(r['document']))} "
+        f"#{r['context']}:{r['position']}"
         '</td><td style="text-align:left;font-family:monospace;white-space:pre-wrap">'
         f"{to_html(r['tokens'], r['activations'], highest)}</td></tr>"
         for r in rows

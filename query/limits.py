@@ -22,7 +22,8 @@ class Limits:
     """What a query may take; None: no limit but the machine's."""
 
     timeout: float | None = None
-    """Seconds, from the call to the last row."""
+    """Seconds that the query may run, to its last row. What comes before it is not counted: files
+    are hashed, and a connection makes macros and, if it is asked for, the vocabulary."""
     memory: str | None = None
     """For example ``2GB``; what does not fit goes to temporary files."""
 
@@ -64,18 +65,35 @@ def limited(cursor: duckdb.DuckDBPyConnection, limits: Limits) -> Iterator[None]
     if limits.timeout is not None:
         timer.start()
     try:
-        yield
-    except duckdb.OutOfMemoryException as error:
-        raise QueryError(
-            f"a query within memory={limits.memory or 'that of the machine'} was asked for; it "
-            "needs more, also with temporary files; ask for less, or give it more memory"
-        ) from error
-    except duckdb.Error as error:
-        if is_over.is_set():
+        with explained(limits.memory):
+            yield
+    except QueryError as error:
+        if is_over.is_set() and not isinstance(error.__cause__, duckdb.OutOfMemoryException):
             raise QueryError(
                 f"a query within timeout={limits.timeout:g} seconds was asked for; it was still "
                 "running and has been stopped; ask for less, or give it more time"
-            ) from error
-        raise QueryError(f"the query failed: {one_line(error)}; check it") from error
+            ) from error.__cause__
+        raise
     finally:
         timer.cancel()
+
+
+@contextmanager
+def explained(memory: str | None) -> Iterator[None]:
+    """Turn DuckDB's errors into ours.
+
+    Args:
+        memory: most that DuckDB may take; None: that of the machine.
+
+    Raises:
+        QueryError: DuckDB failed, or needed more memory.
+    """
+    try:
+        yield
+    except duckdb.OutOfMemoryException as error:
+        raise QueryError(
+            f"a query within memory={memory or 'that of the machine'} was asked for; it "
+            "needs more, also with temporary files; ask for less, or give it more memory"
+        ) from error
+    except duckdb.Error as error:
+        raise QueryError(f"the query failed: {one_line(error)}; check it") from error

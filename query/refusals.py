@@ -91,6 +91,7 @@ def check_tree(query: str) -> None:
         if isinstance(node.get("cte_map"), dict)
         for entry in node["cte_map"]["map"]
     }
+    _check_named(named)
     for node in nodes:
         kind = node.get("type")
         if kind == "BASE_TABLE":
@@ -111,6 +112,15 @@ def one_line(error: duckdb.Error) -> str:
     """Return DuckDB's message without the echo of the query under it."""
     head = str(error).split("\n\nLINE ")[0]
     return " ".join(head.split())
+
+
+def _check_named(named: set[str]) -> None:
+    """Refuse a name that elsewhere in the query, out of its scope, would read a system view."""
+    for name in sorted(named & _system_views() if named else ()):
+        raise QueryError(
+            f"a WITH clause named {name!r} was asked for; DuckDB has a system view of that name, "
+            "which a lake does not show; choose another name"
+        )
 
 
 def _check_table(node: dict[str, Any], named: set[str]) -> None:
@@ -161,6 +171,21 @@ def _parsed(query: str) -> Any:  # noqa: ANN401
         found = " ".join(str(tree.get("error_message")).split())
         raise QueryError(f"the query cannot be checked: {found}; write it as a plain SELECT")
     return tree
+
+
+@cache
+def _system_views() -> frozenset[str]:
+    """Names that lead, with no schema before them, to system views that may not be read."""
+    cursor = _parser().cursor()
+    try:
+        # information_schema is not on the search path: its names need the schema.
+        rows = cursor.execute(
+            "SELECT lower(view_name) FROM duckdb_views() WHERE internal "
+            "AND schema_name <> 'information_schema'"
+        ).fetchall()
+    finally:
+        cursor.close()
+    return frozenset(name for (name,) in rows) - _SCHEMAS[""]
 
 
 @cache

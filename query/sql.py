@@ -33,7 +33,7 @@ def sql(
         connection: from `connect`, with the limit of memory.
         query: a single SELECT (also WITH, FROM, VALUES, DESCRIBE, SHOW), or EXPLAIN of one.
         params: values of its ``?`` placeholders in order, or of its ``$name`` ones by name.
-        limits: seconds that it may take; memory is only named in the refusal.
+        limits: seconds that it may run; memory is only named in the refusal.
 
     Raises:
         QueryError: it is something else or several statements, meets a limit, or DuckDB refuses it.
@@ -62,7 +62,7 @@ def sql_batches(
         connection: as in `sql`.
         query: as in `sql`.
         params: as in `sql`.
-        limits: as in `sql`; the time ends with the last batch that is read.
+        limits: as in `sql`; the time runs until the last batch is read.
         batch_rows: most rows of a batch, 1 or more.
 
     Raises:

@@ -61,8 +61,10 @@ static int view(Py_buffer *given, int64_t width, Firings *f)
     f->context = given[0].buf, f->position = given[1].buf, f->feature = given[2].buf;
     f->activation = given[3].buf, f->kind = given[4].buf;
     int outside = 0;
+    Py_BEGIN_ALLOW_THREADS
     for (Py_ssize_t i = 0; i < f->n; i++)
         outside |= f->feature[i] < 0 || f->feature[i] >= width;
+    Py_END_ALLOW_THREADS
     if (outside)
         PyErr_Format(PyExc_ValueError, "a feature is not below %lld", (long long)width);
     return !outside;
@@ -355,10 +357,12 @@ static PyObject *bucket(PyObject *self, PyObject *args)
     if (!(counts = PyByteArray_FromStringAndSize(NULL, width * 8)))
         goto done;
     int64_t *count = (int64_t *)PyByteArray_AsString(counts);
+    Py_BEGIN_ALLOW_THREADS
     memset(count, 0, (size_t)width * 8);
     for (Py_ssize_t i = 0; i < n; i++)
         if (kind[i] != KIND_BOS && feature[i] >= low && feature[i] < high)
             count[feature[i] - low]++, total++;
+    Py_END_ALLOW_THREADS
     values = PyByteArray_FromStringAndSize(NULL, total * 4);
     next = malloc(((size_t)width + 1) * sizeof(*next));
     if (!values || !next) {
@@ -395,11 +399,14 @@ static PyObject *summarize(PyObject *self, PyObject *args)
     const int64_t *count = b[0].buf;
     const float *value = b[1].buf;
     const int64_t width = b[0].len / 8;
-    int64_t total = 0;
-    for (int64_t i = 0; i < width; i++)
-        total += count[i];
+    /* What no count has taken; below 0 once one is not of these activations, so sums cannot wrap. */
+    int64_t left = b[1].len / 4;
+    Py_BEGIN_ALLOW_THREADS
+    for (int64_t i = 0; i < width && left >= 0; i++)
+        left = count[i] < 0 || count[i] > left ? -1 : left - count[i];
+    Py_END_ALLOW_THREADS
     PyObject *sums = NULL, *histogram = NULL, *found = NULL;
-    if (total * 4 != b[1].len) {
+    if (left || b[0].len % 8 || b[1].len % 4) {
         PyErr_SetString(PyExc_ValueError, "the counts are of other activations");
         goto done;
     }

@@ -18,6 +18,8 @@ _WIDE: Final = 1_000_000
 def print_table(table: pa.Table, n_rows: int | None = None, file: IO[str] | None = None) -> None:
     """Print the rows of `table`, and of how many more they are the first.
 
+    Control characters are shown as signs: text could command a terminal. Lines stay lines.
+
     Args:
         table: what is printed.
         n_rows: rows that there are; those of `table` if None.
@@ -33,7 +35,7 @@ def print_table(table: pa.Table, n_rows: int | None = None, file: IO[str] | None
     grid = Table(box=None, pad_edge=False, header_style="bold")
     shown = records(table)
     for name in distinct(table.column_names):
-        grid.add_column(Text(name), overflow="fold")
+        grid.add_column(Text(_lines(name)), overflow="fold")
     for row in shown:
         grid.add_row(*(Text(_cell(value)) for value in row.values()))
     console.print(grid)
@@ -103,4 +105,10 @@ def _cell(value: Any) -> str:  # noqa: ANN401
         return "NULL"
     if isinstance(value, float):
         return f"{value:.6g}"
-    return str(value)
+    return _lines(str(value))
+
+
+def _lines(text: str) -> str:
+    from scopelake.query.windows import visible
+
+    return "\n".join(map(visible, text.split("\n")))

@@ -68,3 +68,9 @@ def test_a_pipe_gets_whole_lines(capsys):
     printed = capsys.readouterr().out
     assert f"{name}  1" in printed
     assert len(printed.splitlines()) == 2
+
+
+def test_text_commands_no_terminal(capsys):
+    print_table(pa.table({"a\x1b[2J": ["x\x1b]0;owned\x07\x9b31m", "two\nlines"]}))
+    printed = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    assert printed == ["a␛[2J", "x␛]0;owned␇\ufffd31m", "two", "lines"]

@@ -32,7 +32,7 @@ def test_a_query_over_its_time_is_stopped_and_the_connection_lives(built, read):
 
 
 def test_the_time_also_ends_a_result_that_is_being_read(built):
-    reader = sql_batches(built.connection, MANY, limits=Limits(timeout=0.3))
+    reader = sql_batches(built.connection, MANY, limits=Limits(timeout=1))
     with pytest.raises(QueryError, match="within timeout"):
         for _ in reader:
             pass
@@ -72,6 +72,18 @@ def test_a_query_over_its_memory_is_stopped_and_spills_outside_the_lake(
     assert any(name.startswith("scopelake-") for name in seen)
     assert list(tmp_path.iterdir()) == []
     assert sorted(built.store.root.path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("memory", ["1B", "0GB", "100KB", "1MB"])
+@pytest.mark.parametrize("read", [sql, sql_batches])
+def test_too_little_memory_for_what_comes_before_a_query_is_said(built, memory, read):
+    connection = connect(built.store, built.snapshot, memory)
+    # The second time too: what was half made is no obstacle.
+    for _ in range(2):
+        with pytest.raises(QueryError, match=f"within memory={memory} was asked for") as caught:
+            read(connection, "FROM vocabulary", limits=Limits(memory=memory))
+        assert "\n" not in str(caught.value)
+    connection.close()
 
 
 class Usage:

@@ -169,6 +169,36 @@ def test_the_name_of_a_subquery_is_no_pass_for_a_file(built, name):
 
 
 @pytest.mark.parametrize(
+    "name",
+    ["pg_settings", "PG_Settings", "duckdb_databases", "sqlite_master", "pragma_database_list",
+     "duckdb_logs"],
+)  # fmt: skip
+def test_the_name_of_a_subquery_is_no_pass_for_a_system_view(built, name):
+    for query in (
+        f"SELECT * FROM (WITH {name} AS (SELECT 1) FROM {name}) a, {name} b",
+        f'SELECT (WITH "{name}" AS (SELECT 1 AS x) SELECT x FROM {name}) FROM {name}',
+        f"WITH a AS (WITH {name} AS (SELECT 1) FROM {name}), b AS (FROM {name}) FROM a, b",
+    ):
+        refused(built, query)
+        with pytest.raises(QueryError, match=f"named '{name.lower()}' was asked for; DuckDB has"):
+            sql_batches(built.connection, query)
+
+
+def test_every_system_view_of_a_lakes_connection_is_known(built):
+    rows = built.connection.execute(
+        "SELECT schema_name, view_name FROM duckdb_views() WHERE internal", reads={}
+    ).fetchall()
+    names = {name for schema, name in rows if schema != "information_schema"}
+    assert len(names) > 20
+    for name in names:
+        within = f"SELECT * FROM (WITH {name} AS (SELECT 1) FROM {name}) a, {name} b"
+        if name in ("duckdb_columns", "duckdb_tables", "duckdb_types", "duckdb_views"):
+            assert sql(built.connection, within).num_columns > 1
+        else:
+            refused(built, within)
+
+
+@pytest.mark.parametrize(
     "where",
     [
         "true) UNION ALL SELECT 1, 2, 3, 4 FROM read_text('/etc/passwd') WHERE (true",
@@ -216,6 +246,7 @@ def test_links_inside_the_lake_lead_nowhere(built):
     "query",
     [
         "WITH a AS (FROM codes LIMIT 3), b AS (FROM a) SELECT * FROM b JOIN a USING (feature)",
+        "WITH codes AS (FROM codes LIMIT 3), tables AS (SELECT 1) FROM codes, tables",
         'FROM "codes" AS "/etc/passwd" LIMIT 1',
         "FROM MAIN.Codes LIMIT 1",
         "FROM memory.main.codes LIMIT 1",

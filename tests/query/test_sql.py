@@ -14,11 +14,17 @@ from scopelake.query.describe import describe
 from scopelake.query.sql import sql
 from scopelake.query.views import DERIVED
 from scopelake.store.layout import TABLES
+from scopelake.store.run_states import INTERRUPTED, RUNNING
 from scopelake.store.running import PEAKS_DEPTH, SAMPLES_PER_BAND
 
 
 def rows(built, query, params=None):
     return sql(built.connection, query, params).to_pylist()
+
+
+def test_the_states_that_the_store_gives_a_run_are_told():
+    told = VIEWS["runs"].columns["state"].replace(",", "").split()
+    assert {RUNNING, INTERRUPTED} <= set(told)
 
 
 def test_every_table_has_a_view_with_its_rows(built):

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from scopelake.errors import CorpusNotFoundError, InvalidArgumentError, QueryError
 from scopelake.names import CONTEXT_RANKINGS, KINDS, ROLES
 from scopelake.query import contexts
+from scopelake.query.context_rows import contexts_html, contexts_text
 from scopelake.query.contexts import TopContexts
 from scopelake.query.rank_contexts import Ranking
 from scopelake.query.sql import sql
@@ -225,6 +226,18 @@ def test_colour_uses_its_own_escapes_only(built):
     escapes = set(re.findall("\x1b\\[[^m]*m", text))
     assert escapes <= {"\x1b[0m"} | {f"\x1b[30;48;5;{n}m" for n in (230, 229, 222, 216, 209, 208)}
     assert "[[" not in text
+
+
+def test_the_id_of_a_document_commands_no_terminal():
+    row = {
+        "corpus": "plain", "document": "a\x1b]0;owned\x07\n<b>", "context": 1, "position": 0,
+        "value": 2.0, "activation": 2.0, "tokens": ["x"], "activations": [2.0],
+    }  # fmt: skip
+    assert contexts_text([row], color=False) == [
+        "         2  plain a␛]0;owned␇↵<b> #1:0",
+        "    [[x]]",
+    ]
+    assert "plain a␛]0;owned␇↵&lt;b&gt; #1:0" in contexts_html([row])
 
 
 def test_html_is_escaped_and_shaded(built):

@@ -124,6 +124,16 @@ def test_columns_that_do_not_fit_are_refused(make_firings):
         native.summarize(np.array([3]), np.ones(2, np.float32))
 
 
+@pytest.mark.parametrize(
+    "counts",
+    [[-1, 3], [3, -1], [0, 1], [], [-(2**63), 2], [2**62, 2], [2**63 - 1, 2**63 - 1, 4]],
+)
+def test_counts_of_other_activations_are_refused(counts):
+    # Their sums are 2 too, some of them by wrapping.
+    with pytest.raises(ValueError, match="of other activations"):
+        native.summarize(np.array(counts, np.int64), np.ones(2, np.float32))
+
+
 def test_the_package_works_where_it_is_not_built():
     code = (
         "import sys; sys.modules['scopelake.store._native'] = None\n"
