@@ -214,7 +214,7 @@ class Asking(LakeHandle):
         Args:
             query: one SELECT (also WITH, FROM, VALUES, DESCRIBE, SHOW), or EXPLAIN of one.
             params: values of its ``?`` placeholders in order, or of its ``$name`` ones by name.
-            timeout: seconds after which it is stopped; no limit if None.
+            timeout: seconds that it may run, to its last row; hashing of files is not counted.
             memory: most memory that it may take, such as ``2GB``; what does not fit goes to
                 temporary files. Of the machine, four fifths if None.
 
@@ -245,7 +245,7 @@ class Asking(LakeHandle):
             query: as in `sql`.
             params: as in `sql`.
             batch_rows: most rows of a batch.
-            timeout: seconds from the call to the last batch.
+            timeout: seconds that it may run, to its last batch; as in `sql`.
             memory: as in `sql`.
 
         Raises:
