@@ -15,7 +15,12 @@ from uuid import uuid4
 
 import torch
 
-from scopelake.errors import CoderMismatchError, InvalidArgumentError, SaeNotFoundError
+from scopelake.errors import (
+    CoderMismatchError,
+    InvalidArgumentError,
+    LakeBusyError,
+    SaeNotFoundError,
+)
 from scopelake.ingest.coder_identity import plain_model
 from scopelake.ingest.coders import CoderFiles
 from scopelake.ingest.nearest import nearest
@@ -138,18 +143,25 @@ class _Job:
 
     def run(self, pairs: Sequence[Pair]) -> int:
         """Make pairs; return how many rows they have."""
-        n_rows, waiting, since = 0, list[Receipt](), time.monotonic()
+        waiting: list[Receipt] = []
+        try:
+            return self._run(pairs, waiting)
+        except BaseException:
+            discard(self.writer.store.root, waiting)
+            raise
+
+    def _run(self, pairs: Sequence[Pair], waiting: list[Receipt]) -> int:
+        """Make pairs; `waiting` are at any time the files that were given to no commit."""
+        n_rows, since = 0, time.monotonic()
         for done, pair in enumerate(pairs, 1):
-            try:
-                receipt = self._make(pair)
-            except BaseException:
-                discard(self.writer.store.root, waiting)
-                raise
+            receipt = self._make(pair)
             waiting.append(receipt)
             n_rows += receipt.n_rows
             if done == len(pairs) or time.monotonic() - since > _SECONDS:
-                self._commit(waiting)
-                waiting, since = [], time.monotonic()
+                receipts = list(waiting)
+                waiting.clear()
+                self._commit(receipts)
+                since = time.monotonic()
             self.progress(" and ".join(_names(pair)), done, len(pairs))
         return n_rows
 
@@ -175,12 +187,17 @@ class _Job:
                 return None
             return replace(commit, receipts=tuple(r for r, _ in kept), retire=gone)
 
-        self.writer.commit(
-            receipts,
-            transaction=f"neighbors:{uuid4().hex}",
-            reason=f"neighbors of {counted(len(receipts), 'pair')} of SAEs",
-            revise=revise,
-        )
+        try:
+            self.writer.commit(
+                receipts,
+                transaction=f"neighbors:{uuid4().hex}",
+                reason=f"neighbors of {counted(len(receipts), 'pair')} of SAEs",
+                revise=revise,
+            )
+        except LakeBusyError:
+            # After any other error it may have been decided on, and is finished by others.
+            discard(store.root, receipts)
+            raise
 
 
 def _there(store: LakeStore, snapshot: Snapshot) -> dict[tuple[str, str], tuple[str, _Made]]:

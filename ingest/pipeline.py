@@ -124,8 +124,23 @@ class _Job:
         self.totals = RunTotals()
         self._assignment = Assignment(store, config, self.plan.corpus, self.plan.run)
         self._counting = threading.Lock()
+        self._is_running = False
+        """Whether the lake says of this run that it is running."""
 
     def run(self) -> IngestSummary:
+        try:
+            return self._run()
+        except BaseException as error:
+            if self._is_running:
+                LOG.error("ingest broken off", extra={"scopelake": {
+                    "run": self.plan.run, "error": type(error).__name__,
+                }})  # fmt: skip
+                self._say_interrupted()
+            if isinstance(error, _CallersError):
+                raise error.original from None
+            raise
+
+    def _run(self) -> IngestSummary:
         pending = without_statistics(self.store, self.plan)
         evaluated = self._coders_to_evaluate()
         state = "complete"
@@ -189,6 +204,7 @@ class _Job:
                 corpus["n_contexts"], corpus["context_length"], width, corpus["shard_contexts"],
             )  # fmt: skip
         self.committer.rows("start", rows)
+        self._is_running = True
         LOG.info("ingest started", extra={"scopelake": {
             "run": self.plan.run, "corpus": self.config.corpus, "shards": len(self.plan.shards),
         }})  # fmt: skip
@@ -201,16 +217,7 @@ class _Job:
             self.ledger, self._commit, self._left, self._is_stopping, self._count,
             self.totals.stages,
         )  # fmt: skip
-        try:
-            run(work)
-        except BaseException as error:
-            LOG.error("ingest broken off", extra={"scopelake": {
-                "run": self.plan.run, "error": type(error).__name__,
-            }})  # fmt: skip
-            self._say_interrupted()
-            if isinstance(error, _CallersError):
-                raise error.original from None
-            raise
+        run(work)
 
     def _was_broken_off(self) -> bool:
         """Return whether the lake has this run as one that was not complete."""
@@ -288,16 +295,13 @@ class _Job:
         self.totals.end()
         rows["runs"] = self._run_row(state)
         snapshot = self.committer.rows("finish", rows, receipts)
+        self._is_running = False
         LOG.info("ingest ended", extra={"scopelake": {
             "run": self.plan.run, "state": state, "snapshot": snapshot.id,
             "tokens": self.totals.tokens, "firings": self.totals.firings,
             "bytes": self.totals.n_bytes, "stages": dict(self.totals.stages.seconds),
         }})  # fmt: skip
-
-        try:
-            self._count(0, 0)
-        except _CallersError as error:
-            raise error.original from None
+        self._count(0, 0)
 
     def _coders_to_evaluate(self) -> list[CoderFiles]:
         if not self.config.evaluate:

@@ -102,6 +102,12 @@ def firings_frame(
                 f"all firings of {sae.name} were asked for; on corpus {name!r} not all are in the "
                 f"lake ({known.what}); name another corpus, or ingest it with all firings"
             )
+    for name in connection.coverage.corpora(sae.name) if corpus is None else [corpus]:
+        if state := connection.coverage.state(sae.name, name):
+            raise QueryError(
+                f"all firings of {sae.name} were asked for; on corpus {name!r} its ingest is "
+                f"{state}; ingest again to resume, or name another corpus"
+            )
     filters: list[tuple[str, str, Any]] = [("sae", "=", sae.name)]
     filters += [("corpus", "=", corpus)] if corpus is not None else []
     return _frame(connection, table, filters, columns)

@@ -17,7 +17,7 @@ from scopelake.names import KIND_BOS, KINDS, ROLES, FiringRanking
 from scopelake.query.connect import Connection
 from scopelake.query.firing import check_k, features_at
 from scopelake.query.inspection import Inspection
-from scopelake.query.percentiles import percentiles
+from scopelake.query.percentiles import activation_bits, percentiles
 from scopelake.query.resolve import SaeInfo, list_saes
 from scopelake.query.scores import check_by
 from scopelake.query.windows import context_texts
@@ -141,7 +141,7 @@ def read_inspection(
         statistics=comparison.connection,
     )  # fmt: skip
     tokens = _tokens(connection, corpus)
-    firings = _with_percentiles(fired.table, tokens, comparison)
+    firings = _with_percentiles(fired.table, tokens, connection, corpus, comparison)
     firings = _with_meanings(firings, connection, corpus, comparison.connection, pieces)
     notes = "; ".join(note for note in (comparison.note, fired.note) if note)
     return Inspection(
@@ -165,7 +165,9 @@ def _tokens(connection: Connection, corpus: str) -> pa.Table:
     )
 
 
-def _with_percentiles(firings: pa.Table, tokens: pa.Table, comparison: Comparison) -> pa.Table:
+def _with_percentiles(
+    firings: pa.Table, tokens: pa.Table, prompt: Connection, corpus: str, comparison: Comparison
+) -> pa.Table:
     """Return firings with percentile and percentile_error; null on BOS, and without a corpus."""
     found, error = np.full((2, firings.num_rows), np.nan)
     if comparison.corpus is not None:
@@ -175,8 +177,9 @@ def _with_percentiles(firings: pa.Table, tokens: pa.Table, comparison: Compariso
             rows = at[counts[at]]
             columns = (firings[n].to_numpy()[rows] for n in ("feature", "activation"))
             found[rows], error[rows] = percentiles(
-                comparison.connection, comparison.saes[name], comparison.corpus, *columns
-            )
+                comparison.connection, comparison.saes[name], comparison.corpus, *columns,
+                bits=min(activation_bits(prompt, name, corpus)),
+            )  # fmt: skip
     for name, values in (("percentile", found), ("percentile_error", error)):
         firings = firings.append_column(name, pa.array(values, mask=np.isnan(values)))
     return firings

@@ -4,10 +4,14 @@ A percentile is the share, in percent, of the feature's firings there, BOS left 
 weaker. It is counted from ``postings`` where all firings of the SAE are stored and those of the
 features asked for are not too many; else the statistics in ``features`` bound it, from both sides,
 and it is the middle with half the distance as its error.
+
+Firings are compared as the corpus stores them: rounded to as many mantissa bits. Of one that was
+rounded to other bits before, all values are looked at that it may have had.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, Final
 
 import numpy as np
@@ -18,7 +22,10 @@ import pyarrow.compute as pc
 from scopelake.names import KIND_BOS
 from scopelake.query.connect import Connection
 from scopelake.query.resolve import SaeInfo
+from scopelake.store.catalog import IMPORTED
 from scopelake.store.firings import band
+from scopelake.store.keeping import runs_of
+from scopelake.store.precision import MANTISSA_BITS, round_mantissa
 from scopelake.store.summary import QUANTILES
 
 EXACT_ROWS: Final = 2_000_000
@@ -36,6 +43,7 @@ def percentiles(
     feature: npt.NDArray[np.int32],
     activation: npt.NDArray[np.float32],
     *,
+    bits: int | None = None,
     most_rows: int = EXACT_ROWS,
 ) -> tuple[Shares, Shares]:
     """Return the percentile of each firing of an SAE and its error, in points, [n] each.
@@ -49,6 +57,7 @@ def percentiles(
         corpus: the corpus.
         feature: of each firing, [n].
         activation: of each, above 0, [n].
+        bits: of the mantissa, to which the activations were rounded; None: as on the corpus.
         most_rows: firings on the corpus that are read, at most.
     """
     features, index = np.unique(feature, return_inverse=True)
@@ -57,12 +66,51 @@ def percentiles(
     rows = connection.rows("features", _STATISTICS, filters).sort_by("feature").combine_chunks()
     firings = rows["firings"].to_numpy()
     known = np.where(firings > 0, 1.0, np.nan)[index]
-    if corpus not in sae.partial and firings.sum() <= most_rows:
+    least, most = _as_stored(activation, bits, activation_bits(connection, sae.name, corpus))
+    is_whole = corpus not in sae.partial
+    if is_whole and firings.sum() <= most_rows:
         found = connection.rows("postings", ("feature", "activation", "kind"), filters)
-        weaker = _count_weaker(found, feature, activation)
-        return 100 * weaker / np.maximum(firings[index], 1) * known, np.zeros(len(feature)) * known
-    low, high = _bounds(rows, index, activation, has_quantiles=corpus not in sae.partial)
+        n = np.maximum(firings[index], 1)
+        low, high = (_count_weaker(found, feature, value) / n for value in (least, most))
+    else:
+        low, _ = _bounds(rows, index, least, has_quantiles=is_whole)
+        _, high = _bounds(rows, index, most, has_quantiles=is_whole)
     return 50 * (low + high) * known, 50 * (high - low) * known
+
+
+def activation_bits(connection: Connection, sae: str, corpus: str) -> set[int]:
+    """Return how many mantissa bits an SAE's activations on a corpus have.
+
+    That is one number; several where merged files do not tell which run made them, none of a lake
+    that does not say.
+    """
+    files = connection.rows("files", ("kind", "sae", "corpus", "run"), ()).to_pylist()
+    made = {f["run"] for f in files if (f["kind"], f["sae"], f["corpus"]) == ("codes", sae, corpus)}
+    columns = ("run", "corpus", "saes", "state", "activation_bits")
+    runs = [r for r in connection.rows("runs", columns, ()).to_pylist() if r["state"] != IMPORTED]
+    return {run["activation_bits"] for run in runs_of(runs, sae, corpus, made)}
+
+
+def _as_stored(
+    activation: npt.NDArray[np.float32], bits: int | None, stored: Collection[int]
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Return the least and the most that each activation may be where `stored` bits are kept.
+
+    Args:
+        activation: above 0, rounded to `bits`, [n].
+        bits: None: as those that are stored.
+        stored: one of these it is.
+    """
+    if bits is None or not set(stored) - {bits}:
+        return activation, activation
+    raw = np.ascontiguousarray(activation, np.float32).view(np.uint32)
+    # Rounding is done on the bits: whatever is at most half a step away became this value.
+    half = np.uint32((1 << (MANTISSA_BITS - bits)) >> 1)
+    ends = (raw - np.minimum(raw, half)).view(np.float32), (raw + half).view(np.float32)
+    least, most = (
+        [activation if n == bits else round_mantissa(end, n) for n in stored] for end in ends
+    )
+    return np.minimum.reduce(least), np.maximum.reduce(most)
 
 
 def _count_weaker(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -113,19 +113,20 @@ class Inspector:
         if keep:
             lake._check_writable()
         names = [c.name for c in prompts.coders]
-        there = connect(lake._store, lake._snapshot)
-        comparison = find_comparison(there, lake._store, lake._snapshot, names, request.config)
-        prompts.check(lake._store, request.source, request.replies)
-        with _place(lake._store, keep=keep) as store:
-            done = prompts.ingest(store, request.source, request.replies)
-            if keep:
-                lake.refresh()
-            snapshot = lake._snapshot if keep else store.snapshot()
-            return read_inspection(
-                connect(store, snapshot), store, snapshot, done.corpus, comparison,
-                request.config, prompts.tokenizer.pieces,
-                model=prompts.model.name, errors=done.errors, kept=keep,
-            )  # fmt: skip
+        with closing(connect(lake._store, lake._snapshot)) as there:
+            comparison = find_comparison(there, lake._store, lake._snapshot, names, request.config)
+            prompts.check(lake._store, request.source, request.replies)
+            with _place(lake._store, keep=keep) as store:
+                done = prompts.ingest(store, request.source, request.replies)
+                if keep:
+                    lake.refresh()
+                snapshot = lake._snapshot if keep else store.snapshot()
+                with closing(connect(store, snapshot)) as connection:
+                    return read_inspection(
+                        connection, store, snapshot, done.corpus, comparison, request.config,
+                        prompts.tokenizer.pieces, model=prompts.model.name, errors=done.errors,
+                        kept=keep,
+                    )  # fmt: skip
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from scopelake.errors import (
     CoderFileError,
     CoderMismatchError,
     InvalidArgumentError,
+    LakeBusyError,
     SaeNotFoundError,
 )
 from scopelake.ingest.coders import read_coder
@@ -237,6 +238,28 @@ def test_a_killed_call_keeps_what_it_committed_and_goes_on(lake, monkeypatch):
     rows = lake.sql("SELECT count(*) AS n, count(DISTINCT (sae, other_sae, feature, rank)) AS d "
                     "FROM neighbors").to_pylist()[0]  # fmt: skip
     assert rows == {"n": 4 * 2048, "d": 4 * 2048}
+
+
+@pytest.mark.parametrize("what", ["progress", "busy"])
+def test_files_that_come_into_no_lake_are_deleted(lake, monkeypatch, what):
+    from scopelake.store.commit import Writer
+
+    def fail(*_):
+        raise KeyError("mine")
+
+    if what == "busy":
+
+        def others_first(self, number, commit, latest):
+            return False
+
+        monkeypatch.setattr(Writer, "_decide", others_first)
+        monkeypatch.setattr("scopelake.store.commit._MOST_TRIES", 3)
+    error, progress = (LakeBusyError, None) if what == "busy" else (KeyError, fail)
+    with pytest.raises(error):
+        lake.add_neighbors([FIRST, SECOND], k=2, device="cpu", progress=progress)
+    monkeypatch.undo()
+    assert not list(lake.path.glob("tables/neighbors/**/*.parquet"))
+    assert not lake.verify().left_over
 
 
 @pytest.mark.parametrize(("k", "stays"), [(2, 2), (5, 5)])

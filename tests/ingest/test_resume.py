@@ -4,10 +4,12 @@ import platform
 import subprocess
 import sys
 
+import psutil
 import pytest
 
 import scopelake
 from scopelake import tiny
+from scopelake.ingest import pipeline
 from scopelake.store import processes
 
 SAES = ["resid_post_all/layer_0*", "transcoder_all/layer_1*"]
@@ -135,9 +137,67 @@ def test_a_run_that_runs_is_not_called_interrupted(make_lake):
 def test_a_process_is_known_by_more_than_its_number():
     process = processes.this_process()
     assert processes.is_gone(process) is False
-    assert processes.is_gone(process | {"began": process["began"] - 5}) is True
+    began_later = {"ticks": process["ticks"] and process["ticks"] + 1, "began": 0.0}
+    assert processes.is_gone(process | began_later) is True
     assert processes.is_gone(process | {"where": "elsewhere"}) is None
     assert processes.is_gone(None) is None
+
+
+@pytest.mark.parametrize("has_ticks", [True, False])
+def test_a_clock_that_is_set_ends_no_process(monkeypatch, has_ticks):
+    process = processes.this_process()
+    if not has_ticks:  # no Linux, or a record of an older version
+        del process["ticks"]
+    create_time = psutil.Process.create_time
+    monkeypatch.setattr(psutil.Process, "create_time", lambda self: create_time(self) + 30)
+    assert processes.is_gone(process) is False
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="only Linux hides processes in /proc")
+@pytest.mark.parametrize("has_ticks", [True, False])
+def test_whether_a_hidden_process_is_gone_is_not_known(monkeypatch, has_ticks):
+    process = processes.this_process() if has_ticks else processes.this_process() | {"ticks": None}
+
+    def refuse(pid, signal):
+        raise PermissionError
+
+    def hide(self):
+        raise psutil.NoSuchProcess(self.pid)
+
+    monkeypatch.setattr(processes.os, "kill", refuse)
+    monkeypatch.setattr(processes, "_ticks", lambda pid: None)
+    monkeypatch.setattr(psutil.Process, "create_time", hide)
+    assert processes.is_gone(process) is None
+
+
+def test_an_ingest_that_breaks_off_at_its_statistics_says_so(make_lake, monkeypatch):
+    lake = make_lake("statistics")
+
+    def fail(*_):
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "write_statistics", fail)
+        with pytest.raises(OSError, match="no space left"):
+            ingest(lake, saes=SAES[:1])
+    lake.refresh()
+    assert states(lake) == ["interrupted"]
+    ingest(lake, saes=SAES[:1])
+    assert states(lake) == ["complete"]
+
+
+def test_a_caller_that_fails_after_the_end_leaves_the_run_complete(make_lake):
+    lake = make_lake("after")
+
+    def fail(progress):
+        other = scopelake.open(lake.path)
+        if states(other) == ["complete"]:
+            raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        ingest(lake, fail, SAES[:1])
+    lake.refresh()
+    assert states(lake) == ["complete"]
 
 
 @pytest.mark.slow

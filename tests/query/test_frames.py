@@ -19,8 +19,11 @@ from scopelake.errors import (
     DamagedFileError,
     InvalidArgumentError,
     MissingDependencyError,
+    QueryError,
 )
+from scopelake.store.commit import Writer
 from scopelake.store.integrity import _checked
+from scopelake.store.lake_store import LakeStore
 
 ONE = "gs-2/resid_post/layer_1_width_12"
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "coactivation.py"
@@ -109,6 +112,27 @@ def test_what_does_not_fit_is_refused(lake, monkeypatch):
     monkeypatch.setitem(sys.modules, "dask.dataframe", None)
     with pytest.raises(MissingDependencyError, match=r"scopelake\[dask\]"):
         lake.codes(layer=1)
+
+
+@pytest.mark.parametrize("table", ["codes", "postings"])
+def test_an_incomplete_ingest_is_no_answer(built, tmp_path, table):
+    path = tmp_path / "lake"
+    shutil.copytree(built.store.root.path, path)
+    store = LakeStore.open(path)
+    gone = [
+        row["path"]
+        for row in store.read(
+            "files", store.snapshot(), ["path", "sae", "corpus", "shard"]
+        ).to_pylist()
+        if (row["sae"], row["corpus"], row["shard"]) == (ONE, "plain", 1)
+    ]
+    with Writer(store) as writer:
+        writer.commit([], transaction="take out", reason="a shard", retire=gone)
+    lake = scopelake.open(path)
+    for corpus in ("plain", None):
+        with pytest.raises(QueryError, match="incomplete, 2 of 3 shards ingested; ingest again"):
+            getattr(lake, table)(layer=1, corpus=corpus)
+    assert len(getattr(lake, table)(layer=1, corpus="chats")) == len(of_corpus(built, "chats"))
 
 
 def test_a_damaged_file_does_not_answer(built, tmp_path):
