@@ -11,6 +11,8 @@ from scopelake.query.connect import Connection
 from scopelake.query.rank_contexts import Rows
 from scopelake.query.resolve import SaeInfo
 from scopelake.query.windows import (
+    Key,
+    Span,
     activations_in,
     context_texts,
     to_html,
@@ -72,7 +74,7 @@ def add_windows(
 ) -> None:
     """Add rank, document and what is in the window (None: the context) to the ranked `rows`."""
     keys = [(row["corpus"], row["context"]) for row in rows]
-    texts = context_texts(connection, keys)
+    texts = context_texts(connection, keys, _spans(rows, window))
     fired = activations_in(connection, sae, feature, keys, bos=bos)
     for rank, (row, key) in enumerate(zip(rows, keys, strict=True)):
         text = texts[key]
@@ -93,6 +95,18 @@ def add_windows(
             ],
             "text": "".join(pieces),
         }
+
+
+def _spans(rows: Rows, window: int | None) -> dict[Key, Span] | None:
+    """Return by context the tokens that are shown of it; None: all."""
+    if window is None:
+        return None
+    spans: dict[Key, Span] = {}
+    for row in rows:
+        key, position = (row["corpus"], row["context"]), row["position"]
+        start, stop = spans.get(key, (position, position))
+        spans[key] = (min(start, max(position - window, 0)), max(stop, position + window + 1))
+    return spans
 
 
 def context_table(rows: Rows) -> pa.Table:

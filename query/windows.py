@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from html import escape
 from itertools import pairwise
 from typing import Any, Final
@@ -27,7 +28,12 @@ _VISIBLE: Final = {
 }
 
 
-_TEXT: Final = ("context", "document", "text", "token_starts", "kinds")
+Span = tuple[int, int]
+"""Tokens [start, stop) of a context."""
+
+_ALL: Final = (0, 1 << 31)
+
+_TEXT: Final = ("context", "document", "text", "token_starts")
 
 
 @dataclass(frozen=True)
@@ -39,20 +45,21 @@ class ContextText:
     text: str
     starts: npt.NDArray[np.int32]
     """[n_tokens + 1], characters; the last is where the text ends."""
-    kinds: npt.NDArray[np.int8]
-    """[n_tokens]"""
+    bos: frozenset[int] = frozenset()
+    """Positions of BOS that are not in the text."""
 
     @property
     def n_tokens(self) -> int:
         """Number of tokens."""
-        return len(self.kinds)
+        return len(self.starts) - 1
 
     def pieces(self, start: int, stop: int) -> list[str]:
         """Return tokens [start, stop): they spell the text, but for the ``<bos>`` of plain text."""
         ends = self.starts[start : stop + 1].tolist()
         found = [self.text[a:b] for a, b in pairwise(ends)]
-        for i in np.flatnonzero(self.kinds[start:stop] == KIND_BOS).tolist():
-            found[i] = found[i] or "<bos>"
+        for position in self.bos:
+            if start <= position < stop:
+                found[position - start] = "<bos>"
         return found
 
     def document(self, position: int) -> str:
@@ -60,8 +67,16 @@ class ContextText:
         return [name for start, name in self.documents if start <= position][-1]
 
 
-def context_texts(connection: Connection, keys: list[Key]) -> dict[Key, ContextText]:
-    """Return the texts of the contexts named, of those that there are."""
+def context_texts(
+    connection: Connection, keys: list[Key], spans: Mapping[Key, Span] | None = None
+) -> dict[Key, ContextText]:
+    """Return the texts of the contexts named, of those that there are.
+
+    Args:
+        connection: from `connect`.
+        keys: the contexts.
+        spans: by context the tokens that will be asked for; all of them if None.
+    """
     found: dict[Key, ContextText] = {}
     for corpus, numbers in _by_corpus(keys).items():
         filters = [("corpus", "=", corpus), ("context", "in", numbers)]
@@ -79,8 +94,28 @@ def context_texts(connection: Connection, keys: list[Key]) -> dict[Key, ContextT
                 documents or [(0, row["document"].as_py())],
                 text,
                 np.append(starts, np.int32(len(text))),
-                row["kinds"].values.to_numpy(),
             )
+    return _with_bos(connection, found, spans or {})
+
+
+def _with_bos(
+    connection: Connection, found: dict[Key, ContextText], spans: Mapping[Key, Span]
+) -> dict[Key, ContextText]:
+    """Look up which tokens without text are BOS; few windows have any."""
+    empty: dict[Key, npt.NDArray[np.int64]] = {}
+    for key, text in found.items():
+        start, stop = spans.get(key, _ALL)
+        at = start + np.flatnonzero(np.diff(text.starts[start : stop + 1]) == 0)
+        if len(at):
+            empty[key] = at
+    for corpus, numbers in _by_corpus(list(empty)).items():
+        filters = [("corpus", "=", corpus), ("context", "in", numbers)]
+        rows = connection.rows("contexts", ("context", "kinds"), filters)
+        for i, context in enumerate(rows["context"].to_pylist()):
+            key = (corpus, context)
+            kinds = rows["kinds"][i].values.to_numpy()
+            bos = empty[key][kinds[empty[key]] == KIND_BOS]
+            found[key] = replace(found[key], bos=frozenset(bos.tolist()))
     return found
 
 
