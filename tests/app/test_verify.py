@@ -35,6 +35,7 @@ def whole(tmp_path_factory):
     lake.add_corpus("text", root / "a.txt", tokenizer=tiny.MODEL_NAME, context_length=64,
                     shard_contexts=4)  # fmt: skip
     ingest(lake)
+    lake.add_neighbors([name for name in SAES if "resid_post" in str(name)], k=2)
     return lake
 
 
