@@ -53,8 +53,9 @@ def run_there(cluster: Cluster, job: RemoteJob, work: Work) -> None:
                 is_held = True
             cluster.check_workers()
             _await(set(out))
-            done = [future for future in out if future.done()]
-            _settle([(future, out.pop(future)) for future in done], cluster, work)
+            # Asked once, as it changes: a result that is lost with its worker is made again.
+            ended = {f: status for f in out if (status := f.status) not in ("pending", "lost")}
+            _settle([(f, out.pop(f), status) for f, status in ended.items()], cluster, work)
             send()
     except BaseException:
         cluster.cancel(list(out))
@@ -71,15 +72,15 @@ def _await(futures: set[Any]) -> None:
         wait(futures, timeout=_LOOK_EVERY, return_when="FIRST_COMPLETED")
 
 
-def _settle(batch: Sequence[tuple[Future, Shard]], cluster: Cluster, work: Work) -> None:
+def _settle(batch: Sequence[tuple[Future, Shard, str]], cluster: Cluster, work: Work) -> None:
     # What is made is committed before anything of the others may end the ingest.
-    _commit([future.result() for future, _ in batch if future.status == "finished"], work)
-    for future, shard in batch:
-        if future.status == "error" and isinstance(future.exception(), NotBegunError):
+    _commit([future.result() for future, _, status in batch if status == "finished"], work)
+    for future, shard, status in batch:
+        if status == "error" and isinstance(future.exception(), NotBegunError):
             work.ledger.back(shard)
-        elif future.status == "error":
+        elif status == "error":
             work.ledger.failed(shard, _error(future.exception()), is_elsewhere=True)
-        elif future.status != "finished":  # cancelled or lost: with the scheduler
+        elif status != "finished":  # cancelled, with the scheduler
             cluster.wait_for_scheduler()
             work.ledger.back(shard)
 

@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import threading
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -47,12 +48,20 @@ def answers(lake):
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory):
     lake = make_lake(tmp_path_factory.mktemp("here") / "lake")
-    n_threads = torch.get_num_threads()
-    # As the workers have: with other numbers of threads sums round apart on some processors.
-    torch.set_num_threads(1)
-    lake.ingest("text", saes=coders(), **ASKED)
-    torch.set_num_threads(n_threads)
+    with one_thread():
+        lake.ingest("text", saes=coders(), **ASKED)
     return answers(lake)
+
+
+@contextmanager
+def one_thread():
+    """As workers have: with other numbers of threads sums round apart on some processors."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(n_threads)
 
 
 @pytest.fixture
@@ -119,7 +128,8 @@ def test_a_scheduler_that_is_gone_ends_it_and_the_next_ingest_goes_on(
         pytest.raises(ClusterError, match="the lake is whole"),
     ):
         lake.ingest("text", saes=coders(), scheduler=client, progress=end, **ASKED)
-    done = lake.ingest("text", saes=coders(), **ASKED)
+    with one_thread():
+        done = lake.ingest("text", saes=coders(), **ASKED)
     assert done.n_shards > 0
     assert answers(lake) == expected
 
