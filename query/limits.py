@@ -90,6 +90,11 @@ def explained(memory: str | None) -> Iterator[None]:
     """
     try:
         yield
+    except RuntimeError as error:
+        # What DuckDB makes of Ctrl-C while it runs a query.
+        if "interrupted" in str(error).lower():
+            raise KeyboardInterrupt from error
+        raise
     except duckdb.OutOfMemoryException as error:
         raise QueryError(
             f"a query within memory={memory or 'that of the machine'} was asked for; it "

@@ -67,6 +67,13 @@ def await_no_tasks(client):
         assert time.monotonic() < deadline
 
 
+def await_given_up(client, n_left):
+    """Wait until the worker knows of so many tasks only: a cancel is told to it a little later."""
+    deadline = time.monotonic() + 60
+    while max(client.run(lambda dask_worker: len(dask_worker.state.tasks)).values()) > n_left:
+        assert time.monotonic() < deadline
+
+
 def marking(folder):
     """Return a task that says that it has begun, and, if so asked, waits for an event."""
 
@@ -100,6 +107,7 @@ def test_what_was_not_begun_is_cancelled(tmp_path, client):
         assert begun(tmp_path) == ["beside", "first"]
         cluster.cancel(waiting)
         assert all(future.cancelled() for future in waiting)
+        await_given_up(client, 1)
         Event("go on", client=client).set()
         assert first.result() == "first"
         assert cluster.submit(mark, "last").result() == "last"
@@ -117,6 +125,7 @@ def test_results_that_are_not_wanted_any_more_are_not_made(tmp_path, client):
     assert next(results) == 0
     await_begun(tmp_path, "1")
     results.close()
+    await_given_up(client, 1)
     Event("go on with tasks", client=client).set()
     await_no_tasks(client)
     assert client.submit(mark, "last", pure=False).result() == "last"
