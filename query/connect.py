@@ -264,8 +264,9 @@ def _reach_objects(connection: duckdb.DuckDBPyConnection, url: str) -> None:
     connection.execute("SET allow_persistent_secrets = false")
     # The extension copies the environment into settings, which any query can read.
     for name in ("s3_access_key_id", "s3_secret_access_key", "s3_session_token"):
-        connection.execute(f"SET {name} = ''")
-    connection.execute("SET http_retries = 10")
+        # For every cursor, not this one alone.
+        connection.execute(f"SET GLOBAL {name} = ''")
+    connection.execute("SET GLOBAL http_retries = 10")
     settings = {"SCOPE": f"{url}/"}
     settings |= {key: value for key, name in _ENVIRONMENT.items() if (value := environ.get(name))}
     if endpoint := environ.get("AWS_ENDPOINT_URL"):
