@@ -354,7 +354,7 @@ def _of(sae: SaeInfo, feature: int, corpus: str | None) -> list[tuple[str, str, 
 def _peaks(sae: SaeInfo, feature: int, corpus: str | None) -> Ranking:
     """Return the contexts that a card shows; of published examples there may be fewer."""
     depths = [known.depth for known in partial_on(sae, corpus).values()]
-    return Ranking(sae, feature, min(N_PEAKS, *depths, N_PEAKS), corpus)
+    return Ranking(sae, feature, min([N_PEAKS, *depths]), corpus)
 
 
 def _features_sql(sae: SaeInfo, feature: int, corpus: str | None) -> str:

@@ -141,10 +141,10 @@ def explain_coactive(
 
 
 def coactive_sql(sae: str, feature: str, other: str, on_corpora: str, k: str) -> str:
-    """Return the SQL of co-firing features; pure text, also for a macro.
+    """Return the SQL of co-firing features.
 
     Args:
-        sae: SQL of the SAE's name: a literal, or a macro's parameter; so are feature, other and k.
+        sae: SQL of the SAE's name, a literal; so are feature, other and k.
         feature: of the feature.
         other: of the other SAE's name.
         on_corpora: predicate over ``corpus``: all firings of both SAEs have to be known there.

@@ -87,6 +87,7 @@ def explained(memory: str | None) -> Iterator[None]:
 
     Raises:
         QueryError: DuckDB failed, or needed more memory.
+        KeyboardInterrupt: Ctrl-C, which DuckDB turns into an error of its own.
     """
     try:
         yield
