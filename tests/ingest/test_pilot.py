@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 import tempfile
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -60,8 +59,17 @@ def lake(tmp_path_factory):
     return made
 
 
+@pytest.fixture(scope="module", autouse=True)
+def scratch(tmp_path_factory):
+    """The folder that temporary ones are made in: others' pilots use the machine's."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("scratch")
+        patch.setattr(tempfile, "tempdir", str(folder))
+        yield folder
+
+
 @pytest.fixture(scope="module")
-def compared(lake):
+def compared(lake, scratch):
     """The plan, the plan with a pilot, what was there before and what the ingest has made."""
     before, snapshot = tree(lake.path), lake.snapshot
     plain = lake.plan("code", saes=SAES, **ASKED)
@@ -71,7 +79,7 @@ def compared(lake):
     lake.refresh()
     assert lake.snapshot == snapshot
     assert calls
-    assert not list(Path(tempfile.gettempdir()).glob("scopelake-pilot-*"))
+    assert not list(scratch.glob("scopelake-pilot-*"))
     done = lake.ingest("code", saes=SAES, **ASKED)
     rows = lake.sql(
         "SELECT kind, sum(n_rows)::BIGINT AS rows, sum(n_bytes)::BIGINT AS bytes, count(*) AS n "
@@ -142,7 +150,7 @@ def test_what_the_lake_has_costs_nothing(compared, lake):
     assert "nothing to do" in lake.plan("code", saes=SAES, pilot=True, **ASKED).to_text()
 
 
-def test_a_plan_reads_no_weights(lake, monkeypatch):
+def test_a_plan_reads_no_weights(lake, scratch, monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("weights were read")
 
@@ -152,7 +160,7 @@ def test_a_plan_reads_no_weights(lake, monkeypatch):
     assert lake.plan("code", saes=more, **ASKED).tokens > 0
     with pytest.raises(AssertionError, match="weights were read"):
         lake.plan("code", saes=more, pilot=True, **ASKED)
-    assert not list(Path(tempfile.gettempdir()).glob("scopelake-pilot-*"))
+    assert not list(scratch.glob("scopelake-pilot-*"))
 
 
 def test_what_an_ingest_would_refuse_is_refused(lake):
