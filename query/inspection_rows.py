@@ -17,7 +17,7 @@ from scopelake.names import KIND_BOS, KINDS, ROLES, FiringRanking
 from scopelake.query.connect import Connection
 from scopelake.query.firing import check_k, features_at
 from scopelake.query.inspection import Inspection
-from scopelake.query.percentiles import activation_bits, percentiles
+from scopelake.query.percentiles import percentiles
 from scopelake.query.resolve import SaeInfo, list_saes
 from scopelake.query.scores import check_by
 from scopelake.query.windows import context_texts
@@ -178,7 +178,7 @@ def _with_percentiles(
             columns = (firings[n].to_numpy()[rows] for n in ("feature", "activation"))
             found[rows], error[rows] = percentiles(
                 comparison.connection, comparison.saes[name], comparison.corpus, *columns,
-                bits=min(activation_bits(prompt, name, corpus)),
+                bits=min(prompt.coverage.bits(name, corpus)),
             )  # fmt: skip
     for name, values in (("percentile", found), ("percentile_error", error)):
         firings = firings.append_column(name, pa.array(values, mask=np.isnan(values)))
@@ -196,10 +196,12 @@ def _with_meanings(
         of = [("sae", "=", name), ("feature", "in", np.unique(feature).tolist())]
         known = _joined(labels.rows("labels", ("feature", "label", "source"), of))
         rows = prompt.rows("features", ("feature", "top_tokens"), [*of, ("corpus", "=", corpus)])
-        top = dict(zip(rows["feature"].to_pylist(), rows["top_tokens"].to_pylist(), strict=True))
+        top = {
+            f: None if ids is None else pieces(ids)
+            for f, ids in zip(*(rows[c].to_pylist() for c in rows.column_names), strict=True)
+        }
         for i, f in zip(at.tolist(), feature.tolist(), strict=True):
-            label[i] = known.get(f)
-            tokens[i] = None if top.get(f) is None else pieces(top[f])
+            label[i], tokens[i] = known.get(f), top.get(f)
     firings = firings.append_column("label", pa.array(label, pa.string()))
     return firings.append_column("top_tokens", pa.array(tokens, pa.list_(pa.string())))
 

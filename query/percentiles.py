@@ -22,9 +22,7 @@ import pyarrow.compute as pc
 from scopelake.names import KIND_BOS
 from scopelake.query.connect import Connection
 from scopelake.query.resolve import SaeInfo
-from scopelake.store.catalog import IMPORTED
 from scopelake.store.firings import band
-from scopelake.store.keeping import runs_of
 from scopelake.store.precision import MANTISSA_BITS, round_mantissa
 from scopelake.store.summary import QUANTILES
 
@@ -66,7 +64,7 @@ def percentiles(
     rows = connection.rows("features", _STATISTICS, filters).sort_by("feature").combine_chunks()
     firings = rows["firings"].to_numpy()
     known = np.where(firings > 0, 1.0, np.nan)[index]
-    least, most = _as_stored(activation, bits, activation_bits(connection, sae.name, corpus))
+    least, most = _as_stored(activation, bits, connection.coverage.bits(sae.name, corpus))
     is_whole = corpus not in sae.partial
     if is_whole and firings.sum() <= most_rows:
         found = connection.rows("postings", ("feature", "activation", "kind"), filters)
@@ -76,19 +74,6 @@ def percentiles(
         low, _ = _bounds(rows, index, least, has_quantiles=is_whole)
         _, high = _bounds(rows, index, most, has_quantiles=is_whole)
     return 50 * (low + high) * known, 50 * (high - low) * known
-
-
-def activation_bits(connection: Connection, sae: str, corpus: str) -> set[int]:
-    """Return how many mantissa bits an SAE's activations on a corpus have.
-
-    That is one number; several where merged files do not tell which run made them, none of a lake
-    that does not say.
-    """
-    files = connection.rows("files", ("kind", "sae", "corpus", "run"), ()).to_pylist()
-    made = {f["run"] for f in files if (f["kind"], f["sae"], f["corpus"]) == ("codes", sae, corpus)}
-    columns = ("run", "corpus", "saes", "state", "activation_bits")
-    runs = [r for r in connection.rows("runs", columns, ()).to_pylist() if r["state"] != IMPORTED]
-    return {run["activation_bits"] for run in runs_of(runs, sae, corpus, made)}
 
 
 def _as_stored(

@@ -37,6 +37,11 @@ class FolderRoot:
         """None are needed."""
         return None
 
+    @property
+    def is_near(self) -> bool:
+        """It is."""
+        return True
+
     def exists(self) -> bool:
         """Whether anything is there."""
         return self.path.exists()

@@ -18,6 +18,8 @@ from scopelake.store.layout import checksum_in_name
 from scopelake.store.root import Root
 
 _THREADS: Final = 8
+_FEW_BYTES: Final = 1 << 20
+"""Of files that are here, which take less to hash than threads to begin."""
 
 _checked: set[tuple[str, str, Hashable]] = set()
 """lake, path and version of files whose checksum was right"""
@@ -59,8 +61,9 @@ def checked_copies(root: Root, paths: Iterable[str]) -> Iterator[FolderRoot]:
 def _check_all(root: Root, at: Root, paths: Sequence[str], known: Mapping[str, str]) -> None:
     """Hash files of `root` where they are, or where copies of them are."""
     left = [path for path in paths if at is not root or _key(root, path) not in _checked]
-    if len(left) == 1:
-        _check(root, at, left[0], known)
+    if len(left) == 1 or (at.is_near and sum(at.size(p) or 0 for p in left) <= _FEW_BYTES):
+        for path in left:
+            _check(root, at, path, known)
     elif left:
         with ThreadPoolExecutor(_THREADS) as pool:
             for _ in pool.map(lambda path: _check(root, at, path, known), left):

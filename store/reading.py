@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 import pyarrow as pa
+import pyarrow.acero as acero
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
@@ -15,6 +16,7 @@ from scopelake.store.integrity import check_files
 from scopelake.store.layout import table_folder
 from scopelake.store.root import Root
 from scopelake.store.schema import PARTITIONS, SCHEMAS
+from scopelake.store.small_files import SMALL, SMALL_FILES
 
 Filters = Sequence[tuple[str, str, Any]]
 """(column, operator, value), all of which must hold; see `OPERATORS`."""
@@ -72,6 +74,9 @@ def read_files(
     inside = pa.schema([f for f in schema if f.name not in partitions])
     condition = _condition(schema, [f for f in filters if f[0] not in partitions])
     names = [c for c in columns if c not in partitions]
+    sizes = files["size_bytes"].to_pylist() if "size_bytes" in files.column_names else None
+    if not partitions and sizes is not None and max(sizes, default=0) <= SMALL:
+        return _small(root, table, files["path"].to_pylist(), condition).select(list(columns))
     groups: dict[tuple[str, ...], list[str]] = {}
     keys = [files[f"partition.{p}"].to_pylist() for p in partitions]
     for path, *values in zip(files["path"].to_pylist(), *keys, strict=True):
@@ -91,6 +96,33 @@ def read_files(
         parts.append(rows.select(list(columns)))
     wanted = pa.schema([schema.field(c) for c in columns])
     return pa.concat_tables(p.cast(wanted) for p in parts) if parts else wanted.empty_table()
+
+
+def _small(
+    root: Root, table: str, names: Sequence[str], condition: ds.Expression | None
+) -> pa.Table:
+    """Return rows of small files without partitions, which are kept in memory."""
+    schema, paths = SCHEMAS[table], [f"{table_folder(table)}/{name}" for name in names]
+    check_files(root, paths)
+
+    def load(path: str) -> pa.Table:
+        fragment = _PARQUET.make_fragment(root.open(path))
+        return fragment.to_table(schema=schema).cast(schema)
+
+    def kept(path: str) -> pa.Table:
+        return SMALL_FILES.rows(root, path, load)
+
+    if root.is_near:
+        there = pa.concat_tables([schema.empty_table(), *map(kept, paths)])
+    else:
+        there = _load_all(kept, paths) if paths else schema.empty_table()
+    if condition is None:
+        return there
+    steps = [
+        acero.Declaration("table_source", acero.TableSourceNodeOptions(there.combine_chunks())),
+        acero.Declaration("filter", acero.FilterNodeOptions(condition)),
+    ]
+    return acero.Declaration.from_sequence(steps).to_table(use_threads=False)
 
 
 def _load_all(load: Callable[[str], pa.Table], paths: Sequence[str]) -> pa.Table:
