@@ -64,6 +64,7 @@ def ingest(
     hooks: Hooks | None = None,
     *,
     dry_run: bool = False,
+    describe: bool = True,
 ) -> IngestSummary:
     """Encode a corpus's activations with `coders` in one pass.
 
@@ -76,6 +77,8 @@ def ingest(
         coders: those to encode with.
         hooks: what the caller sees of it.
         dry_run: only check everything, and say what is left to make.
+        describe: write the statistics of features once all of a coder's shards are committed; what
+            is left out the next ingest does.
 
     Raises:
         CorpusNotFoundError: the lake has no such corpus.
@@ -90,9 +93,9 @@ def ingest(
     """
     writer = Writer(store)
     if dry_run:
-        return _Job(store, writer, config, crew, list(coders), Hooks()).preview()
+        return _Job(store, writer, config, crew, list(coders), Hooks(), describe).preview()
     with writer:
-        return _Job(store, writer, config, crew, list(coders), hooks or Hooks()).run()
+        return _Job(store, writer, config, crew, list(coders), hooks or Hooks(), describe).run()
 
 
 class _CallersError(BaseException):
@@ -114,8 +117,9 @@ class _Job:
         crew: Crew,
         coders: list[CoderFiles],
         hooks: Hooks,
+        describe: bool,
     ) -> None:
-        self.store, self.config, self.hooks = store, config, hooks
+        self.store, self.config, self.hooks, self._describe = store, config, hooks, describe
         self.crew, self.source, self.model = crew, crew.source, crew.source.model
         self.plan: IngestPlan = make_plan(store, store.snapshot(), config, self.model, coders)
         self.budget = Budget(parse_memory(config.memory), self.plan.coders, config.batch_tokens)
@@ -141,7 +145,7 @@ class _Job:
             raise
 
     def _run(self) -> IngestSummary:
-        pending = without_statistics(self.store, self.plan)
+        pending = self._to_describe()
         evaluated = self._coders_to_evaluate()
         state = "complete"
         if self.plan.shards or pending or evaluated:
@@ -151,7 +155,7 @@ class _Job:
             state = self._state()
             if state != "complete":
                 evaluated = []  # the next ingest has more to do anyway
-            self._finish(without_statistics(self.store, self.plan), evaluated, state)
+            self._finish(self._to_describe(), evaluated, state)
         elif self._was_broken_off():
             self._finish([], [], state)  # other runs have done its work since
         if self.ledger.aside:
@@ -160,7 +164,7 @@ class _Job:
 
     def preview(self) -> IngestSummary:
         """Return what is left to do; nothing is written."""
-        pending = without_statistics(self.store, self.plan)
+        pending = self._to_describe()
         if self.plan.shards:
             self._ready()
         return self._summary(len(self._coders_to_evaluate()), len(pending))
@@ -283,10 +287,14 @@ class _Job:
                 kept[coder.name] = weights
             return write_statistics(
                 self.store, self.plan, coder, weights, files[coder.name], rows_at_once,
-                self.config.keep,
+                self.config.keep, scratch,
             )  # fmt: skip
 
-        with self.totals.stages.timed("finish"), ThreadPoolExecutor(WRITERS) as pool:
+        with (
+            self.totals.stages.timed("finish"),
+            self.store.root.scratch() as scratch,
+            ThreadPoolExecutor(WRITERS) as pool,
+        ):
             receipts = list(pool.map(statistics, coders))
         rows = {}
         if evaluated:
@@ -302,6 +310,9 @@ class _Job:
             "bytes": self.totals.n_bytes, "stages": dict(self.totals.stages.seconds),
         }})  # fmt: skip
         self._count(0, 0)
+
+    def _to_describe(self) -> list[CoderFiles]:
+        return without_statistics(self.store, self.plan) if self._describe else []
 
     def _coders_to_evaluate(self) -> list[CoderFiles]:
         if not self.config.evaluate:

@@ -115,6 +115,7 @@ def read_inspection(
     comparison: Comparison,
     config: InspectionConfig,
     pieces: Pieces,
+    promoted: Mapping[str, pa.Array],
     *,
     model: str,
     errors: pa.Table,
@@ -130,6 +131,7 @@ def read_inspection(
         comparison: what it is compared with.
         config: how firings are ranked.
         pieces: of the model's tokenizer.
+        promoted: by SAE the ids of the tokens that each feature's decoder promotes, or null.
         model: its name.
         errors: of the reconstructions: sae, layer, site, position, unexplained, error, norm.
         kept: whether the corpus stays.
@@ -142,7 +144,7 @@ def read_inspection(
     )  # fmt: skip
     tokens = _tokens(connection, corpus)
     firings = _with_percentiles(fired.table, tokens, connection, corpus, comparison)
-    firings = _with_meanings(firings, connection, corpus, comparison.connection, pieces)
+    firings = _with_meanings(firings, comparison.connection, pieces, promoted)
     notes = "; ".join(note for note in (comparison.note, fired.note) if note)
     return Inspection(
         corpus if kept else None, model, tokens, firings, errors, config.by, config.k,
@@ -186,19 +188,20 @@ def _with_percentiles(
 
 
 def _with_meanings(
-    firings: pa.Table, prompt: Connection, corpus: str, labels: Connection, pieces: Pieces
+    firings: pa.Table, labels: Connection, pieces: Pieces, promoted: Mapping[str, pa.Array]
 ) -> pa.Table:
     """Return firings with the label of each feature, and the tokens that its decoder promotes."""
     label: list[str | None] = [None] * firings.num_rows
     tokens: list[list[str] | None] = [None] * firings.num_rows
     for name, at in _by_sae(firings):
         feature = firings["feature"].to_numpy()[at]
-        of = [("sae", "=", name), ("feature", "in", np.unique(feature).tolist())]
+        features = np.unique(feature)
+        of = [("sae", "=", name), ("feature", "in", features.tolist())]
         known = _joined(labels.rows("labels", ("feature", "label", "source"), of))
-        rows = prompt.rows("features", ("feature", "top_tokens"), [*of, ("corpus", "=", corpus)])
+        ids = promoted[name].take(pa.array(features)).to_pylist()
         top = {
-            f: None if ids is None else pieces(ids)
-            for f, ids in zip(*(rows[c].to_pylist() for c in rows.column_names), strict=True)
+            f: None if of_one is None else pieces(of_one)
+            for f, of_one in zip(features.tolist(), ids, strict=True)
         }
         for i, f in zip(at.tolist(), feature.tolist(), strict=True):
             label[i], tokens[i] = known.get(f), top.get(f)

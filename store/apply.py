@@ -153,6 +153,7 @@ class Applier:
             self._tables[table].update_incremental()
         else:
             self._tables[table] = delta.open_table(self.store.root, table)
+            self.store.lend(table, self._tables[table])
         return self._tables[table]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from uuid import uuid4
 
 import pyarrow as pa
+from deltalake import DeltaTable
 
 from scopelake.errors import (
     DamagedFileError,
@@ -121,7 +122,10 @@ class LakeStore:
         Raises:
             SnapshotNotFoundError: the lake has no such snapshot; the message has the range.
         """
-        files = self._opened.newest(self.root, "snapshots").files
+        at, kept = self._opened.newest(self.root, "snapshots"), self._opened.latest
+        if id is None and kept is not None and kept[0] is at:
+            return kept[1]
+        files = at.files
         # The bounds in the Delta log spare reading every row of a long history.
         latest = max(files["max.snapshot"].to_pylist())
         wanted = latest if id is None else id
@@ -134,7 +138,10 @@ class LakeStore:
                 f"snapshot {wanted} was asked for; {why}the lake at {self.root.url} has "
                 f"{_ranges(there['snapshot'].to_pylist())}; choose one of them"
             )
-        return to_snapshot(rows[0])
+        found = to_snapshot(rows[0])
+        if wanted == latest:
+            self._opened.latest = at, found
+        return found
 
     def version(self) -> int:
         """Return the format version of the lake.
@@ -213,6 +220,10 @@ class LakeStore:
             LakeError: it cannot be read.
         """
         return self._opened.at(self.root, table, version)
+
+    def lend(self, table: str, opened: DeltaTable) -> None:
+        """Let a table that a writer has open spare opening it again to read it."""
+        self._opened.lend(table, opened)
 
     def data_files(
         self, table: str, snapshot: Snapshot, sae: str | None = None, corpus: str | None = None

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, BinaryIO, Final
+from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from scopelake.store.layout import data_folder, new_data_name
-from scopelake.store.receipts import Receipt, checksum
+from scopelake.store.receipts import Hashed, Receipt
 from scopelake.store.root import Root
 from scopelake.store.schema import PARTITIONS, SORTED_BY, file_schema
 
@@ -89,6 +92,7 @@ def write_parquet(
     run: str,
     shard: int | None = None,
     stats: str | None = None,
+    scratch: Path | None = None,
 ) -> Receipt:
     """Write rows of one partition to a fresh, durable file that no reader sees yet.
 
@@ -100,15 +104,21 @@ def write_parquet(
         run: the run that wrote it.
         shard: the shard of the corpus, where it is of one.
         stats: what `delta_stats` says of the rows, if it is known.
+        scratch: a folder of `root.scratch` that others use too; where many small files are
+            written, most of the time is spent on making and removing folders.
     """
     folder = data_folder(table, {c: partition[c] for c in PARTITIONS[table]})
-    with root.scratch() as scratch:
-        made = scratch / "rows.parquet"
-        with made.open("xb") as file:
-            write_rows(table, rows, file)
-        digest, n_bytes = checksum(made), made.stat().st_size
-        path = str(folder / new_data_name(digest))
-        root.put(path, made)
+    with nullcontext(scratch) if scratch is not None else root.scratch() as place:
+        made = place / f"{uuid4().hex}.parquet"
+        try:
+            with made.open("xb") as file:
+                written = Hashed(file)
+                write_rows(table, rows, written)
+            digest, n_bytes = written.checksum, written.n_bytes
+            path = str(folder / new_data_name(digest))
+            root.put(path, made)
+        finally:
+            made.unlink(missing_ok=True)
     return Receipt(
         table=table,
         path=path,
@@ -147,7 +157,7 @@ def delta_stats(rows: pa.Table) -> str:
     )
 
 
-def write_rows(table: str, rows: pa.Table, file: BinaryIO) -> None:
+def write_rows(table: str, rows: pa.Table, file: BinaryIO | Hashed) -> None:
     """Write rows, in the table's order and file schema, as Parquet."""
     style = _style(table, rows)
     schema = _without_nulls(table, rows)
