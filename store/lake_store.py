@@ -221,9 +221,17 @@ class LakeStore:
         """
         return self._opened.at(self.root, table, version)
 
-    def lend(self, table: str, opened: DeltaTable) -> None:
-        """Let a table that a writer has open spare opening it again to read it."""
-        self._opened.lend(table, opened)
+    def borrow(self, table: str) -> DeltaTable:
+        """Return a table for a writer of its own, perhaps at an older version than the newest.
+
+        Raises:
+            LakeError: it cannot be read.
+        """
+        return self._opened.borrow(self.root, table)
+
+    def give_back(self, table: str, opened: DeltaTable) -> None:
+        """Take a table that was borrowed: another writer may need it next."""
+        self._opened.give_back(self.root, table, opened)
 
     def data_files(
         self, table: str, snapshot: Snapshot, sae: str | None = None, corpus: str | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass
 from threading import Lock
 from typing import Final
@@ -17,6 +18,11 @@ from scopelake.store.snapshot import Snapshot
 
 _STEPS: Final = 4
 """Versions that a table is followed by before it is opened anew."""
+
+_FEW_FILES: Final = 256
+"""Files up to which several versions of a table are kept, and the table stays open."""
+
+_VERSIONS: Final = 4
 
 
 @dataclass(frozen=True)
@@ -39,30 +45,55 @@ class TableAt:
             tuple(field.name for field in opened.schema().fields),
         )
 
+    @property
+    def is_small(self) -> bool:
+        """Whether to keep it costs nothing."""
+        return self.files.num_rows <= _FEW_FILES
+
 
 class OpenedTables:
-    """The tables of one lake as each was last asked for; several threads may use it.
+    """The tables of one lake as they were last asked for; several threads may use it.
 
-    One version of each table is kept: that is what opening it takes, and no more for a lake that
-    grows. It holds as long as the version's entry in the log is the one that was read.
+    One version of each table is kept, which is what opening it takes, or some of a small one. Each
+    holds as long as the version's entry in the log is the one that was read.
     """
 
     def __init__(self) -> None:
-        self._kept: dict[str, tuple[float, TableAt]] = {}
+        self._kept: dict[str, OrderedDict[int, tuple[float, TableAt]]] = {}
         self._open: WeakValueDictionary[str, DeltaTable] = WeakValueDictionary()
         """Of writers, which move them on."""
+        self._idle: dict[str, tuple[float, DeltaTable]] = {}
+        """Of writers that are done."""
+        self._lock = Lock()
         self.latest: tuple[TableAt, Snapshot] | None = None
         """The latest snapshot as of a version of its table."""
-        self._lock = Lock()
 
     def __reduce__(self) -> tuple[type[OpenedTables], tuple[()]]:
         # Another process reads for itself.
         return OpenedTables, ()
 
-    def lend(self, table: str, opened: DeltaTable) -> None:
-        """Let what a writer has open be looked at, as long as it keeps it."""
+    def borrow(self, root: Root, table: str) -> DeltaTable:
+        """Return a table to write to; nobody else moves it on, and it can be looked at here.
+
+        It may be at an older version than the newest.
+
+        Raises:
+            LakeError: it cannot be read.
+        """
+        with self._lock:
+            put, opened = self._idle.pop(table, (0.0, None))
+        if opened is None or root.modified(_entry(table, opened.version())) != put:
+            opened = delta.open_table(root, table)
         with self._lock:
             self._open[table] = opened
+        return opened
+
+    def give_back(self, root: Root, table: str, opened: DeltaTable) -> None:
+        """Take a table that was borrowed; it stays open if it is small."""
+        put = root.modified(_entry(table, opened.version()))
+        if put is not None and self.at(root, table, opened.version()).is_small:
+            with self._lock:
+                self._idle[table] = put, opened
 
     def at(self, root: Root, table: str, version: int) -> TableAt:
         """Return a table at a version.
@@ -71,11 +102,13 @@ class OpenedTables:
             LakeError: it cannot be read.
         """
         put = root.modified(_entry(table, version))
-        found = self._find(table, put)
-        if found is not None and found.version == version:
+        with self._lock:
+            kept, found = self._kept.get(table, {}).get(version, (None, None))
+        if found is not None and kept == put:
             return found
         found = self._lent(table, version) or TableAt.of(delta.open_table(root, table, version))
-        return self._keep(table, put, found)
+        self._keep(table, put, found)
+        return found
 
     def newest(self, root: Root, table: str) -> TableAt:
         """Return a table at its newest version.
@@ -84,23 +117,18 @@ class OpenedTables:
             LakeError: it cannot be read.
         """
         with self._lock:
-            kept = self._kept.get(table)
-        if kept is not None:
-            put, found = kept
-            if root.modified(_entry(table, found.version)) == put:
-                for version in range(found.version, found.version + _STEPS):
-                    # Versions have no gaps: where the next one is missing there is no newer one.
-                    if root.modified(_entry(table, version + 1)) is None:
-                        return self.at(root, table, version)
+            version, (put, _) = next(reversed(self._kept.get(table, {-1: (0.0, None)}).items()))
+        if version >= 0 and root.modified(_entry(table, version)) == put:
+            for at in range(version, version + _STEPS):
+                # Versions have no gaps: where the next one is missing there is no newer one.
+                if root.modified(_entry(table, at + 1)) is None:
+                    return self.at(root, table, at)
         found = TableAt.of(delta.open_table(root, table))
-        return self._keep(table, root.modified(_entry(table, found.version)), found)
-
-    def _find(self, table: str, put: float | None) -> TableAt | None:
-        with self._lock:
-            kept = self._kept.get(table)
-        return kept[1] if kept is not None and kept[0] == put else None
+        self._keep(table, root.modified(_entry(table, found.version)), found)
+        return found
 
     def _lent(self, table: str, version: int) -> TableAt | None:
+        """Return what a writer's table says, if it is at this version."""
         with self._lock:
             opened = self._open.get(table)
         if opened is None or opened.version() != version:
@@ -109,11 +137,15 @@ class OpenedTables:
         # The writer may have moved it on meanwhile; it never moves back.
         return found if opened.version() == version else None
 
-    def _keep(self, table: str, put: float | None, found: TableAt) -> TableAt:
-        if put is not None:  # a log without this entry is damaged, and read anew each time
-            with self._lock:
-                self._kept[table] = (put, found)
-        return found
+    def _keep(self, table: str, put: float | None, found: TableAt) -> None:
+        if put is None:  # a log without this entry is damaged, and read anew each time
+            return
+        with self._lock:
+            kept = self._kept.setdefault(table, OrderedDict())
+            kept[found.version] = put, found
+            kept.move_to_end(found.version)
+            while len(kept) > (_VERSIONS if found.is_small else 1):
+                kept.popitem(last=False)
 
 
 def _entry(table: str, version: int) -> str:

@@ -103,23 +103,23 @@ def _small(
 ) -> pa.Table:
     """Return rows of small files without partitions, which are kept in memory."""
     schema, paths = SCHEMAS[table], [f"{table_folder(table)}/{name}" for name in names]
-    check_files(root, paths)
 
     def load(path: str) -> pa.Table:
         fragment = _PARQUET.make_fragment(root.open(path))
         return fragment.to_table(schema=schema).cast(schema)
 
-    def kept(path: str) -> pa.Table:
-        return SMALL_FILES.rows(root, path, load)
+    def load_all(paths: Sequence[str]) -> list[pa.Table]:
+        check_files(root, paths)
+        if root.is_near:
+            return [load(path) for path in paths]
+        with ThreadPoolExecutor(_THREADS) as pool:
+            return list(pool.map(load, paths))
 
-    if root.is_near:
-        there = pa.concat_tables([schema.empty_table(), *map(kept, paths)])
-    else:
-        there = _load_all(kept, paths) if paths else schema.empty_table()
+    there = SMALL_FILES.rows(root, paths, load_all) if paths else schema.empty_table()
     if condition is None:
         return there
     steps = [
-        acero.Declaration("table_source", acero.TableSourceNodeOptions(there.combine_chunks())),
+        acero.Declaration("table_source", acero.TableSourceNodeOptions(there)),
         acero.Declaration("filter", acero.FilterNodeOptions(condition)),
     ]
     return acero.Declaration.from_sequence(steps).to_table(use_threads=False)
