@@ -221,5 +221,6 @@ def _joined(labels: pa.Table) -> dict[int, str]:
 
 def _by_sae(firings: pa.Table) -> list[tuple[str, npt.NDArray[np.int64]]]:
     """Return each SAE with the numbers of its rows."""
-    sae = firings["sae"].to_numpy(zero_copy_only=False)
-    return [(str(name), np.flatnonzero(sae == name)) for name in np.unique(sae.astype(str))]
+    coded = firings["sae"].combine_chunks().dictionary_encode()
+    names, index = coded.dictionary.to_pylist(), coded.indices.to_numpy()
+    return [(name, np.flatnonzero(index == i)) for i, name in enumerate(names)]

@@ -61,7 +61,7 @@ def percentiles(
     features, index = np.unique(feature, return_inverse=True)
     filters: list[tuple[str, str, Any]] = [("sae", "=", sae.name), ("corpus", "=", corpus)]
     filters += [("feature", "in", features.tolist())]
-    rows = connection.rows("features", _STATISTICS, filters).sort_by("feature").combine_chunks()
+    rows = connection.rows("features", ("feature", "firings"), filters).sort_by("feature")
     firings = rows["firings"].to_numpy()
     known = np.where(firings > 0, 1.0, np.nan)[index]
     least, most = _as_stored(activation, bits, connection.coverage.bits(sae.name, corpus))
@@ -71,6 +71,7 @@ def percentiles(
         n = np.maximum(firings[index], 1)
         low, high = (_count_weaker(found, feature, value) / n for value in (least, most))
     else:
+        rows = connection.rows("features", _STATISTICS, filters).sort_by("feature").combine_chunks()
         low, _ = _bounds(rows, index, least, has_quantiles=is_whole)
         _, high = _bounds(rows, index, most, has_quantiles=is_whole)
     return 50 * (low + high) * known, 50 * (high - low) * known

@@ -43,7 +43,7 @@ def matching_files(actions: pa.Table, filters: Filters) -> pa.Table:
         actions: path, partition.<column>, min.<column>, max.<column>, as the Delta log has them.
         filters: conditions; a file without bounds of a column may hold anything.
     """
-    keep = pa.array([True] * actions.num_rows, pa.bool_())
+    keep = None
     for column, how, value in filters:
         if f"partition.{column}" in actions.column_names:
             values = actions[f"partition.{column}"].cast(pa.string())
@@ -51,8 +51,9 @@ def matching_files(actions: pa.Table, filters: Filters) -> pa.Table:
         else:
             mask = _may_hold(actions, column, how, value)
         if mask is not None:
-            keep = pc.and_(keep, pc.fill_null(mask, True))
-    return actions.filter(keep)
+            mask = pc.fill_null(mask, True)
+            keep = mask if keep is None else pc.and_(keep, mask)
+    return actions if keep is None else actions.filter(keep)
 
 
 def read_files(
