@@ -104,9 +104,7 @@ def load_decoder_rows(
         b_dec.append(tensors["b_dec"])
         skip += [tensors[SKIP]] if coder.affine else []
     found = rows[0] if len(rows) == 1 else torch.cat(rows)
-    return DecoderWeights(
-        (found,), torch.stack(b_dec), torch.stack(skip) if skip else None
-    )
+    return DecoderWeights((found,), torch.stack(b_dec), torch.stack(skip) if skip else None)
 
 
 def decoder_rows(coder: CoderFiles, device: torch.device) -> Iterator[torch.Tensor]:

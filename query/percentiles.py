@@ -17,14 +17,12 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from scopelake.names import KIND_BOS
 from scopelake.query.connect import Connection
 from scopelake.query.resolve import SaeInfo
 from scopelake.store.firings import band
 from scopelake.store.precision import MANTISSA_BITS, round_mantissa
-from scopelake.store.summary import QUANTILES
+from scopelake.store.summary import QUANTILES, activations_by_feature
 
 EXACT_ROWS: Final = 2_000_000
 """Firings of an SAE's features that are counted one by one."""
@@ -69,7 +67,7 @@ def percentiles(
     if is_whole and firings.sum() <= most_rows:
         found = connection.rows("postings", ("feature", "activation", "kind"), filters)
         n = np.maximum(firings[index], 1)
-        low, high = (_count_weaker(found, feature, value) / n for value in (least, most))
+        low, high = _count_weaker(found, feature, np.stack([least, most])) / n
     else:
         rows = connection.rows("features", _STATISTICS, filters).sort_by("feature").combine_chunks()
         low, _ = _bounds(rows, index, least, has_quantiles=is_whole)
@@ -102,16 +100,22 @@ def _as_stored(
 def _count_weaker(
     rows: pa.Table, feature: npt.NDArray[np.int32], activation: npt.NDArray[np.float32]
 ) -> npt.NDArray[np.int64]:
-    """Return how many of `rows` have each firing's feature and a lower activation."""
-    rows = rows.filter(pc.not_equal(rows["kind"], KIND_BOS))
-    there = np.sort(_keys(rows["feature"].to_numpy(), rows["activation"].to_numpy()))
-    below = np.searchsorted(there, _keys(feature, activation))
-    return below - np.searchsorted(there, _keys(feature, np.zeros_like(activation)))
+    """Return how many of `rows` have each firing's feature and a lower activation, [m, n].
+
+    Args:
+        rows: feature, activation, kind; there may be far more of them than firings.
+        feature: of each firing, [n].
+        activation: of each firing some values, [m, n].
+    """
+    high = int(feature.max(initial=-1)) + 1
+    columns = (rows[name].to_numpy() for name in ("feature", "activation", "kind"))
+    counts, values = activations_by_feature(*columns, 0, high)
+    there = _keys(np.repeat(np.arange(high, dtype=np.uint64), counts), values)
+    below = np.searchsorted(there, _keys(np.broadcast_to(feature, activation.shape), activation))
+    return below - (np.cumsum(counts) - counts)[feature]
 
 
-def _keys(
-    feature: npt.NDArray[np.int32], activation: npt.NDArray[np.float32]
-) -> npt.NDArray[np.uint64]:
+def _keys(feature: npt.NDArray[Any], activation: npt.NDArray[np.float32]) -> npt.NDArray[np.uint64]:
     """Numbers in the order of feature, then activation: bits of floats above 0 are in theirs."""
     bits = np.ascontiguousarray(activation, np.float32).view(np.uint32)
     return (feature.astype(np.uint64) << np.uint64(32)) | bits.astype(np.uint64)

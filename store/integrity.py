@@ -74,10 +74,11 @@ def _key(root: Root, path: str) -> tuple[str, str, Hashable]:
     try:
         return root.url, path, root.version(path)
     except FileNotFoundError as error:
-        raise _not_there(root, path) from error
+        raise not_there(root, path) from error
 
 
-def _not_there(root: Root, path: str) -> DamagedFileError:
+def not_there(root: Root, path: str) -> DamagedFileError:
+    """Return what is raised where a file is missing that should be read."""
     return DamagedFileError(
         f"{root.url}/{path} was to be read; it is not there; run scopelake verify"
     )
@@ -90,7 +91,7 @@ def _check(root: Root, at: Root, path: str, known: Mapping[str, str]) -> None:
     try:
         found = expected and at.checksum(path)
     except FileNotFoundError as error:
-        raise _not_there(root, path) from error
+        raise not_there(root, path) from error
     if found != expected:
         raise DamagedFileError(
             f"{root.url}/{path} was to be read; its checksum is {found}, it was written with "

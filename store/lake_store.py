@@ -54,7 +54,9 @@ class LakeStore:
     """A lake; make one with `create` or `open`."""
 
     root: Root
-    _opened: OpenedTables = field(default_factory=OpenedTables, init=False, repr=False, compare=False)
+    _opened: OpenedTables = field(
+        default_factory=OpenedTables, init=False, repr=False, compare=False
+    )
 
     @classmethod
     def create(cls, path: str | Path) -> LakeStore:

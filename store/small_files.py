@@ -9,7 +9,7 @@ from typing import Final
 
 import pyarrow as pa
 
-from scopelake.errors import DamagedFileError
+from scopelake.store.integrity import not_there
 from scopelake.store.root import Root
 
 SMALL: Final = 1 << 16
@@ -79,9 +79,7 @@ def _version(root: Root, path: str) -> Hashable:
     try:
         return root.version(path)
     except FileNotFoundError as error:
-        raise DamagedFileError(
-            f"{root.url}/{path} was to be read; it is not there; run scopelake verify"
-        ) from error
+        raise not_there(root, path) from error
 
 
 SMALL_FILES: Final = SmallFiles()
