@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import torch
 
-from scopelake.errors import EncoderWarning, ScopelakeError, ShardWarning
+from scopelake.errors import EncoderWarning, LostShardError, ScopelakeError, ShardWarning
 from scopelake.ingest.budget import WRITERS, Budget, parse_memory
 from scopelake.ingest.capture import site_width
 from scopelake.ingest.coders import CoderFiles
@@ -24,7 +24,14 @@ from scopelake.ingest.committer import Committer
 from scopelake.ingest.crews import Crew
 from scopelake.ingest.evaluation_rows import unevaluated
 from scopelake.ingest.ledger import Ledger, one_line
-from scopelake.ingest.plan import IngestConfig, IngestPlan, Shard, make_plan, without_committed
+from scopelake.ingest.plan import (
+    IngestConfig,
+    IngestPlan,
+    Shard,
+    make_plan,
+    not_committed,
+    without_committed,
+)
 from scopelake.ingest.report import LOG, IngestSummary, Progress
 from scopelake.ingest.rows import RunTotals, model_table, run_table, sae_table
 from scopelake.ingest.run_here import Work
@@ -86,6 +93,7 @@ def ingest(
         ModelError: the corpus has token ids that the model does not know.
         InvalidArgumentError: the memory is too little.
         LakeBusyError: other writers came first again and again.
+        LostShardError: a shard is neither in the lake nor known to have failed.
         ClusterError: the cluster was lost.
 
     Warns:
@@ -152,6 +160,7 @@ class _Job:
             if self.plan.shards:
                 _warn_if_slow(self.model.device)
                 self._shards()
+                self._check_all_there()
             state = self._state()
             if state != "complete":
                 evaluated = []  # the next ingest has more to do anyway
@@ -222,6 +231,23 @@ class _Job:
             self.totals.stages,
         )  # fmt: skip
         run(work)
+
+    def _check_all_there(self) -> None:
+        """Refuse to end as if all were well with a shard lost, whoever made or committed it."""
+        accounted = self.ledger.accounted(is_stopped=self._is_stopping())
+        wanted = [shard for shard in self.plan.shards if shard.index not in accounted]
+        lost = not_committed(
+            self.store, self.store.snapshot(), self.config.corpus, self.model.name, wanted
+        )
+        if lost:
+            coders = sorted({c.name for shard in lost for c in shard.coders})
+            sites = sorted({str(site) for shard in lost for site in shard.dense})
+            raise LostShardError(
+                f"{counted(len(self.plan.shards), 'shard')} of {self.config.corpus!r} "
+                f"{'was' if len(self.plan.shards) == 1 else 'were'} to be made; of "
+                f"{len(lost)} of them (the first is {lost[0].index}) {(coders + sites)[0]} is "
+                "neither in the lake nor set aside; ingest again, which makes what is missing"
+            )
 
     def _was_broken_off(self) -> bool:
         """Return whether the lake has this run as one that was not complete."""

@@ -177,4 +177,7 @@ class Coverage:
     def _runs(self) -> list[dict[str, Any]]:
         """Rows of the runs, but for imports."""
         columns, filters = ["run", "corpus", "saes", "activation_bits"], [("state", "!=", IMPORTED)]
-        return self._store.read("runs", self._snapshot, columns, filters).to_pylist()
+        rows: list[dict[str, Any]] = self._store.read(
+            "runs", self._snapshot, columns, filters
+        ).to_pylist()
+        return rows

@@ -48,7 +48,7 @@ class TableAt:
     @property
     def is_small(self) -> bool:
         """Whether to keep it costs nothing."""
-        return self.files.num_rows <= _FEW_FILES
+        return int(self.files.num_rows) <= _FEW_FILES
 
 
 class OpenedTables:
@@ -81,8 +81,10 @@ class OpenedTables:
             LakeError: it cannot be read.
         """
         with self._lock:
-            put, opened = self._idle.pop(table, (0.0, None))
-        if opened is None or root.modified(_entry(table, opened.version())) != put:
+            idle = self._idle.pop(table, None)
+        if idle is not None and root.modified(_entry(table, idle[1].version())) == idle[0]:
+            opened = idle[1]
+        else:
             opened = delta.open_table(root, table)
         with self._lock:
             self._open[table] = opened
@@ -103,9 +105,9 @@ class OpenedTables:
         """
         put = root.modified(_entry(table, version))
         with self._lock:
-            kept, found = self._kept.get(table, {}).get(version, (None, None))
-        if found is not None and kept == put:
-            return found
+            kept = self._kept[table].get(version) if table in self._kept else None
+        if kept is not None and kept[0] == put:
+            return kept[1]
         found = self._lent(table, version) or TableAt.of(delta.open_table(root, table, version))
         self._keep(table, put, found)
         return found
@@ -117,8 +119,9 @@ class OpenedTables:
             LakeError: it cannot be read.
         """
         with self._lock:
-            version, (put, _) = next(reversed(self._kept.get(table, {-1: (0.0, None)}).items()))
-        if version >= 0 and root.modified(_entry(table, version)) == put:
+            kept = [(version, put) for version, (put, _) in self._kept.get(table, {}).items()]
+        version, put = max(kept, default=(-1, 0.0))
+        if kept and root.modified(_entry(table, version)) == put:
             for at in range(version, version + _STEPS):
                 # Versions have no gaps: where the next one is missing there is no newer one.
                 if root.modified(_entry(table, at + 1)) is None:
