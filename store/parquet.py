@@ -29,6 +29,8 @@ class Style:
     encodings: Mapping[str, str]
     level: int = 1
     """Of zstd."""
+    tokens: int = 0
+    """Row groups of contexts that are short have more rows, up to so many tokens."""
 
 
 _ACTIVATION: Final = {"activation": "BYTE_STREAM_SPLIT"}
@@ -40,6 +42,7 @@ STYLES: Final[dict[str, Style]] = {
         ("document", "metadata", "token_ids.list.element", "roles.list.element",
          "turns.list.element", "kinds.list.element"),
         {"context": "DELTA_BINARY_PACKED", "token_starts.list.element": "DELTA_BINARY_PACKED"},
+        tokens=8_192,
     ),
     "codes": Style(
         65_536,
@@ -198,6 +201,9 @@ def _is_number(type_: pa.DataType) -> bool:
 
 def _style(table: str, rows: pa.Table) -> Style:
     style = STYLES.get(table, _CATALOGUE)
+    if style.tokens and rows.num_rows:
+        fitting = int(style.tokens // max(1, pc.mean(rows["n_tokens"]).as_py()))
+        return replace(style, row_group=max(style.row_group, fitting))
     if table != "codes" or (pc.max(rows["feature"]).as_py() or 0) >= _NARROW:
         return style
     encodings = {k: v for k, v in style.encodings.items() if k != "feature"}
