@@ -93,8 +93,11 @@ class OpenedTables:
     def give_back(self, root: Root, table: str, opened: DeltaTable) -> None:
         """Take a table that was borrowed; it stays open if it is small."""
         put = root.modified(_entry(table, opened.version()))
-        if put is not None and self.at(root, table, opened.version()).is_small:
-            with self._lock:
+        is_small = put is not None and self.at(root, table, opened.version()).is_small
+        with self._lock:
+            if self._open.get(table) is opened:
+                del self._open[table]  # who replaces the lake need not tell
+            if put is not None and is_small:
                 self._idle[table] = put, opened
 
     def at(self, root: Root, table: str, version: int) -> TableAt:
@@ -147,7 +150,8 @@ class OpenedTables:
             kept = self._kept.setdefault(table, OrderedDict())
             kept[found.version] = put, found
             kept.move_to_end(found.version)
-            while len(kept) > (_VERSIONS if found.is_small else 1):
+            most = _VERSIONS if all(one.is_small for _, one in kept.values()) else 1
+            while len(kept) > most:
                 kept.popitem(last=False)
 
 
