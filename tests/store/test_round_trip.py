@@ -140,7 +140,8 @@ def test_each_file_tells_delta_its_feature_range(store, make_firings):
 def context_rows(contexts: list[int], corpus: str = "web.v1", n_tokens: int = 4) -> pa.Table:
     row = {
         "corpus": corpus, "document": "d", "document_index": 0, "part": 0, "char_start": 0,
-        "char_end": 5, "text": "a b c", "n_tokens": n_tokens, "token_ids": [2, 5, 6, 7] * (n_tokens // 4),
+        "char_end": 5, "text": "a b c", "n_tokens": n_tokens,
+        "token_ids": [2, 5, 6, 7] * (n_tokens // 4),
         "token_starts": [0, 0, 1, 3] * (n_tokens // 4), "roles": [0] * n_tokens,
         "turns": [-1, 0, 0, 0] * (n_tokens // 4), "kinds": [2, 0, 0, 0] * (n_tokens // 4),
         "metadata": '{"a": 1}',
