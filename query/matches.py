@@ -79,7 +79,7 @@ class Matches:
         found = f"{counted(self.n_matches, 'time')} in {counted(self.n_contexts, 'context')}"
         shown = self.table.num_rows
         more = f"; the first {shown:,}" if shown < self.n_matches else ""
-        return f"{self.pattern!r}: {found}{more}"
+        return f"'{visible(self.pattern)}': {found}{more}"
 
 
 def match_table(connection: Connection, spans: Sequence[tuple[Key, Span]], window: int) -> pa.Table:
