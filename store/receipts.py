@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -56,11 +56,16 @@ class Hashed:
         self._file, self._digest = file, xxhash.xxh3_128()
         self.n_bytes = 0
 
-    def write(self, data: bytes) -> int:
+    def write(self, data: bytes | bytearray) -> int:
         """Write bytes behind those that are there."""
         self._digest.update(data)
-        self.n_bytes += len(data)
+        self.n_bytes += memoryview(data).nbytes
         return self._file.write(data)
+
+    def writelines(self, parts: Iterable[bytes | bytearray]) -> None:
+        """Write parts, one behind the other."""
+        for part in parts:
+            self.write(part)
 
     def flush(self) -> None:
         """Hand what was written to the system."""
