@@ -11,6 +11,7 @@ import pytest
 from scopelake.errors import QueryError
 from scopelake.query.contexts import top_contexts
 from scopelake.query.firing import features_at
+from scopelake.query.limits import Watch
 from scopelake.query.rank_contexts import Ranking
 from scopelake.query.resolve import list_saes
 from scopelake.query.sql import sql
@@ -61,7 +62,7 @@ def test_only_files_of_the_feature_are_read(counted):
         "SELECT count(*) FROM coactive('layer_1_width_12', 3, corpus := 'chats')",
     ):
         given = {"l": 1, "f": 3, "c": "chats"} if "$" in query else None
-        plan = counted.connection.cursor_for(query).execute(
+        plan = counted.connection.cursor_for(query, Watch(None)).execute(
             f"EXPLAIN (ANALYZE, FORMAT JSON) {query}", given or []
         )
         scans = [node["extra_info"] for node in nodes(json.loads(plan.fetchone()[1]))
