@@ -5,7 +5,7 @@ STAMP := .venv/.ready
 export PYTHONSAFEPATH := 1
 
 .PHONY: demo test lint parity oldest soak bench bench-ingest bench-compact bench-dense bench-styles bench-memory bench-stream \
-	bench-corpus bench-scaling bench-examples bench-encode bench-gpu bench-plan bench-committer bench-query bench-query-peers bench-search clean setup
+	bench-corpus bench-scaling bench-examples bench-encode bench-gpu bench-plan bench-committer bench-query bench-query-peers bench-search bench-inspect clean setup
 .SECONDARY:
 
 setup: $(STAMP)
@@ -76,6 +76,9 @@ bench-scaling: $(STAMP)
 
 bench-corpus: $(STAMP)
 	PYTHONPATH=benchmarks $(BIN)/python benchmarks/corpus.py
+
+bench-inspect: $(STAMP)
+	PYTHONPATH=benchmarks $(BIN)/python benchmarks/inspection.py
 
 bench-query: $(STAMP)
 	PYTHONPATH=benchmarks $(BIN)/python benchmarks/query.py

@@ -8,6 +8,7 @@
     |   |-- NotALakeError
     |   |-- LakeExistsError           (FileExistsError)
     |   |-- LakeBusyError             other writers came first again and again
+    |   |-- LostShardError            an ingest ended, and shards of it are nowhere
     |   |-- DamagedFileError          a file is missing or not what was written
     |   |-- FormatVersionError        a lake of another format version
     |   |-- ObjectStoreError          (OSError)      an object store does not do as asked
@@ -68,6 +69,10 @@ class LakeExistsError(LakeError, FileExistsError):
 
 class LakeBusyError(LakeError):
     """Other writers came first again and again."""
+
+
+class LostShardError(LakeError):
+    """Shards of an ingest are neither in the lake nor known to have failed."""
 
 
 class DamagedFileError(LakeError):
