@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from scopelake.errors import InvalidArgumentError
 from scopelake.handle import LakeHandle
-from scopelake.names import Site, check_text
+from scopelake.names import Site, check_text, check_whole
 
 if TYPE_CHECKING:
     from scopelake.ingest.labels import AddedLabels, RemovedLabels
+    from scopelake.query.export import Exported
 
 
 class Exchanging(LakeHandle):
@@ -86,3 +87,78 @@ class Exchanging(LakeHandle):
         removed = remove_labels(self._store, check_text("source", source), named)
         self.refresh()
         return removed
+
+    def export(
+        self,
+        format: str,  # noqa: A002
+        path: str | Path,
+        *,
+        sae: str | None = None,
+        layer: int | None = None,
+        site: Site | None = None,
+        corpus: str | None = None,
+        features: Sequence[int] | None = None,
+        k: int | Literal["all"] | None = None,
+        window: int | Literal["all"] | None = None,
+        n_splits: int | None = None,
+        progress: Callable[[str, int, int], None] | None = None,
+    ) -> Exported:
+        """Write the firings of one SAE on one corpus as another tool reads them.
+
+        The folder is there when it is whole, with a README.md and a scopelake.json that say what
+        it is of, digests included, and what the format cannot hold.
+
+        Args:
+            format: ``delphi`` (latent cache), ``neuronpedia`` (SAEDashboard's batches),
+                ``circuit-tracer`` (feature files) or ``datasets`` (a folder for
+                ``datasets.load_dataset``).
+            path: the folder, which is not there yet; its parent is.
+            sae: as in `top_contexts`; so are layer and site.
+            layer: see sae.
+            site: see sae.
+            corpus: on which the SAE was run, with all firings kept; needed if there are several.
+            features: only these; all by default.
+            k: of ``neuronpedia`` and ``circuit-tracer``: contexts of a feature, strongest first,
+                20 by default, or ``all``.
+            window: of these two: tokens on either side of the peak, 32 by default, or ``all`` for
+                the whole context.
+            n_splits: of ``delphi``: files that the features are cut into, 5 by default.
+            progress: called with (features or contexts, done, of how many).
+
+        Raises:
+            SaeNotFoundError, AmbiguousSaeError, LayerNotFoundError, FeatureNotFoundError,
+            CorpusNotFoundError.
+            NotIngestedError: the SAE was not run there, or not on all of it yet.
+            QueryError: not all firings are known.
+            InvalidArgumentError: something is at `path`, or an option is not one of the format's.
+            DamagedFileError: a file of the lake is not what was written.
+        """
+        from scopelake.named import decode
+        from scopelake.query.export import (
+            corpus_to_export,
+            export,
+            exporter_of,
+            features_to_export,
+        )
+        from scopelake.query.export_source import ExportSource
+        from scopelake.query.exporter import ExportOptions
+
+        exporter_of(format)
+        options = ExportOptions(
+            _many_or_all("k", k), _many_or_all("window", window),
+            None if n_splits is None else check_whole("n_splits", n_splits),
+        )  # fmt: skip
+        info = self._resolve(sae, layer, site, corpus)
+        named = corpus_to_export(self._connection, info, corpus)
+        wanted = None if features is None else [check_whole("feature", f) for f in features]
+        source = ExportSource(
+            self._connection, self._store, self._snapshot, decode, info, named,
+            features_to_export(info, wanted),
+        )  # fmt: skip
+        return export(source, format, Path(path), options, progress)
+
+
+def _many_or_all(name: str, value: int | Literal["all"] | None) -> int | Literal["all"] | None:
+    if value is None or value == "all":
+        return value
+    return check_whole(name, value)

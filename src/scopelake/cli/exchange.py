@@ -1,8 +1,9 @@
-"""Verbs that take labels in: label."""
+"""Verbs that take in what others say, and write what others read: label, export."""
 
 from __future__ import annotations
 
 import argparse
+import re
 from dataclasses import asdict
 from typing import Any, Final
 
@@ -56,4 +57,57 @@ def _label(arguments: argparse.Namespace) -> None:
     print(to_json(asdict(done)) if arguments.json else done)
 
 
-VERBS: Final = (_add_label,)
+def _add_export(verbs: Any) -> None:  # noqa: ANN401
+    parser = add_verb(verbs, "export", _export, "write an SAE's firings as another tool reads them")
+    add_lake(parser)
+    parser.add_argument(
+        "format", help="delphi, neuronpedia, circuit-tracer, or datasets (Hugging Face's)"
+    )
+    parser.add_argument("path", help="folder to write; it must not be there")
+    add_sae(parser)
+    parser.add_argument("--corpus", help="the corpus, if the SAE was run on several")
+    parser.add_argument(
+        "--feature", dest="features", action="append", type=_features, metavar="N",
+        help="only this feature, or these: 0-99; may be given again",
+    )  # fmt: skip
+    parser.add_argument(
+        "-k", type=_many, metavar="N",
+        help="contexts of a feature on a dashboard, or all; 20 by default",
+    )  # fmt: skip
+    parser.add_argument(
+        "--window", type=_many, metavar="N",
+        help="tokens on either side of its peak, or all; 32 by default",
+    )  # fmt: skip
+    parser.add_argument(
+        "--n-splits", type=int, metavar="N", help="files of a delphi cache; 5 by default"
+    )
+    add_json(parser)
+
+
+def _features(text: str) -> range:
+    found = re.fullmatch(r"(\d+)(?:-(\d+))?", text)
+    if found is None or int(found[2] or found[1]) < int(found[1]):
+        raise argparse.ArgumentTypeError(f"{text!r} is no feature and no range such as 0-99")
+    return range(int(found[1]), int(found[2] or found[1]) + 1)
+
+
+def _many(text: str) -> int | str:
+    if text != "all" and not re.fullmatch(r"-?\d+", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number and not all")
+    return text if text == "all" else int(text)
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from scopelake.progress import step_progress
+
+    names = ("sae", "layer", "site", "corpus", "k", "window", "n_splits")
+    asked = {name: getattr(arguments, name) for name in names}
+    if arguments.features is not None:
+        asked["features"] = [f for features in arguments.features for f in features]
+    lake = scopelake.open(arguments.lake, arguments.snapshot)
+    with step_progress() as progress:
+        done = lake.export(arguments.format, arguments.path, progress=progress, **asked)
+    print(to_json({**asdict(done), "path": str(done.path)}) if arguments.json else done)
+
+
+VERBS: Final = (_add_label, _add_export)
