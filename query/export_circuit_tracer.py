@@ -81,7 +81,8 @@ class CircuitTracerExporter:
         usage = (_PACKED if source.is_all else _SINGLE).format(layer=layer, feature=feature)
         said = [
             *left_out(source, listed, options),
-            "Names of the SAE's file and the model: transcoder_id is the SAE's name in the lake.",
+            "The SAE's digest, the model, and logits of promoted tokens: transcoder_id is the "
+            "SAE's name, top_logits are tokens.",
         ]
         return Written(tuple(said), usage, n_firings=listed.n_firings)
 

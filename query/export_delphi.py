@@ -258,9 +258,9 @@ def _left_out(
         "The text of tokens: delphi decodes their ids with the model's tokenizer.",
         "Documents, roles, turns, kinds, metadata and labels; rows.parquet says which context of "
         "the lake each row is.",
-        f"Which firings are on BOS: all are in the cache, {int(source.n_on_bos.sum()):,} of them "
-        "on BOS.",
     ]
+    if n_on_bos := int(source.n_on_bos.sum()):
+        said.append(f"Which firings are on BOS: {n_on_bos:,} of those in the cache are.")
     if writer.has_half:
         said.append(
             "Activations are float16: the largest relative difference from the lake's is "

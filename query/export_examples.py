@@ -182,12 +182,22 @@ class ExampleList:
 def left_out(source: ExportSource, listed: ExampleList, options: ExportOptions) -> list[str]:
     """Return what dashboards are short of, whatever their format."""
     window = _WINDOW if options.window is None else options.window
+    n_on_bos = int(source.n_on_bos.sum())
+    n_spoken = int(source.n_firings.sum()) - n_on_bos
     said = [
-        f"Firings on BOS, {int(source.n_on_bos.sum()):,} of them: statistics and examples leave "
-        "them out, as the lake's do.",
         "Token ids, roles, turns, kinds, metadata and labels; examples.parquet says which context "
         "and position of the lake each example is.",
     ]
+    if n_on_bos:
+        said.append(
+            f"Firings on BOS, {n_on_bos:,} of them: statistics and examples leave them out, as the "
+            "lake's do."
+        )
+    if listed.n_firings < n_spoken:
+        said.append(
+            f"{n_spoken - listed.n_firings:,} of the {n_spoken:,} firings that are not on BOS: "
+            "statistics are of all, examples of some contexts and tokens."
+        )
     if listed.n_left_out:
         said.append(
             f"{listed.n_left_out:,} contexts with weaker firings: the {options.k or _CONTEXTS} "

@@ -66,7 +66,9 @@ class NeuronpediaExporter:
         _write_skipped(source, folder)
         said = [
             *left_out(source, listed, options),
-            f"Empty, as they take weights that a lake does not have: {', '.join(_UNKNOWN)}.",
+            "Neuron alignment, correlated neurons and features, histograms of logits, decoder "
+            "weights and vectors: they take weights that a lake does not have; their lists are "
+            "empty.",
         ]
         return Written(tuple(said), _USAGE, n_firings=listed.n_firings)
 
