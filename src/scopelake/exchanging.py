@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Literal
 
 from scopelake.errors import InvalidArgumentError
 from scopelake.handle import LakeHandle
-from scopelake.names import Site, check_text, check_whole
+from scopelake.names import Site, SiteLayer, check_text, check_whole
 
 if TYPE_CHECKING:
+    from scopelake.ingest.import_delphi import ImportedCache
     from scopelake.ingest.labels import AddedLabels, RemovedLabels
     from scopelake.query.export import Exported
 
@@ -87,6 +88,50 @@ class Exchanging(LakeHandle):
         removed = remove_labels(self._store, check_text("source", source), named)
         self.refresh()
         return removed
+
+    def import_delphi(
+        self,
+        path: str | Path,
+        corpus: str,
+        *,
+        sae: str,
+        layer: int,
+        site: Site,
+        tokenizer: str | Path,
+        model: str | None = None,
+        progress: Callable[[str, int, int], None] | None = None,
+    ) -> ImportedCache:
+        """Import a latent cache of delphi's: its tokens as a corpus, its firings as a coder's.
+
+        Args:
+            path: folder of one module of the cache, with its splits and config.json.
+            corpus: name of the new corpus, or of one that came from a cache of the same tokens.
+            sae: what the lake shall call the coder, ``<repo>/<family>/<folder>``.
+            layer: that it reads.
+            site: that it reads.
+            tokenizer: folder or hub id of the Gemma 3 whose token ids are in it.
+            model: that ran; by default what config.json names.
+            progress: called with (contexts, firings or shards, done, of how many).
+
+        Raises:
+            CoderFileError: the cache is damaged, or has what a lake cannot hold.
+            CoderMismatchError, CorpusExistsError: the name stands for another in the lake.
+            InvalidArgumentError: the lake has these firings, or a name is not usable.
+            ModelError, HubError: the tokenizer cannot be found.
+            LakeBusyError: another writer came first.
+        """
+        from scopelake.ingest.delphi_cache import read_cache
+        from scopelake.ingest.import_delphi import CoderName, check_coder_name, import_delphi
+        from scopelake.named import load_tokenizer
+
+        self._check_writable()
+        name = check_coder_name(check_text("sae", sae))
+        place = SiteLayer(site, check_whole("layer", layer))
+        cache = read_cache(Path(path))
+        coder = CoderName(name, place, model or cache.model)
+        done = import_delphi(self._store, cache, load_tokenizer(tokenizer), coder, corpus, progress)
+        self.refresh()
+        return done
 
     def export(
         self,

@@ -1,4 +1,6 @@
-"""Verbs that take in what others say, and write what others read: label, export."""
+"""Verbs that take in what others say, and write what others read: label, import-delphi,
+export.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,7 @@ import scopelake
 from scopelake.cli.options import add_sae
 from scopelake.cli.parsing import add_json, add_lake, add_verb
 from scopelake.errors import InvalidArgumentError
+from scopelake.names import SITES
 from scopelake.render import to_json
 
 
@@ -54,6 +57,37 @@ def _label(arguments: argparse.Namespace) -> None:
                 "the others out"
             )
         done = lake.remove_labels(arguments.remove, sae=arguments.sae)
+    print(to_json(asdict(done)) if arguments.json else done)
+
+
+def _add_import(verbs: Any) -> None:  # noqa: ANN401
+    parser = add_verb(
+        verbs, "import-delphi", _import, "import the tokens and firings of a delphi cache"
+    )
+    add_lake(parser, snapshot=False)
+    parser.add_argument("path", help="folder of one module of the cache")
+    parser.add_argument("corpus", help="name of the corpus that its tokens become")
+    parser.add_argument(
+        "--sae", required=True, help="what to call its SAE: <repo>/<family>/<folder>"
+    )
+    parser.add_argument("--layer", type=int, required=True, help="that it reads")
+    parser.add_argument("--site", choices=SITES, required=True, help="that it reads")
+    parser.add_argument("--tokenizer", required=True, help="folder or hub id of a Gemma 3")
+    parser.add_argument("--model", help="that ran; by default what config.json names")
+    add_json(parser)
+
+
+def _import(arguments: argparse.Namespace) -> None:
+    from scopelake.progress import step_progress
+
+    names = ("sae", "layer", "site", "tokenizer", "model")
+    with step_progress() as progress:
+        done = scopelake.open(arguments.lake).import_delphi(
+            arguments.path,
+            arguments.corpus,
+            progress=progress,
+            **{name: getattr(arguments, name) for name in names},
+        )
     print(to_json(asdict(done)) if arguments.json else done)
 
 
@@ -110,4 +144,4 @@ def _export(arguments: argparse.Namespace) -> None:
     print(to_json({**asdict(done), "path": str(done.path)}) if arguments.json else done)
 
 
-VERBS: Final = (_add_label, _add_export)
+VERBS: Final = (_add_label, _add_import, _add_export)
