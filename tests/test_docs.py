@@ -111,6 +111,7 @@ def test_the_page_of_exchange_prints_what_it_shows(shell, shown):
     printed = shell("bash", "-ec", commands)
     assert "2 labels of source me taken out" in printed
     assert "neuronpedia: 64 features" in printed
+    assert "on corpus all:" in printed
 
 
 @pytest.mark.parametrize(
@@ -212,6 +213,7 @@ def test_every_verb_is_documented_and_has_help(capsys):
         "feature",
         "add-neighbors",
         "label",
+        "import-delphi",
         "export",
         "features-at",
         "sql",
