@@ -23,7 +23,8 @@ ENCODING, ACTIVATIONS = ROOT / "docs" / "encoding.md", ROOT / "docs" / "activati
 CORPORA, INGEST = ROOT / "docs" / "corpora.md", ROOT / "docs" / "ingest.md"
 SQL, DASK = ROOT / "docs" / "sql.md", ROOT / "docs" / "dask.md"
 FEATURES, CONTEXTS = ROOT / "docs" / "features.md", ROOT / "docs" / "contexts.md"
-INSPECT, EXCHANGE = ROOT / "docs" / "inspect.md", ROOT / "docs" / "exchange.md"
+INSPECT, SEARCH = ROOT / "docs" / "inspect.md", ROOT / "docs" / "search.md"
+EXCHANGE = ROOT / "docs" / "exchange.md"
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "examples").rglob("*.md"))]
 NOT_RUN = "<!-- not run"
 """Begins the line above a block that the tests cannot run, with the reason."""
@@ -115,7 +116,7 @@ def test_the_page_of_exchange_prints_what_it_shows(shell, shown):
 
 
 @pytest.mark.parametrize(
-    "page", [ENCODING, ACTIVATIONS, CORPORA, DASK, CONTEXTS], ids=lambda page: page.stem
+    "page", [ENCODING, ACTIVATIONS, CORPORA, DASK, CONTEXTS, SEARCH], ids=lambda page: page.stem
 )
 def test_a_page_prints_what_it_shows(shell, shown, page):
     (block,) = blocks(page, "python")
