@@ -4,10 +4,12 @@ import json
 import shutil
 from collections import defaultdict
 from dataclasses import replace
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
+import scopelake
 from scopelake.errors import (
     CorpusNotFoundError,
     DamagedFileError,
@@ -30,6 +32,7 @@ from scopelake.query.exporter import ExportOptions
 from scopelake.query.resolve import Partial
 from scopelake.store.lake_store import LakeStore
 
+DATA = Path(__file__).resolve().parents[2] / "data"
 WIDTH = 12
 HALF = "gs-2/resid_post/half"
 SILENT = 11
@@ -198,3 +201,25 @@ def test_what_is_not_whole_is_refused(known):
     for wrong in ([], [WIDTH], [-1]):
         with pytest.raises((FeatureNotFoundError, InvalidArgumentError)):
             features_to_export(sae, wrong)
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_lakes_of_older_formats_are_exported(tmp_path, version):
+    lake = scopelake.open(shutil.copytree(DATA / f"format-v{version}" / "lake", tmp_path / "lake"))
+    rows = lake.sql("SELECT * FROM codes WHERE corpus = 'chats' AND sae LIKE '%layer_1_%'")
+    sae = rows["sae"][0].as_py()
+    n = len([r for r in rows.to_pylist() if r["sae"] == sae])
+    for form in ("delphi", "datasets"):
+        done = lake.export(form, tmp_path / form, sae=sae, corpus="chats")
+        assert done.n_firings == n
+    spoken = [r for r in rows.to_pylist() if r["sae"] == sae and r["kind"] != "bos"]
+    done = lake.export(
+        "neuronpedia", tmp_path / "np", sae=sae, corpus="chats", k="all", window="all"
+    )
+    assert done.n_firings == len(spoken)
+    densities = lake.sql("SELECT feature, density FROM features WHERE corpus = 'chats' AND sae = ?",
+                         [sae]).to_pylist()  # fmt: skip
+    known = {r["feature"]: r["density"] for r in densities}
+    batches = [json.loads(p.read_text()) for p in (tmp_path / "np").glob("batch-*.json")]
+    found = {f["feature_index"]: f["frac_nonzero"] for b in batches for f in b["features"]}
+    assert found == pytest.approx(known)
