@@ -35,7 +35,13 @@ lint: $(STAMP)
 	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	touch $@
 
-parity: .venv-parity/.ready
+# Those that exports are for, without what they need beyond what reads them (vllm, TransformerLens).
+.venv-parity/.peers: .venv-parity/.ready
+	.venv-parity/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		eai-delphi==0.1.3 sae-dashboard==0.8.0 circuit-tracer==0.5.0
+	touch $@
+
+parity: .venv-parity/.peers
 	.venv-parity/bin/python -m pytest -m parity tests/parity
 
 oldest: .venv-oldest/.ready

@@ -22,7 +22,7 @@ Reads = Mapping[str, Filters]
 
 _LISTED: Final = (
     "codes", "postings", "peaks", "samples", "tallies", "features", "contexts",
-    "neighbors",
+    "neighbors", "labels",
 )  # fmt: skip
 """Tables whose files are in the catalogue."""
 

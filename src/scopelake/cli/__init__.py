@@ -23,6 +23,7 @@ from scopelake.cli import (
     card,
     coders,
     corpora,
+    exchange,
     ingest,
     inspect,
     keep,
@@ -136,7 +137,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=scopelake.__version__)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    rooms = (begin, corpora, coders, plan, ingest, inspect, ask, card, search, sql, keep)
+    rooms = (begin, corpora, coders, plan, ingest, inspect, ask, card, search, exchange, sql, keep)
     for add in (verb for room in rooms for verb in room.VERBS):
         add(verbs)
     return parser
