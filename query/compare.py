@@ -28,7 +28,7 @@ from scopelake.query.firing_counts import FIRINGS_AT_ONCE, FiringCounts, firing_
 from scopelake.query.rank_tests import RankTest, discovery_rates, rank_sum, signed_rank
 from scopelake.query.rate_intervals import Documents, rate_difference
 from scopelake.query.resolve import SaeInfo
-from scopelake.query.token_sets import Tokens, TokenSet, token_table
+from scopelake.query.token_sets import Tokens, TokenSet, check_unit, token_table
 
 Columns = dict[str, Any]
 
@@ -41,11 +41,14 @@ class ComparisonConfig:
 
     Raises:
         InvalidArgumentError: there is no such test, or the confidence is no share.
+        QueryError: the unit is not one SQL expression.
     """
 
     test: DocumentTest | None = None
     """None: signed-rank where at least half of the documents of the set that has fewer have tokens
     of both, else rank-sum."""
+    unit: str | None = None
+    """SQL of what is independent of each other, over a token's columns; None: documents are."""
     confidence: float = 0.95
     """Of the intervals."""
     seed: int = 0
@@ -54,6 +57,7 @@ class ComparisonConfig:
 
     def __post_init__(self) -> None:
         check_test(self.test)
+        check_unit(self.unit)
         is_number = isinstance(self.confidence, (int, float))
         if not is_number or not 0 < self.confidence < 1:
             raise InvalidArgumentError(
@@ -95,8 +99,8 @@ def compare(
     ground = find_ground(connection, pairs, a, b)
     matched = [matched_features(connection, pair) for pair in ground.pairs]
     with token_table(
-        connection, ground.sides, _reads(ground), test=config.test, seed=config.seed,
-        may_overlap=not ground.pairs[0].is_one,
+        connection, ground.sides, _reads(ground), may_overlap=not ground.pairs[0].is_one,
+        unit=config.unit, test=config.test, seed=config.seed,
     ) as tokens:  # fmt: skip
         parts = [
             _columns(tokens, pair, features, counts, config.confidence)
@@ -113,7 +117,7 @@ def compare(
     return Comparison(
         a=_size(tokens, ground, 0), b=_size(tokens, ground, 1),
         saes=tuple((pair.a.name, pair.b.name) for pair in ground.pairs),
-        test=tokens.windows.test, n_documents=tokens.windows.n_documents,
+        unit=config.unit, test=tokens.windows.test, n_documents=tokens.windows.n_documents,
         tested_tokens=(int(n_tested[0]), int(n_tested[1])),
         confidence=config.confidence, table=table, notes=_notes(tokens, ground, matched),
     )  # fmt: skip

@@ -52,12 +52,6 @@ class SetSize:
     """Without BOS."""
     n_documents: int
 
-    @property
-    def text(self) -> str:
-        """In words."""
-        documents = f"{self.n_documents:,} document{'' if self.n_documents == 1 else 's'}"
-        return f"{self.n_tokens:,} tokens of {documents} of {', '.join(self.corpora)}: {self.asked}"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
@@ -67,6 +61,8 @@ class Comparison:
     b: SetSize
     saes: tuple[tuple[str, str], ...]
     """The SAE of a and that of b, which are mostly the same one."""
+    unit: str | None
+    """SQL of what is said of documents instead; None: nothing is."""
     test: DocumentTest | None
     """``rank-sum`` between documents of one set each, ``signed-rank`` within documents that have
     tokens of both; None: there was too little to test."""
@@ -147,6 +143,7 @@ class Comparison:
             "a": asdict(self.a),
             "b": asdict(self.b),
             "saes": [list(pair) for pair in self.saes],
+            "unit": self.unit,
             "test": self.test,
             "n_documents": list(self.n_documents),
             "tested_tokens": list(self.tested_tokens),

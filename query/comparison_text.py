@@ -10,18 +10,19 @@ from typing import TYPE_CHECKING, Any, Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from scopelake.names import counted
 from scopelake.query.card_shapes import number, share
 from scopelake.query.windows import visible
 
 if TYPE_CHECKING:
-    from scopelake.query.comparison import Comparison
+    from scopelake.query.comparison import Comparison, SetSize
 
 Row = Mapping[str, Any]
 
 _DISCOVERY: Final = 0.05
 _TESTS: Final = {
-    "rank-sum": "rank-sum test (Mann-Whitney) of {0:,} against {1:,} documents",
-    "signed-rank": "signed-rank test (Wilcoxon) within {0:,} documents",
+    "rank-sum": "rank-sum test (Mann-Whitney) of {0:,} against {1:,} {2}s",
+    "signed-rank": "signed-rank test (Wilcoxon) within {0:,} {2}s",
 }
 _HEADS: Final = ("q", "AUC", "odds ratio", "rate in a", "rate in b", "mean in a", "mean in b")
 
@@ -36,8 +37,8 @@ def comparison_text(found: Comparison, chosen: pa.Table, shown: pa.Table, *, col
         color: whether names of sets stand out.
     """
     bold, plain = ("\x1b[1m", "\x1b[0m") if color else ("", "")
-    lines = [f"{bold}{name}{plain}  {visible(s.text)}" for name, s in
-             (("a", found.a), ("b", found.b))]  # fmt: skip
+    sizes = (("a", found.a), ("b", found.b))
+    lines = [f"{bold}{name}{plain}  {_size(size, found)}" for name, size in sizes]
     lines.append(_summary(found))
     rows = shown.to_pylist()
     cells = [_HEADS, *(_numbers(row) for row in rows)]
@@ -62,10 +63,20 @@ def comparison_html(found: Comparison) -> str:
         for row in found.top().to_pylist()
     )
     sizes = (("a", found.a), ("b", found.b))
-    said = [f"<b>{name}</b> {escape(visible(size.text))}" for name, size in sizes]
+    said = [f"<b>{name}</b> {escape(_size(size, found))}" for name, size in sizes]
     said.append(escape(_summary(found)))
     notes = "".join(f"<br>{escape(note)}" for note in found.notes)
     return f"{'<br>'.join(said)}<table><tr>{head}</tr>{body}</table>{notes}"
+
+
+def _size(size: SetSize, found: Comparison) -> str:
+    documents = counted(size.n_documents, _noun(found))
+    corpora = ", ".join(size.corpora)
+    return visible(f"{size.n_tokens:,} tokens of {documents} of {corpora}: {size.asked}")
+
+
+def _noun(found: Comparison) -> str:
+    return "document" if found.unit is None else "unit"
 
 
 def _summary(found: Comparison) -> str:
@@ -77,13 +88,14 @@ def _summary(found: Comparison) -> str:
     n_found = int(pc.sum(pc.less_equal(q, _DISCOVERY)).as_py() or 0)
     silent = pc.sum(pc.equal(pc.add(found.table["firings_a"], found.table["firings_b"]), 0))
     n_silent = int(silent.as_py() or 0)
-    text = _TESTS[found.test].format(*found.n_documents)
+    text = _TESTS[found.test].format(*found.n_documents, _noun(found))
     text += f": {found.n_tested:,} of {n:,} features tested, {n_found:,} with q <= {_DISCOVERY:g}"
     text += f"; {n_silent:,} fire in neither set" if n_silent else ""
     n_outside = n - found.n_tested - n_silent
     text += f"; {n_outside:,} not in what is tested" if n_outside else ""
     shares = [share(tested / size.n_tokens) for tested, size in
               zip(found.tested_tokens, (found.a, found.b), strict=True)]  # fmt: skip
+    text += f"; units are {visible(found.unit)}" if found.unit else ""
     return f"{text} ({shares[0]} of a's tokens and {shares[1]} of b's are in the test)"
 
 

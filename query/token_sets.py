@@ -84,6 +84,23 @@ def as_token_set(what: str, given: object) -> TokenSet:
     )
 
 
+def check_unit(unit: str | None) -> None:
+    """Refuse what is not one SQL expression.
+
+    Raises:
+        QueryError: it is not, or reads something else than the lake.
+    """
+    if unit is None:
+        return
+    try:
+        check_predicate(check_text("unit", unit))
+    except QueryError as error:
+        raise QueryError(
+            f"unit {unit!r} was asked for; it is not one SQL expression; give one such as "
+            "metadata ->> 'prompt'"
+        ) from error
+
+
 @dataclass(frozen=True)
 class Side:
     """A set, and where its tokens are looked for."""
@@ -119,6 +136,7 @@ def token_table(
     reads: Mapping[str, Any],
     *,
     may_overlap: bool,
+    unit: str | None,
     test: DocumentTest | None,
     seed: int,
 ) -> Iterator[Tokens]:
@@ -129,6 +147,8 @@ def token_table(
         sides: sets a and b.
         reads: what will be read besides, as `Connection.session` takes it.
         may_overlap: whether a token may be in both.
+        unit: SQL of what stands for a token's document, over `TOKEN_COLUMNS`, in all corpora;
+            None: its document.
         test: as `place_windows` takes it; so is seed.
         seed: see test.
 
@@ -138,7 +158,7 @@ def token_table(
         DamagedFileError: a file that is read is not what was written.
     """
     corpora = sorted({name for side in sides for name in side.corpora})
-    wheres = [side.asked.where for side in sides if side.asked.where is not None]
+    wheres = [text for text in (sides[0].asked.where, sides[1].asked.where, unit) if text]
     if any("(" in where for where in wheres):
         connection.make_macros()
     reads = {"contexts": [("corpus", "in", corpora)], **reads}
@@ -146,20 +166,21 @@ def token_table(
         reads |= whole_tables(where)
     cursor = connection.session(reads)
     try:
-        n_lost = _mark(cursor, sides)
-        if not may_overlap:
-            _check_disjoint(cursor)
-        n_tokens = _documents(cursor)
-        _check_filled(n_tokens, sides, n_lost)
-        windows = place_windows(n_tokens, test, seed)
-        _place(cursor, n_tokens, windows)
+        with explained(None):
+            n_lost = _mark(cursor, sides, unit)
+            if not may_overlap:
+                _check_disjoint(cursor)
+            n_tokens = _documents(cursor)
+            _check_filled(n_tokens, sides, n_lost)
+            windows = place_windows(n_tokens, test, seed)
+            _place(cursor, n_tokens, windows)
         yield Tokens(cursor, n_tokens, windows, n_lost)
     finally:
         cursor.close()
 
 
-def _mark(cursor: duckdb.DuckDBPyConnection, sides: tuple[Side, Side]) -> int:
-    """Make the table ``marked``: every token that is in a set, and in which.
+def _mark(cursor: duckdb.DuckDBPyConnection, sides: tuple[Side, Side], unit: str | None) -> int:
+    """Make the table ``marked``: every token that is in a set, in which, and its document.
 
     Returns:
         Contexts of which firings are not kept, and which are therefore in no set.
@@ -172,9 +193,12 @@ def _mark(cursor: duckdb.DuckDBPyConnection, sides: tuple[Side, Side]) -> int:
         whole = "(corpus, context) IN (SELECT corpus, context FROM whole)"
         condition += f" AND (corpus NOT IN ({_listed(kept)}) OR {whole})"
     a, b = (side.condition for side in sides)
+    home = (
+        "corpus AS home, document" if unit is None else f"'' AS home, CAST((\n{unit}\n) AS VARCHAR)"
+    )
     query = (
-        "CREATE TEMP TABLE marked AS SELECT * FROM (SELECT corpus, context, position, document, "
-        f"{a} AS in_a, {b} AS in_b FROM ({token_rows(condition)}) "
+        "CREATE TEMP TABLE marked AS SELECT * FROM (SELECT corpus, context, position, "
+        f"{home} AS document, {a} AS in_a, {b} AS in_b FROM ({token_rows(condition)}) "
         f"WHERE kind <> {literal(KINDS[KIND_BOS])}) WHERE in_a OR in_b"
     )
     try:
@@ -220,11 +244,17 @@ def _keep_whole(cursor: duckdb.DuckDBPyConnection, kept: Mapping[str, Keep]) -> 
 def _documents(cursor: duckdb.DuckDBPyConnection) -> Ints:
     """Make the table ``documents``, numbered; return their tokens in a and b, [documents, 2]."""
     cursor.execute(
-        "CREATE TEMP TABLE documents AS SELECT corpus, document, "
-        "CAST(row_number() OVER (ORDER BY corpus, document) - 1 AS INTEGER) AS number, "
+        "CREATE TEMP TABLE documents AS SELECT home, document, "
+        "CAST(row_number() OVER (ORDER BY home, document) - 1 AS INTEGER) AS number, "
         "count(*) FILTER (WHERE in_a) AS n_a, count(*) FILTER (WHERE in_b) AS n_b "
-        "FROM marked GROUP BY corpus, document"
+        "FROM marked GROUP BY home, document"
     )
+    lost = cursor.execute("SELECT sum(n_a + n_b) FROM documents WHERE document IS NULL").fetchone()
+    if lost is not None and lost[0]:
+        raise InvalidArgumentError(
+            f"a unit for each token was asked for; of {counted(int(lost[0]), 'token')} it is null; "
+            "give one that all tokens have, or sets without these tokens"
+        )
     rows = cursor.execute("SELECT n_a, n_b FROM documents ORDER BY number").to_arrow_table()
     return np.stack([rows["n_a"].to_numpy(), rows["n_b"].to_numpy()], axis=1)
 
@@ -255,11 +285,11 @@ def _place(cursor: duckdb.DuckDBPyConnection, n_tokens: Ints, windows: Windows) 
         rows = (
             f"SELECT corpus, context, position, number AS document, {side} AS side, "
             f"p.n_{side} AS n, length_{side} AS length, start_{side} AS start FROM marked "
-            f"JOIN documents USING (corpus, document) JOIN plan p USING (number) "
+            f"JOIN documents USING (home, document) JOIN plan p USING (number) "
             f"WHERE in_{name} AND p.n_{side} > 0"
         )
         columns = "corpus, context, position, document, side"
-        nth = "row_number() OVER (PARTITION BY document ORDER BY context, position) - 1"
+        nth = "row_number() OVER (PARTITION BY document ORDER BY corpus, context, position) - 1"
         parts += [
             f"SELECT {columns}, length > 0 AS tested FROM ({rows}) WHERE length IN (0, n)",
             f"SELECT {columns}, ({nth} + n - start) % n < length AS tested FROM ({rows}) "

@@ -27,6 +27,7 @@ class Comparing(LakeHandle):
         site: Site | None = None,
         sae: str | Sequence[str] | None = None,
         corpus: str | None = None,
+        unit: str | None = None,
         test: DocumentTest | None = None,
         confidence: float = 0.95,
         seed: int = 0,
@@ -45,6 +46,9 @@ class Comparing(LakeHandle):
             sae: only SAEs of this name or ending, or of one of these. All SAEs that fit are
                 compared, and their features are one family of tests.
             corpus: of sets that name none; None: all on which all firings are known.
+            unit: SQL over the same columns that stands for a token's document where documents are
+                not independent of each other, e.g. ``metadata ->> 'prompt'`` for several answers
+                to a prompt; also across corpora.
             test: ``rank-sum`` between documents that have tokens of one set alone, ``signed-rank``
                 within documents that have tokens of both; None: signed-rank where these are at
                 least half of the documents of the set that has fewer.
@@ -64,7 +68,7 @@ class Comparing(LakeHandle):
         from scopelake.query.token_sets import as_token_set
 
         sets = (as_token_set("a", a), as_token_set("b", b))
-        for what, value in (("site", site), ("corpus", corpus), ("test", test)):
+        for what, value in (("site", site), ("corpus", corpus), ("test", test), ("unit", unit)):
             if value is not None:
                 check_text(what, value)
         first, second = (s if s.corpus is not None else replace(s, corpus=corpus) for s in sets)
@@ -75,5 +79,5 @@ class Comparing(LakeHandle):
             tuple(check_whole("layer", one) for one in layers),
             site,
         )
-        config = ComparisonConfig(test, confidence, check_seed(seed))
+        config = ComparisonConfig(test, unit, confidence, check_seed(seed))
         return compare(self._connection, self._saes, first, second, choice, decode, config)

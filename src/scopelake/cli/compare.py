@@ -37,6 +37,9 @@ def _add_compare(verbs: Any) -> None:  # noqa: ANN401
     parser.add_argument("--sae", action="append", default=[],
                         help="only SAEs of this name or ending; may be given again")  # fmt: skip
     parser.add_argument("--corpus", help="of sets that name none; all of them by default")
+    parser.add_argument("--unit", metavar="SQL",
+                        help="what is independent of each other, e.g. \"metadata ->> 'prompt'\"; "
+                             "by default documents are")  # fmt: skip
     parser.add_argument(
         "--test", choices=_TESTS,
         help="between documents, or within those that have tokens of both; by default what fits",
@@ -60,7 +63,7 @@ def _compare(arguments: argparse.Namespace) -> None:
         TokenSet(getattr(arguments, side), *(getattr(arguments, f"{side}_{p}") for p in _PARTS))
         for side in ("a", "b")
     ]
-    names = ("layer", "site", "sae", "corpus", "test", "confidence", "seed")
+    names = ("layer", "site", "sae", "corpus", "unit", "test", "confidence", "seed")
     found = scopelake.open(arguments.lake, arguments.snapshot).compare(
         *sides, **{name: getattr(arguments, name) for name in names}
     )

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from scopelake.errors import InvalidArgumentError
+from scopelake.errors import InvalidArgumentError, QueryError
 from scopelake.query.compared_coders import Choice
 from scopelake.query.document_windows import DOCUMENT_TESTS as TESTS
 from scopelake.query.token_sets import TokenSet
@@ -31,12 +31,10 @@ PAIRS = [
 """Sets without a token in common: predicates and corpora."""
 
 
-def counted(sides, saes, features, test, seed):
+def counted(sides, saes, features, test, seed, unit=lambda t: (t.corpus, t.document)):
     """The numbers of a comparison, by definition: a dictionary for each feature."""
-    documents = sorted({(t.corpus, t.document) for side in sides for t in side})
-    split = [
-        [[t for t in side if (t.corpus, t.document) == d] for side in sides] for d in documents
-    ]
+    documents = sorted({unit(t) for side in sides for t in side})
+    split = [[[t for t in side if unit(t) == d] for side in sides] for d in documents]
     n = np.array([[len(part) for part in parts] for parts in split])
     windows, kept, test = place(split, n, test, seed)
     rows = []
@@ -92,7 +90,7 @@ def place(split, n, test, seed):
         windows.append([])
         for s in (0, 1):
             start = int(draw[d, s] * n[d, s]) if length[d, s] < n[d, s] else 0
-            part = sorted(parts[s], key=lambda t: (t.context, t.position))
+            part = sorted(parts[s], key=lambda t: (t.corpus, t.context, t.position))
             windows[d].append((part * 2)[start : start + length[d, s]])
     return windows, kept, test
 
@@ -178,6 +176,29 @@ def test_every_number_is_that_of_a_search(lakes, seed, packed, pair, test, draw)
     assert (which is None) == ("not tested: a " in found.note)
     assert found.to_text()
     assert found._repr_html_()
+
+
+def test_units_stand_for_documents_in_all_corpora(lakes):
+    lake = lakes(2, True)
+    a, b = TokenSet(corpus="c"), TokenSet("position > 2", "d")
+    found = lake.compare(a, b, unit="document_index % 4", at_once=60)
+    sides = [lake.chosen(a), lake.chosen(b)]
+    features = [(f, f) for f in range(WIDTH)]
+    of = {"unit": lambda t: t.document_index % 4}
+    wanted, n, test, n_tested = counted(sides, [SAES[0]] * 2, features, None, 0, **of)
+    check(found, wanted)
+    assert (found.test, test) == ("signed-rank", "signed-rank")
+    assert found.n_documents == (4, 4)
+    assert found.tested_tokens == n_tested
+    assert "within 4 units" in str(found)
+    assert "; units are document_index % 4" in str(found)
+    with pytest.raises(InvalidArgumentError, match="of .* tokens it is null"):
+        lake.compare(a, b, unit="nullif(document_index, 2)")
+    for wrong in ("role =", "1; SELECT 2"):
+        with pytest.raises(QueryError, match="not one SQL expression"):
+            lake.compare(a, b, unit=wrong)
+    with pytest.raises(QueryError, match="columns of a set of tokens are corpus, context"):
+        lake.compare(a, b, unit="nothing")
 
 
 @pytest.mark.parametrize("packed", [False, True])
