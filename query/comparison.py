@@ -41,6 +41,26 @@ N_SHOWN: Final = 20
 Higher = Literal["a", "b"]
 
 
+def check_top(k: int | None, q: float | None, higher: str | None) -> None:
+    """Refuse a choice of rows that `Comparison.top` cannot make.
+
+    Raises:
+        InvalidArgumentError: `k` is below 0, `q` is no share, or `higher` is neither.
+    """
+    if k is not None and k < 0:
+        raise InvalidArgumentError(
+            f"k={k} was asked for; k is a number of features; give 0 or more"
+        )
+    if q is not None and not 0 <= q <= 1:
+        raise InvalidArgumentError(
+            f"q={q} was asked for; a false discovery rate is a share; give one from 0 to 1"
+        )
+    if higher not in (None, "a", "b"):
+        raise InvalidArgumentError(
+            f"higher={higher!r} was asked for; there are a and b; choose one"
+        )
+
+
 @dataclass(frozen=True)
 class SetSize:
     """One of the two sets, as it was asked for and as it is."""
@@ -98,45 +118,34 @@ class Comparison:
         return int(self.table.num_rows - self.table["p"].null_count)
 
     def top(
-        self, n: int | None = N_SHOWN, *, q: float | None = None, higher: Higher | None = None
+        self, k: int | None = N_SHOWN, *, q: float | None = None, higher: Higher | None = None
     ) -> pa.Table:
         """Return the first rows of the table.
 
         Args:
-            n: most rows; None: all.
+            k: most rows; None: all.
             q: only discoveries at this false discovery rate.
             higher: only features that documents have more of in ``a``, or in ``b``, by auc; where
                 nothing was tested, by log_odds.
 
         Raises:
-            InvalidArgumentError: `n` is below 0, `q` is no share, or `higher` is neither.
+            InvalidArgumentError: `k` is below 0, `q` is no share, or `higher` is neither.
         """
-        if n is not None and n < 0:
-            raise InvalidArgumentError(
-                f"n={n} was asked for; n is a number of features; give 0 or more"
-            )
-        if q is not None and not 0 <= q <= 1:
-            raise InvalidArgumentError(
-                f"q={q} was asked for; a false discovery rate is a share; give one from 0 to 1"
-            )
-        if higher not in (None, "a", "b"):
-            raise InvalidArgumentError(
-                f"higher={higher!r} was asked for; there are a and b; choose one"
-            )
+        check_top(k, q, higher)
         found = self.table
         if q is not None:
             found = found.filter(pc.less_equal(found["q"], q))
         if higher is not None:
             effect = found["log_odds"] if self.test is None else pc.subtract(found["auc"], 0.5)
             found = found.filter((pc.greater if higher == "a" else pc.less)(effect, 0.0))
-        return found.slice(0, n)
+        return found.slice(0, k)
 
     def to_pandas(self) -> pd.DataFrame:
         """Return all rows as a pandas frame."""
         return self.table.to_pandas()
 
     def to_dict(
-        self, n: int | None = None, *, q: float | None = None, higher: Higher | None = None
+        self, k: int | None = None, *, q: float | None = None, higher: Higher | None = None
     ) -> dict[str, Any]:
         """Return everything as plain values, for JSON; of the rows those of `top`."""
         return {
@@ -150,19 +159,19 @@ class Comparison:
             "confidence": self.confidence,
             "n_features": self.table.num_rows,
             "n_tested": self.n_tested,
-            "features": self.top(n, q=q, higher=higher).to_pylist(),
+            "features": self.top(k, q=q, higher=higher).to_pylist(),
             "notes": list(self.notes),
         }
 
     def to_text(
-        self, n: int = N_SHOWN, *, q: float | None = None, higher: Higher | None = None,
+        self, k: int = N_SHOWN, *, q: float | None = None, higher: Higher | None = None,
         color: bool = False,
     ) -> str:  # fmt: skip
         """Return the sizes of both sets, and a line for each of the features of `top`."""
         from scopelake.query.comparison_text import comparison_text
 
         found = self.top(None, q=q, higher=higher)
-        return comparison_text(self, found, self.top(n, q=q, higher=higher), color=color)
+        return comparison_text(self, found, self.top(k, q=q, higher=higher), color=color)
 
     def __str__(self) -> str:
         return self.to_text()

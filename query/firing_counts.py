@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import duckdb
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from scopelake.names import KIND_BOS
 from scopelake.query.compared_coders import CoderPair, Matched
@@ -22,7 +21,7 @@ from scopelake.query.literals import literal
 from scopelake.query.views import PRIVATE
 
 Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
+Floats = npt.NDArray[Any]
 
 FIRINGS_AT_ONCE: Final = 8_000_000
 """Firings, also of other tokens, of the features that are counted together."""
@@ -77,13 +76,15 @@ def firing_counts(
             of_b = _firings(cursor, pair.b.name, corpora[1], pair.b.width)
             weight = weight + of_b[matched.feature_b]
         for start, stop in _ranges(weight, at_once):
+            features = (matched.feature_a[start:stop], matched.feature_b[start:stop])
             if pair.is_one:
                 both = sorted({*corpora[0], *corpora[1]})
-                rows = [_counted(cursor, pair.a.name, both, matched.feature_a[start:stop], (0, 1))]
+                rows = [_counted(cursor, pair.a.name, both, features[0])]
             else:
+                names = (pair.a.name, pair.b.name)
                 rows = [
-                    _counted(cursor, pair.a.name, corpora[0], matched.feature_a[start:stop], (0,)),
-                    _counted(cursor, pair.b.name, corpora[1], matched.feature_b[start:stop], (1,)),
+                    _counted(cursor, names[side], corpora[side], features[side], side)
+                    for side in (0, 1)
                 ]
             yield _together(start, stop, rows)
 
@@ -118,48 +119,53 @@ def _counted(
     sae: str,
     corpora: Sequence[str],
     features: Ints,
-    sides: Sequence[int],
-) -> pa.Table:
-    """Return item, document and the counts of the sides; those of other sides are 0."""
-    items = pa.table({"feature": features.astype(np.int32), "item": np.arange(len(features))})
-    cursor.register("items", items)
-    columns = []
-    for side in (0, 1):
-        on = f"FILTER (WHERE side = {side})" if side in sides else "FILTER (WHERE false)"
-        columns += [
-            f"count(*) {on} AS fired_{side}",
-            f"coalesce(sum(activation::DOUBLE) {on}, 0) AS total_{side}",
-            f"count(*) {on.replace(')', ' AND tested)')} AS tested_{side}",
-        ]
-    # Bounds beside the join: they tell which row groups need not be read.
-    return cursor.execute(
-        f"SELECT item, document, {', '.join(columns)} FROM (SELECT corpus, context, position, "
-        f"feature, activation FROM {PRIVATE}.postings WHERE sae = ? AND kind <> {KIND_BOS} "
-        f"AND corpus IN ({', '.join(map(literal, corpora))}) "
-        "AND feature BETWEEN ? AND ?) JOIN items USING (feature) "
-        "JOIN tokens USING (corpus, context, position) "
-        f"WHERE side IN ({', '.join(map(str, sides))}) GROUP BY item, document",
-        [sae, int(features.min()), int(features.max())],
+    side: int | None = None,
+) -> dict[str, Floats]:
+    """Return item, part and the counts of some features, [n] each.
+
+    Args:
+        cursor: as in `firing_counts`.
+        sae: whose firings.
+        corpora: where they are counted.
+        features: by item.
+        side: only on tokens of a (0) or b (1); None: of both.
+    """
+    first, last = int(features.min()), int(features.max())
+    # Names of corpora are long keys: they join only where there are several.
+    place = "context, position" if len(corpora) == 1 else "corpus, context, position"
+    of_side = "" if side is None else f" WHERE part % 2 = {side}"
+    rows = cursor.execute(
+        "SELECT feature, part, count(*) AS fired, sum(activation::DOUBLE) AS total, "
+        f"count(*) FILTER (WHERE tested) AS tested FROM (SELECT {place}, feature, activation "
+        f"FROM {PRIVATE}.postings WHERE sae = ? AND kind <> {KIND_BOS} "
+        f"AND corpus IN ({', '.join(map(literal, corpora))}) AND feature BETWEEN ? AND ?) "
+        f"JOIN (SELECT {place}, part, tested FROM tokens "
+        f"WHERE corpus IN ({', '.join(map(literal, corpora))})) USING ({place}){of_side} "
+        "GROUP BY feature, part",
+        [sae, first, last],
     ).to_arrow_table()
+    item_of = np.full(last - first + 1, -1)
+    item_of[features - first] = np.arange(len(features))
+    item = item_of[rows["feature"].to_numpy() - first]
+    # Between features that are matched there may be others.
+    there = item >= 0
+    found = {name: rows[name].to_numpy()[there] for name in ("part", *_COUNTS)}
+    return {"item": item[there], **found}
 
 
-def _together(start: int, stop: int, tables: Sequence[pa.Table]) -> FiringCounts:
-    """Return the rows of both coders, those of one feature and document as one."""
-    rows = pa.concat_tables(tables)
-    item, document = (rows[name].to_numpy().astype(np.int64) for name in ("item", "document"))
-    columns = {
-        name: tuple(rows[f"{name}_{side}"].to_numpy().astype(np.float64) for side in (0, 1))
-        for name in _COUNTS
-    }
-    if len(tables) == 1:
-        return FiringCounts(start, stop, item, document, **columns)
+def _together(start: int, stop: int, tables: Sequence[dict[str, Floats]]) -> FiringCounts:
+    """Return the rows of one feature and document as one, with the counts of both sets."""
+    rows = {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
+    item, part = rows["item"].astype(np.int64), rows["part"].astype(np.int64)
+    document, is_b = part // 2, part % 2 == 1
     key = item * (int(document.max(initial=0)) + 1) + document
     _, first, row = np.unique(key, return_index=True, return_inverse=True)
-    merged = {
-        name: (_added(row, a, len(first)), _added(row, b, len(first)))
-        for name, (a, b) in columns.items()
+    n = len(first)
+    added: dict[str, tuple[Floats, Floats]] = {
+        name: (_added(row, rows[name] * ~is_b, n), _added(row, rows[name] * is_b, n))
+        for name in _COUNTS
     }
-    return FiringCounts(start, stop, item[first], document[first], **merged)
+    return FiringCounts(start, stop, item[first], document[first], **added)
 
 
 def _added(row: Ints, values: Floats, n: int) -> Floats:

@@ -118,8 +118,8 @@ class Side:
 
 @dataclass(frozen=True)
 class Tokens:
-    """The tokens of both sets, in a table ``tokens`` of a cursor: corpus, context, position,
-    document (number), side (0 is a), tested (whether it is in the document's window)."""
+    """The tokens of both sets, in a table ``tokens`` of a cursor: corpus, context, position, part
+    (twice the document's number, and 1 more in b), tested (whether it is in the window)."""
 
     cursor: duckdb.DuckDBPyConnection
     n_tokens: Ints
@@ -283,13 +283,13 @@ def _place(cursor: duckdb.DuckDBPyConnection, n_tokens: Ints, windows: Windows) 
     parts = []
     for side, name in enumerate("ab"):
         rows = (
-            f"SELECT corpus, context, position, number AS document, {side} AS side, "
+            f"SELECT corpus, context, position, CAST(2 * number + {side} AS INTEGER) AS part, "
             f"p.n_{side} AS n, length_{side} AS length, start_{side} AS start FROM marked "
             f"JOIN documents USING (home, document) JOIN plan p USING (number) "
             f"WHERE in_{name} AND p.n_{side} > 0"
         )
-        columns = "corpus, context, position, document, side"
-        nth = "row_number() OVER (PARTITION BY document ORDER BY corpus, context, position) - 1"
+        columns = "corpus, context, position, part"
+        nth = "row_number() OVER (PARTITION BY part ORDER BY corpus, context, position) - 1"
         parts += [
             f"SELECT {columns}, length > 0 AS tested FROM ({rows}) WHERE length IN (0, n)",
             f"SELECT {columns}, ({nth} + n - start) % n < length AS tested FROM ({rows}) "

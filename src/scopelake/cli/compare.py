@@ -57,8 +57,10 @@ def _add_compare(verbs: Any) -> None:  # noqa: ANN401
 
 
 def _compare(arguments: argparse.Namespace) -> None:
+    from scopelake.query.comparison import check_top
     from scopelake.query.token_sets import TokenSet
 
+    check_top(arguments.k, arguments.q, arguments.higher)
     sides = [
         TokenSet(getattr(arguments, side), *(getattr(arguments, f"{side}_{p}") for p in _PARTS))
         for side in ("a", "b")

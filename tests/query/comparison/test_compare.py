@@ -250,6 +250,6 @@ def test_a_choice_of_rows_is_made(lakes):
     assert found.top(q=q).to_pylist() == [r for r in table if r["q"] is not None and r["q"] <= q]
     assert found.to_dict(1)["features"] == table[:1]
     assert "... and 5 more features" in found.to_text(1)
-    for wrong in ({"n": -1}, {"q": 2}, {"higher": "c"}):
+    for wrong in ({"k": -1}, {"q": 2}, {"higher": "c"}):
         with pytest.raises(InvalidArgumentError, match="was asked for"):
             found.top(**wrong)
