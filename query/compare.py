@@ -24,7 +24,13 @@ from scopelake.query.comparison import COLUMNS, Comparison, SetSize
 from scopelake.query.connect import Connection
 from scopelake.query.document_windows import DocumentTest, check_test
 from scopelake.query.feature_texts import FeatureTexts
-from scopelake.query.firing_counts import FIRINGS_AT_ONCE, FiringCounts, firing_counts
+from scopelake.query.firing_counts import (
+    DOCUMENT_VALUES,
+    FIRINGS_AT_ONCE,
+    DocumentValue,
+    FiringCounts,
+    firing_counts,
+)
 from scopelake.query.rank_tests import RankTest, discovery_rates, rank_sum, signed_rank
 from scopelake.query.rate_intervals import Documents, rate_difference
 from scopelake.query.resolve import SaeInfo
@@ -40,7 +46,7 @@ class ComparisonConfig:
     """How sets are compared.
 
     Raises:
-        InvalidArgumentError: there is no such test, or the confidence is no share.
+        InvalidArgumentError: there is no such test or value, or the confidence is no share.
         QueryError: the unit is not one SQL expression.
     """
 
@@ -49,6 +55,8 @@ class ComparisonConfig:
     of both, else rank-sum."""
     unit: str | None = None
     """SQL of what is independent of each other, over a token's columns; None: documents are."""
+    by: DocumentValue = "rate"
+    """What ranks documents."""
     confidence: float = 0.95
     """Of the intervals."""
     seed: int = 0
@@ -58,6 +66,10 @@ class ComparisonConfig:
     def __post_init__(self) -> None:
         check_test(self.test)
         check_unit(self.unit)
+        if self.by not in DOCUMENT_VALUES:
+            raise InvalidArgumentError(
+                f"by={self.by!r} was asked for; there are {', '.join(DOCUMENT_VALUES)}; choose one"
+            )
         is_number = isinstance(self.confidence, (int, float))
         if not is_number or not 0 < self.confidence < 1:
             raise InvalidArgumentError(
@@ -106,7 +118,12 @@ def compare(
             _columns(tokens, pair, features, counts, config.confidence)
             for pair, features in zip(ground.pairs, matched, strict=True)
             for counts in firing_counts(
-                tokens.cursor, pair, features, [[*s.corpora] for s in ground.sides], config.at_once
+                tokens.cursor,
+                pair,
+                features,
+                [[*s.corpora] for s in ground.sides],
+                config.by,
+                config.at_once,
             )
         ]
     table = _table(parts)
@@ -117,7 +134,8 @@ def compare(
     return Comparison(
         a=_size(tokens, ground, 0), b=_size(tokens, ground, 1),
         saes=tuple((pair.a.name, pair.b.name) for pair in ground.pairs),
-        unit=config.unit, test=tokens.windows.test, n_documents=tokens.windows.n_documents,
+        unit=config.unit, by=config.by, test=tokens.windows.test,
+        n_documents=tokens.windows.n_documents,
         tested_tokens=(int(n_tested[0]), int(n_tested[1])),
         confidence=config.confidence, table=table, notes=_notes(tokens, ground, matched),
     )  # fmt: skip
@@ -201,6 +219,7 @@ def _tested(tokens: Tokens, counts: FiringCounts, confidence: float) -> RankTest
     if windows.test is None:
         return None
     length = windows.length[counts.document]
+    # Or mean activations, which are as good.
     rates = [
         np.divide(fired, length[:, side], out=np.zeros(len(fired)), where=length[:, side] > 0)
         for side, fired in enumerate(counts.tested)

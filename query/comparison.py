@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from scopelake.errors import InvalidArgumentError
 from scopelake.query.document_windows import DocumentTest
+from scopelake.query.firing_counts import DocumentValue
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -83,6 +84,8 @@ class Comparison:
     """The SAE of a and that of b, which are mostly the same one."""
     unit: str | None
     """SQL of what is said of documents instead; None: nothing is."""
+    by: DocumentValue
+    """What ranks documents: their ``rate``, or their mean ``activation`` over all tokens."""
     test: DocumentTest | None
     """``rank-sum`` between documents of one set each, ``signed-rank`` within documents that have
     tokens of both; None: there was too little to test."""
@@ -101,7 +104,8 @@ class Comparison:
       where it fires; null where it does not), mean_of_all (activation over all tokens).
     - difference (rate in a less that in b) and log_odds (natural log of their odds ratio), with
       ``_low`` and ``_high``, intervals that hold by document.
-    - auc: chance that a document has a higher rate in a than in b, ties half, with interval; z,
+    - auc: chance that a document has a higher rate (or activation, see `by`) in a than in b, ties
+      half, with interval; z,
       p and q (false discovery rate) of the test by document. Null where it is untested.
     - label; promotes, the tokens that the decoder promotes most; null where there are none."""
     notes: tuple[str, ...] = ()
@@ -153,6 +157,7 @@ class Comparison:
             "b": asdict(self.b),
             "saes": [list(pair) for pair in self.saes],
             "unit": self.unit,
+            "by": self.by,
             "test": self.test,
             "n_documents": list(self.n_documents),
             "tested_tokens": list(self.tested_tokens),

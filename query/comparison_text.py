@@ -95,6 +95,7 @@ def _summary(found: Comparison) -> str:
     text += f"; {n_outside:,} not in what is tested" if n_outside else ""
     shares = [share(tested / size.n_tokens) for tested, size in
               zip(found.tested_tokens, (found.a, found.b), strict=True)]  # fmt: skip
+    text += "; ranked by mean activation over all tokens" if found.by == "activation" else ""
     text += f"; units are {visible(found.unit)}" if found.unit else ""
     return f"{text} ({shares[0]} of a's tokens and {shares[1]} of b's are in the test)"
 

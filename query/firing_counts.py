@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal, get_args
 
 import duckdb
 import numpy as np
@@ -26,7 +26,13 @@ Floats = npt.NDArray[Any]
 FIRINGS_AT_ONCE: Final = 8_000_000
 """Firings, also of other tokens, of the features that are counted together."""
 
+DocumentValue = Literal["rate", "activation"]
+"""What ranks documents: firings a token, or mean activation over all tokens."""
+
+DOCUMENT_VALUES: Final[tuple[DocumentValue, ...]] = get_args(DocumentValue)
+
 _COUNTS: Final = ("fired", "total", "tested")
+_TESTED: Final = {"rate": "coalesce(count(*)", "activation": "coalesce(sum(activation::DOUBLE)"}
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,7 @@ class FiringCounts:
     total: tuple[Floats, Floats]
     """Sums of their activations."""
     tested: tuple[Floats, Floats]
-    """Firings within the document's window."""
+    """Firings within the document's window, or the sum of their activations."""
 
     @property
     def n_items(self) -> int:
@@ -56,6 +62,7 @@ def firing_counts(
     pair: CoderPair,
     matched: Matched,
     corpora: Sequence[Sequence[str]],
+    by: DocumentValue = "rate",
     at_once: int = FIRINGS_AT_ONCE,
 ) -> Iterator[FiringCounts]:
     """Yield the counts of all matched features, in order.
@@ -65,25 +72,28 @@ def firing_counts(
         pair: the coder of each set.
         matched: which features.
         corpora: of sets a and b.
+        by: what is tested.
         at_once: most firings that are counted together; of a single feature there may be more.
 
     Raises:
         QueryError: DuckDB fails.
     """
     with explained(None):
-        weight = _firings(cursor, pair.a.name, corpora[0], pair.a.width)[matched.feature_a]
-        if not pair.is_one:
+        both = sorted({*corpora[0], *corpora[1]})
+        if pair.is_one:
+            weight = _firings(cursor, pair.a.name, both, pair.a.width)
+        else:
+            weight = _firings(cursor, pair.a.name, corpora[0], pair.a.width)[matched.feature_a]
             of_b = _firings(cursor, pair.b.name, corpora[1], pair.b.width)
             weight = weight + of_b[matched.feature_b]
         for start, stop in _ranges(weight, at_once):
             features = (matched.feature_a[start:stop], matched.feature_b[start:stop])
             if pair.is_one:
-                both = sorted({*corpora[0], *corpora[1]})
-                rows = [_counted(cursor, pair.a.name, both, features[0])]
+                rows = [_counted(cursor, pair.a.name, both, features[0], by)]
             else:
                 names = (pair.a.name, pair.b.name)
                 rows = [
-                    _counted(cursor, names[side], corpora[side], features[side], side)
+                    _counted(cursor, names[side], corpora[side], features[side], by, side)
                     for side in (0, 1)
                 ]
             yield _together(start, stop, rows)
@@ -119,6 +129,7 @@ def _counted(
     sae: str,
     corpora: Sequence[str],
     features: Ints,
+    by: DocumentValue,
     side: int | None = None,
 ) -> dict[str, Floats]:
     """Return item, part and the counts of some features, [n] each.
@@ -128,6 +139,7 @@ def _counted(
         sae: whose firings.
         corpora: where they are counted.
         features: by item.
+        by: what is tested.
         side: only on tokens of a (0) or b (1); None: of both.
     """
     first, last = int(features.min()), int(features.max())
@@ -136,8 +148,8 @@ def _counted(
     of_side = "" if side is None else f" WHERE part % 2 = {side}"
     rows = cursor.execute(
         "SELECT feature, part, count(*) AS fired, sum(activation::DOUBLE) AS total, "
-        f"count(*) FILTER (WHERE tested) AS tested FROM (SELECT {place}, feature, activation "
-        f"FROM {PRIVATE}.postings WHERE sae = ? AND kind <> {KIND_BOS} "
+        f"{_TESTED[by]} FILTER (WHERE tested), 0) AS tested "
+        f"FROM (SELECT {place}, feature, activation FROM {PRIVATE}.postings WHERE sae = ? AND kind <> {KIND_BOS} "
         f"AND corpus IN ({', '.join(map(literal, corpora))}) AND feature BETWEEN ? AND ?) "
         f"JOIN (SELECT {place}, part, tested FROM tokens "
         f"WHERE corpus IN ({', '.join(map(literal, corpora))})) USING ({place}){of_side} "

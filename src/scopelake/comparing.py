@@ -12,6 +12,7 @@ from scopelake.names import Site, check_seed, check_text, check_whole
 if TYPE_CHECKING:
     from scopelake.query.comparison import Comparison
     from scopelake.query.document_windows import DocumentTest
+    from scopelake.query.firing_counts import DocumentValue
     from scopelake.query.token_sets import TokenSet
 
 
@@ -29,6 +30,7 @@ class Comparing(LakeHandle):
         corpus: str | None = None,
         unit: str | None = None,
         test: DocumentTest | None = None,
+        by: DocumentValue = "rate",
         confidence: float = 0.95,
         seed: int = 0,
     ) -> Comparison:
@@ -52,6 +54,8 @@ class Comparing(LakeHandle):
             test: ``rank-sum`` between documents that have tokens of one set alone, ``signed-rank``
                 within documents that have tokens of both; None: signed-rank where these are at
                 least half of the documents of the set that has fewer.
+            by: what ranks documents: ``rate``, firings a token, or ``activation``, the mean over
+                all tokens, those without a firing included.
             confidence: of the intervals.
             seed: of which part of a document is tested, where a set has more tokens of it.
 
@@ -68,7 +72,13 @@ class Comparing(LakeHandle):
         from scopelake.query.token_sets import as_token_set
 
         sets = (as_token_set("a", a), as_token_set("b", b))
-        for what, value in (("site", site), ("corpus", corpus), ("test", test), ("unit", unit)):
+        for what, value in (
+            ("site", site),
+            ("corpus", corpus),
+            ("test", test),
+            ("unit", unit),
+            ("by", by),
+        ):
             if value is not None:
                 check_text(what, value)
         first, second = (s if s.corpus is not None else replace(s, corpus=corpus) for s in sets)
@@ -79,5 +89,5 @@ class Comparing(LakeHandle):
             tuple(check_whole("layer", one) for one in layers),
             site,
         )
-        config = ComparisonConfig(test, unit, confidence, check_seed(seed))
+        config = ComparisonConfig(test, unit, by, confidence, check_seed(seed))
         return compare(self._connection, self._saes, first, second, choice, decode, config)

@@ -222,8 +222,11 @@ def test_the_shell_says_the_same(lake, capsys):
         json.loads(json.dumps(row)) for row in found.top(2, q=0.05, higher="b").to_pylist()
     ]
     assert main(["compare", path, "--a-corpus", "whole", "--b-corpus", "chats", "--layer", "3",
-                 "--site", "resid_post", "--test", "rank-sum"]) == 0  # fmt: skip
-    assert "rank-sum test (Mann-Whitney) of 40 against 40 documents" in capsys.readouterr().out
+                 "--site", "resid_post", "--test", "rank-sum",
+                 "--by", "activation"]) == 0  # fmt: skip
+    printed = capsys.readouterr().out
+    assert "rank-sum test (Mann-Whitney) of 40 against 40 documents" in printed
+    assert "ranked by mean activation" in printed
 
 
 def test_bad_questions_are_refused_on_one_line(lake, capsys):
@@ -254,6 +257,8 @@ def test_bad_questions_are_refused_on_one_line(lake, capsys):
         lake.compare(3, USER)
     with pytest.raises(InvalidArgumentError, match="test='t' was asked for"):
         lake.compare(USER, MODEL, test="t")
+    with pytest.raises(InvalidArgumentError, match="by='mean' was asked for; there are rate, act"):
+        lake.compare(USER, MODEL, by="mean")
     with pytest.raises(InvalidArgumentError, match="give a whole number"):
         lake.compare(USER, MODEL, layer="3")
     with pytest.raises(InvalidArgumentError, match="give text"):

@@ -12,6 +12,7 @@ from scopelake.names import SITES
 from scopelake.render import to_json
 
 _TESTS: Final = ("rank-sum", "signed-rank")
+_VALUES: Final = ("rate", "activation")
 _PARTS: Final = {
     "corpus": "only of this corpus",
     "model": "firings of the SAEs of this model: its name, or an ending of it",
@@ -44,6 +45,9 @@ def _add_compare(verbs: Any) -> None:  # noqa: ANN401
         "--test", choices=_TESTS,
         help="between documents, or within those that have tokens of both; by default what fits",
     )  # fmt: skip
+    parser.add_argument("--by", choices=_VALUES, default="rate",
+                        help="what ranks documents: firings a token (rate, the default), or mean "
+                             "activation over all tokens")  # fmt: skip
     parser.add_argument("--confidence", type=float, default=0.95,
                         help="of the intervals; 0.95 by default")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0,
@@ -65,7 +69,7 @@ def _compare(arguments: argparse.Namespace) -> None:
         TokenSet(getattr(arguments, side), *(getattr(arguments, f"{side}_{p}") for p in _PARTS))
         for side in ("a", "b")
     ]
-    names = ("layer", "site", "sae", "corpus", "unit", "test", "confidence", "seed")
+    names = ("layer", "site", "sae", "corpus", "unit", "test", "by", "confidence", "seed")
     found = scopelake.open(arguments.lake, arguments.snapshot).compare(
         *sides, **{name: getattr(arguments, name) for name in names}
     )

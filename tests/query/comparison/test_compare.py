@@ -31,8 +31,9 @@ PAIRS = [
 """Sets without a token in common: predicates and corpora."""
 
 
-def counted(sides, saes, features, test, seed, unit=lambda t: (t.corpus, t.document)):
+def counted(sides, saes, features, test, seed, unit=None, by="rate"):
     """The numbers of a comparison, by definition: a dictionary for each feature."""
+    unit = unit or (lambda t: (t.corpus, t.document))
     documents = sorted({unit(t) for side in sides for t in side})
     split = [[[t for t in side if unit(t) == d] for side in sides] for d in documents]
     n = np.array([[len(part) for part in parts] for parts in split])
@@ -51,7 +52,7 @@ def counted(sides, saes, features, test, seed, unit=lambda t: (t.corpus, t.docum
         row["difference"] = row["rate_a"] - row["rate_b"]
         row["log_odds"] = log_odds(row["firings_a"], len(sides[0]), row["firings_b"], len(sides[1]))
         row |= rank_tested(
-            [[[fires[s](t) for t in windows[d][s]] for s in (0, 1)] for d in kept], test
+            [[[fires[s](t) for t in windows[d][s]] for s in (0, 1)] for d in kept], test, by
         )
         rows.append(row)
     return rows, n, test, tuple(sum(len(w[s]) for w in windows) for s in (0, 1))
@@ -95,10 +96,11 @@ def place(split, n, test, seed):
     return windows, kept, test
 
 
-def rank_tested(documents, test):
+def rank_tested(documents, test, by):
     """z, p and AUC of a feature, from activations on the tested tokens of each document."""
     nothing = {"auc": None, "z": None, "p": None}
-    rate = [[np.mean(np.array(p) > 0) if p else None for p in parts] for parts in documents]
+    value = (lambda p: np.mean(np.array(p) > 0)) if by == "rate" else np.mean
+    rate = [[value(p) if p else None for p in parts] for parts in documents]
     if test == "signed-rank":
         difference = [x - y for x, y in rate]
         there = [d for d in difference if d]
@@ -158,15 +160,15 @@ def check(found, wanted):
 @settings(max_examples=24, deadline=None, phases=[Phase.explicit, Phase.generate])
 @given(
     st.integers(0, 2), st.booleans(), st.sampled_from(PAIRS), st.sampled_from([None, *TESTS]),
-    st.integers(0, 5),
+    st.integers(0, 5), st.sampled_from(["rate", "activation"]),
 )  # fmt: skip
-def test_every_number_is_that_of_a_search(lakes, seed, packed, pair, test, draw):
+def test_every_number_is_that_of_a_search(lakes, seed, packed, pair, test, draw, by):
     lake = lakes(seed, packed)
     asked = [TokenSet(*pair[::2]), TokenSet(*pair[1::2])]
     sides = [lake.chosen(one) for one in asked]
-    found = lake.compare(*asked, test=test, seed=draw, at_once=60)
+    found = lake.compare(*asked, test=test, seed=draw, by=by, at_once=60)
     features = [(f, f) for f in range(WIDTH)]
-    wanted, n, which, n_tested = counted(sides, [SAES[0]] * 2, features, test, draw)
+    wanted, n, which, n_tested = counted(sides, [SAES[0]] * 2, features, test, draw, by=by)
     check(found, wanted)
     assert found.test == which
     assert found.tested_tokens == n_tested
