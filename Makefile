@@ -5,12 +5,12 @@ STAMP := .venv/.ready
 export PYTHONSAFEPATH := 1
 
 .PHONY: demo test lint parity oldest soak bench bench-ingest bench-compact bench-dense bench-styles bench-memory bench-stream \
-	bench-corpus bench-scaling bench-examples bench-encode bench-gpu bench-plan bench-committer bench-query bench-query-peers clean setup
+	bench-corpus bench-scaling bench-examples bench-encode bench-gpu bench-plan bench-committer bench-query bench-query-peers bench-search clean setup
 .SECONDARY:
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt kernels/_native.c kernels/_tile.h kernels/_screen.c store/_native.c
+$(STAMP): pyproject.toml constraints.txt kernels/_native.c kernels/_tile.h kernels/_screen.c store/_native.c store/_pages.c
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
@@ -87,6 +87,9 @@ bench-query: $(STAMP)
 
 bench-query-peers: .venv-query-peers/.delphi
 	PYTHONPATH=benchmarks .venv-query-peers/bin/python benchmarks/query_peers.py
+
+bench-search: $(STAMP)
+	PYTHONPATH=benchmarks $(BIN)/python benchmarks/search.py
 
 bench-examples: $(STAMP)
 	PYTHONPATH=benchmarks $(BIN)/python benchmarks/examples.py

@@ -185,8 +185,11 @@ class Budget:
 
     def statistics_rows(self) -> int:
         """Return the most firings that each of `WRITERS` may make statistics of at once."""
-        left = self.limit - taken_memory()
-        return max(_FEWEST_ROWS, int(left / WRITERS / _STATISTICS))
+        return max(_FEWEST_ROWS, int(self.spare() / WRITERS / _STATISTICS))
+
+    def spare(self) -> int:
+        """Return the bytes that the process may take beside what it takes now."""
+        return max(0, self.limit - taken_memory())
 
     def measured(self, coder: str, firings: int, tokens: int) -> None:
         """Take in how much a coder fired in a piece."""

@@ -291,7 +291,8 @@ def guess_stages(work: Work, device: Device, firings: float, tables: Sequence[Ta
         gather=0.0,
         write=firings / FIRINGS_A_CORE / cores + dense / DENSE_RATE,
         commit=commit_seconds(len(work.shards), work.n_files),
-        finish=firings / STATISTICS_A_CORE / cores + logits / device.gemm_float32,
+        readout=logits / device.gemm_float32,
+        finish=firings / STATISTICS_A_CORE / cores,
         store_cores=cores,
     )
 

@@ -27,7 +27,6 @@ from scopelake.ingest.crews import Here
 from scopelake.ingest.devices import Device
 from scopelake.ingest.encode_shard import batches
 from scopelake.ingest.estimate import CoderMeasure, Measures, Work, estimate
-from scopelake.ingest.flops import readout_flops
 from scopelake.ingest.machine import peak_memory
 from scopelake.ingest.model import DeviceMap, LoadedModel, ModelFiles, load_model
 from scopelake.ingest.pipeline import Hooks, ingest
@@ -218,8 +217,6 @@ def _foretell(work: Work, device: Device, ran: _Ran) -> Stages:
     scale = work.shards.n_tokens / tokens
     n_coders = sum(1 for _, shards in work.coders if len(shards))
     of_coders = sum(shards.n_tokens for _, shards in work.coders) / max(tokens * n_coders, 1)
-    logits = sum(readout_flops(work.model, c) for c, shards in work.coders if len(shards))
-    once = min(logits / device.gemm_float32, took["finish"])
     write_scale = of_coders if n_coders else scale
     return Stages(
         load=ran.load,
@@ -228,7 +225,8 @@ def _foretell(work: Work, device: Device, ran: _Ran) -> Stages:
         gather=(took["gather"] + took["read"]) * scale,
         write=took["write"] * write_scale,
         commit=took["commit"] * len(work.shards) + commit_growth(len(work.shards), work.n_files),
-        finish=once + (took["finish"] - once) * write_scale,
+        readout=took["readout"],
+        finish=took["finish"] * write_scale,
         store_cores=ran.store_cores,
         compute_cores=ran.compute_cores,
     )

@@ -31,10 +31,11 @@ from scopelake.ingest.run_here import Work
 from scopelake.ingest.shard_files import ShardFiles
 from scopelake.ingest.statistics import (
     statistics_files,
-    weight_columns,
+    undescribed,
     without_statistics,
     write_statistics,
 )
+from scopelake.ingest.weight_facts import WeightFacts
 from scopelake.ingest.worker import Assignment
 from scopelake.kernels.encode import choose
 from scopelake.names import counted
@@ -122,6 +123,7 @@ class _Job:
         self.committer = Committer(writer, self.plan, config, self.model)
         self.ledger = Ledger(self.plan.shards, self.plan.n_shards - len(self.plan.shards))
         self.totals = RunTotals()
+        self._facts = WeightFacts(self.source, self.budget, self.totals.stages, crew.columns)
         self._assignment = Assignment(store, config, self.plan.corpus, self.plan.run)
         self._counting = threading.Lock()
         self._is_running = False
@@ -215,9 +217,14 @@ class _Job:
         self._prepare()
         work = Work(
             self.ledger, self._commit, self._left, self._is_stopping, self._count,
-            self.totals.stages,
+            self._ahead, self.totals.stages,
         )  # fmt: skip
         run(work)
+
+    def _ahead(self, is_over: Callable[[], bool]) -> None:
+        """Compute what statistics will need of weights, while the last shard is written."""
+        if not self.ledger.aside:
+            self._facts.ahead(undescribed(self.store, self.plan), is_over)
 
     def _was_broken_off(self) -> bool:
         """Return whether the lake has this run as one that was not complete."""
@@ -269,24 +276,17 @@ class _Job:
 
     def _finish(self, coders: list[CoderFiles], evaluated: list[CoderFiles], state: str) -> None:
         """Write the statistics of coders that are complete on this corpus, and evaluations."""
-        kept = self.crew.columns
-        known = {} if kept is None else kept
-        readout = None if all(c.name in known for c in coders) else self.source.readout()
         rows_at_once = self.budget.statistics_rows()
         files = statistics_files(self.store, self.plan, self.config.keep) if coders else {}
 
         def statistics(coder: CoderFiles) -> Receipt:
-            weights = known.get(coder.name)
-            if weights is None:
-                weights = weight_columns(coder, self.source.device, readout)
-            if kept is not None:
-                kept[coder.name] = weights
             return write_statistics(
-                self.store, self.plan, coder, weights, files[coder.name], rows_at_once,
-                self.config.keep,
+                self.store, self.plan, coder, self._facts.of(coder), files[coder.name],
+                rows_at_once, self.config.keep,
             )  # fmt: skip
 
-        with self.totals.stages.timed("finish"), ThreadPoolExecutor(WRITERS) as pool:
+        stages = self.totals.stages
+        with stages.timed("finish", beside="readout"), ThreadPoolExecutor(WRITERS) as pool:
             receipts = list(pool.map(statistics, coders))
         rows = {}
         if evaluated:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from threading import Event
 
 from scopelake.ingest.budget import PIECES
 from scopelake.ingest.ledger import Ledger
@@ -34,6 +35,9 @@ class Work:
     """Whether no more shards are to be begun."""
     on_batch: Callable[[int, int], None]
     """Called with tokens and firings as they are made; what failed is taken off again."""
+    ahead: Callable[[Callable[[], bool]], None]
+    """Called in a thread of its own once the device has encoded the last shard, if shards are made
+    here; what it is given says whether all is committed, so that it is to end."""
     stages: Stages
 
     def next(self) -> Shard | None:
@@ -47,18 +51,26 @@ class Work:
 def run_here(worker: Worker, work: Work) -> None:
     """Make and commit every shard that waits, until it is to stop."""
     making: dict[Future[ShardFiles], Shard] = {}
-    with ThreadPoolExecutor(PIECES, thread_name_prefix="scopelake-shard") as pool:
+    ahead: Future[None] | None = None
+    over = Event()
+    with ThreadPoolExecutor(PIECES + 1, thread_name_prefix="scopelake-shard") as pool:
         try:
             while True:
                 while len(making) < PIECES and (shard := work.next()) is not None:
                     making[pool.submit(_Counted(work.on_batch).make, worker, shard)] = shard
                 if not making:
-                    return
+                    break
+                if len(making) < PIECES and ahead is None and not work.is_stopping():
+                    ahead = pool.submit(worker.when_idle, work.ahead, over.is_set)
                 # In order: what is in the lake is the beginning of the corpus.
                 first = next(iter(making))
                 wait([first])
                 _settle([(making.pop(first), first)], worker, work)
+            over.set()
+            if ahead is not None:
+                ahead.result()
         except BaseException:
+            over.set()
             worker.stop()
             raise
 

@@ -10,9 +10,9 @@ from typing import Final, TypeVar
 
 T = TypeVar("T")
 
-DEVICE: Final = ("activations", "encode", "evaluate")
+DEVICE: Final = ("activations", "encode", "evaluate", "readout")
 """Stages in which the device works: forward passes, or stored activations read; encoding;
-evaluations."""
+evaluations; logits of decoders, some of them while the last shard is written."""
 
 IN_TURN: Final = (*DEVICE, "gather", "finish")
 """Stages that come one after the other; gather: firings arrive on the host; finish: statistics."""
@@ -29,13 +29,19 @@ class Stages:
         self._lock = threading.Lock()
 
     @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        """Count the time within as `stage`'s; threads that share one add up."""
-        start = time.perf_counter()
+    def timed(self, stage: str, beside: str | None = None) -> Iterator[None]:
+        """Count the time within as `stage`'s; threads that share one add up.
+
+        Args:
+            stage: which.
+            beside: a stage whose time within is not to be counted as this one's too.
+        """
+        start, other = time.perf_counter(), self._of(beside)
         try:
             yield
         finally:
-            self.add({stage: time.perf_counter() - start})
+            taken = time.perf_counter() - start - (self._of(beside) - other)
+            self.add({stage: max(taken, 0.0)})
 
     def timing(self, stage: str, items: Iterable[T]) -> Iterator[T]:
         """Yield `items`, counting the time that each takes to come."""
@@ -47,6 +53,10 @@ class Stages:
                 except StopIteration:
                     return
             yield item
+
+    def _of(self, stage: str | None) -> float:
+        with self._lock:
+            return 0.0 if stage is None else self._seconds[stage]
 
     def add(self, seconds: Mapping[str, float]) -> None:
         """Count these too."""

@@ -27,16 +27,19 @@ WeightColumns = MutableMapping[str, Mapping[str, pa.Array]]
 
 def without_statistics(store: LakeStore, plan: IngestPlan) -> list[CoderFiles]:
     """Return the coders whose shards are all committed, but not their statistics."""
-    snapshot, corpus = store.snapshot(), plan.corpus["corpus"]
-    done = committed_shards(store, snapshot, corpus)
-    files = store.data_files("features", snapshot, corpus=corpus)
-    described = {file.partition["sae"] for file in files}
+    done = committed_shards(store, store.snapshot(), plan.corpus["corpus"])
     return [
         coder
-        for coder in plan.coders
+        for coder in undescribed(store, plan)
         if all((coder.name, index) in done for index in range(plan.n_shards))
-        and coder.name not in described
     ]
+
+
+def undescribed(store: LakeStore, plan: IngestPlan) -> list[CoderFiles]:
+    """Return the coders that have no statistics on the corpus."""
+    files = store.data_files("features", store.snapshot(), corpus=plan.corpus["corpus"])
+    described = {file.partition["sae"] for file in files}
+    return [coder for coder in plan.coders if coder.name not in described]
 
 
 def weight_columns(

@@ -11,15 +11,15 @@ from typing import Final
 
 from scopelake.ingest.devices import Device
 
-FIRINGS_A_CORE: Final = 3.5e6
+FIRINGS_A_CORE: Final = 7.0e6
 """Firings that a core rounds, sorts and writes in both orders in a second, with peaks and samples;
 assumed from docs/performance.md."""
 
 STORING_CORES: Final = 3
 """Cores that storing keeps busy: two coders at once, either order in a thread, not all the time."""
 
-STATISTICS_A_CORE: Final = 1.0e7
-"""Firings whose statistics a core computes in a second; assumed."""
+STATISTICS_A_CORE: Final = 3.0e7
+"""Firings whose statistics a core computes in a second; assumed from docs/performance.md."""
 
 DENSE_RATE: Final = 420e6
 """Bytes of dense activations written in a second by one thread (docs/performance.md)."""
@@ -56,6 +56,8 @@ class Stages:
     write: float
     """Files, on as many cores as storing keeps busy."""
     commit: float
+    readout: float
+    """Logits of decoders, once for each coder."""
     finish: float
     """Statistics of features, once for each coder."""
     store_cores: float = STORING_CORES
@@ -66,7 +68,7 @@ class Stages:
     @property
     def seconds(self) -> dict[str, float]:
         """By stage."""
-        names = ("load", "forward", "encode", "gather", "write", "commit", "finish")
+        names = ("load", "forward", "encode", "gather", "write", "commit", "readout", "finish")
         return {name: getattr(self, name) for name in names}
 
     @property
@@ -84,6 +86,8 @@ class Stages:
             busy = max(work / device.cores + self.commit, store)
         else:
             busy = max(self.compute, store)
-        # The last shard is written when nothing is left to be encoded.
+        # The last shard is written when nothing is left to be encoded, beside the readout.
         first_and_last = min(self.compute, store) / max(n_shards, 1)
-        return self.load + max(busy, first_and_last + max(self.compute, store)) + self.finish
+        busy = max(busy, first_and_last + max(self.compute, store))
+        beside = 0.0 if device.kind == "cpu" else min(first_and_last, self.readout)
+        return self.load + busy + self.readout - beside + self.finish

@@ -12,6 +12,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,6 +81,7 @@ class Worker:
         self._assignment, self._source, self._weights = assignment, source, weights
         self.look_back, self._budget, self.stages = look_back, budget, stages
         self._device = threading.Lock()
+        self._n_encoding, self._idle = 0, threading.Condition()
         self._in_flight = threading.BoundedSemaphore(PIECES)
         self._stop, self._hold = threading.Event(), threading.Event()
 
@@ -105,7 +107,32 @@ class Worker:
 
     def stop(self) -> None:
         """Give up the shards that are being made, at their next batch."""
-        self._stop.set()
+        with self._idle:
+            self._stop.set()
+            self._idle.notify_all()
+
+    def when_idle(
+        self, task: Callable[[Callable[[], bool]], None], is_over: Callable[[], bool]
+    ) -> None:
+        """Call `task` with `is_over` once no shard that is begun has more to encode.
+
+        It is not called if `stop` was.
+        """
+        with self._idle:
+            self._idle.wait_for(lambda: not self._n_encoding or self._stop.is_set())
+        if not self._stop.is_set():
+            task(is_over)
+
+    @contextmanager
+    def _encoding(self) -> Iterator[None]:
+        with self._idle:
+            self._n_encoding += 1
+        try:
+            yield
+        finally:
+            with self._idle:
+                self._n_encoding -= 1
+                self._idle.notify_all()
 
     def make(
         self,
@@ -136,7 +163,8 @@ class Worker:
 
         receipts: list[Receipt] = []
         names = [coder.name for coder in shard.coders]
-        with self._in_flight:
+        with self._in_flight, ExitStack() as encoding:
+            encoding.enter_context(self._encoding())
             if self._hold.is_set():
                 raise NotBegunError
             if on_begin is not None:
@@ -146,7 +174,7 @@ class Worker:
                 with self.stages.timed("read"):
                     tokens = self._read(shard)
                 kept = self._kept(tokens)
-                for piece in self._pieces(shard, tokens, count):
+                for piece in self._pieces(shard, tokens, count, encoding.close):
                     with self.stages.timed("write"):
                         receipts += self._write(shard, piece, running, kept)
             except BaseException:
@@ -167,7 +195,11 @@ class Worker:
         return tokens.first_context + np.flatnonzero(has)
 
     def _pieces(
-        self, shard: Shard, tokens: ShardTokens, count: Callable[[int, int], None]
+        self,
+        shard: Shard,
+        tokens: ShardTokens,
+        count: Callable[[int, int], None],
+        on_encoded: Callable[[], None],
     ) -> Iterator[Piece]:
         with self._device:
             pieces = encode_shard(
@@ -181,6 +213,8 @@ class Worker:
                 piece = next(pieces, None)
             if piece is None:
                 return
+            if piece.is_last:
+                on_encoded()
             yield piece
 
     def _read(self, shard: Shard) -> ShardTokens:

@@ -149,7 +149,8 @@ def _counted(
     rows = cursor.execute(
         "SELECT feature, part, count(*) AS fired, sum(activation::DOUBLE) AS total, "
         f"{_TESTED[by]} FILTER (WHERE tested), 0) AS tested "
-        f"FROM (SELECT {place}, feature, activation FROM {PRIVATE}.postings WHERE sae = ? AND kind <> {KIND_BOS} "
+        f"FROM (SELECT {place}, feature, activation FROM {PRIVATE}.postings "
+        f"WHERE sae = ? AND kind <> {KIND_BOS} "
         f"AND corpus IN ({', '.join(map(literal, corpora))}) AND feature BETWEEN ? AND ?) "
         f"JOIN (SELECT {place}, part, tested FROM tokens "
         f"WHERE corpus IN ({', '.join(map(literal, corpora))})) USING ({place}){of_side} "

@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO, Final
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from scopelake.store.layout import data_folder, new_data_name
+from scopelake.store.number_file import takes, write_numbers
 from scopelake.store.receipts import Receipt, checksum
 from scopelake.store.root import Root
 from scopelake.store.schema import PARTITIONS, SORTED_BY, file_schema
@@ -135,8 +137,7 @@ def delta_stats(rows: pa.Table) -> str:
             continue
         nulls[name] = column.null_count
         if column.null_count < len(column):
-            bounds = pc.min_max(column)
-            lowest[name], highest[name] = bounds["min"].as_py(), bounds["max"].as_py()
+            lowest[name], highest[name] = _bounds(column)
     return json.dumps(
         {
             "numRecords": rows.num_rows,
@@ -147,9 +148,29 @@ def delta_stats(rows: pa.Table) -> str:
     )
 
 
+def _bounds(column: pa.ChunkedArray) -> tuple[Any, Any]:
+    """Return the least and the greatest number of a column that has one."""
+    if column.num_chunks == 1 and column.null_count == 0:
+        values = column.chunk(0).to_numpy()  # numpy's are five times as fast as Arrow's
+        if not np.isnan(low := values.min()):
+            return low.item(), values.max().item()
+    bounds = pc.min_max(column)
+    return bounds["min"].as_py(), bounds["max"].as_py()
+
+
 def write_rows(table: str, rows: pa.Table, file: BinaryIO) -> None:
     """Write rows, in the table's order and file schema, as Parquet."""
     style = _style(table, rows)
+    if takes(rows):
+        write_numbers(
+            rows,
+            {**dict.fromkeys(style.dictionary, "RLE_DICTIONARY"), **style.encodings},
+            SORTED_BY.get(table, ()),
+            file,
+            row_group=style.row_group,
+            level=style.level,
+        )
+        return
     schema = _without_nulls(table, rows)
     sorting = pq.SortingColumn.from_ordering(
         schema, [(name, "ascending") for name in SORTED_BY.get(table, ())]
@@ -163,7 +184,6 @@ def write_rows(table: str, rows: pa.Table, file: BinaryIO) -> None:
         use_dictionary=list(style.dictionary),
         column_encoding=dict(style.encodings),
         max_rows_per_page=_ROWS_PER_PAGE,
-        write_page_index=True,
         write_page_checksum=True,
         sorting_columns=sorting,
     )

@@ -23,7 +23,8 @@ ENCODING, ACTIVATIONS = ROOT / "docs" / "encoding.md", ROOT / "docs" / "activati
 CORPORA, INGEST = ROOT / "docs" / "corpora.md", ROOT / "docs" / "ingest.md"
 SQL, DASK = ROOT / "docs" / "sql.md", ROOT / "docs" / "dask.md"
 FEATURES, CONTEXTS = ROOT / "docs" / "features.md", ROOT / "docs" / "contexts.md"
-INSPECT, COMPARE = ROOT / "docs" / "inspect.md", ROOT / "docs" / "compare.md"
+INSPECT, SEARCH = ROOT / "docs" / "inspect.md", ROOT / "docs" / "search.md"
+COMPARE = ROOT / "docs" / "compare.md"
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "examples").rglob("*.md"))]
 NOT_RUN = "<!-- not run"
 """Begins the line above a block that the tests cannot run, with the reason."""
@@ -104,7 +105,7 @@ def test_the_page_of_features_prints_what_it_shows(shell, shown):
 
 
 @pytest.mark.parametrize(
-    "page", [ENCODING, ACTIVATIONS, CORPORA, DASK, CONTEXTS], ids=lambda page: page.stem
+    "page", [ENCODING, ACTIVATIONS, CORPORA, DASK, CONTEXTS, SEARCH], ids=lambda page: page.stem
 )
 def test_a_page_prints_what_it_shows(shell, shown, page):
     (block,) = blocks(page, "python")

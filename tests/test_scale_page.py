@@ -43,7 +43,8 @@ def memory(parts):
 
 
 def coder_row(size, plan):
-    stages = (plan.stages[name] for name in ("forward", "encode", "write", "finish"))
+    took = plan.stages
+    stages = (took["forward"], took["encode"], took["write"], took["readout"] + took["finish"])
     cells = [
         size, str(len(plan.coders)),
         scaled(plan.forward_flops.value, "FLOP"), scaled(plan.encode_flops.value, "FLOP"),

@@ -17,6 +17,7 @@ from scopelake.errors import InvalidArgumentError
 from scopelake.framing import Framing
 from scopelake.names import check_whole
 from scopelake.planning import Planning
+from scopelake.searching import Searching
 from scopelake.store.lake_store import LakeStore
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from scopelake.store.verify import Verification
 
 
-class Lake(Adding, Building, Planning, Asking, Describing, Comparing, Framing):
+class Lake(Adding, Building, Planning, Asking, Describing, Comparing, Framing, Searching):
     """A lake at one snapshot; writing moves it to the snapshot it made."""
 
     @classmethod

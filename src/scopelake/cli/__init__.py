@@ -28,6 +28,7 @@ from scopelake.cli import (
     inspect,
     keep,
     plan,
+    search,
     sql,
 )  # fmt: skip
 from scopelake.cli.memory import keep_memory_steady
@@ -136,7 +137,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=scopelake.__version__)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    rooms = (begin, corpora, coders, plan, ingest, inspect, ask, card, compare, sql, keep)
+    rooms = (
+        begin, corpora, coders, plan, ingest, inspect, ask, card, compare, search, sql, keep,
+    )  # fmt: skip
     for add in (verb for room in rooms for verb in room.VERBS):
         add(verbs)
     return parser

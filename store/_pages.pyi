@@ -1,0 +1,9 @@
+from typing import Any
+
+import numpy.typing as npt
+
+Column = bytes | npt.NDArray[Any]
+
+def delta(values: Column, size: int) -> bytearray: ...
+def dictionary(values: Column, size: int, low: int, high: int) -> tuple[bytearray, bytearray]: ...
+def split(values: Column) -> bytearray: ...
