@@ -111,8 +111,8 @@ def compare(
     ground = find_ground(connection, pairs, a, b)
     matched = [matched_features(connection, pair) for pair in ground.pairs]
     with token_table(
-        connection, ground.sides, _reads(ground), may_overlap=not ground.pairs[0].is_one,
-        unit=config.unit, test=config.test, seed=config.seed,
+        connection, ground.sides, _reads(ground), unit=config.unit, test=config.test,
+        seed=config.seed, may_overlap=not any(pair.is_one for pair in ground.pairs),
     ) as tokens:  # fmt: skip
         parts = [
             _columns(tokens, pair, features, counts, config.confidence)

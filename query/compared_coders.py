@@ -61,20 +61,25 @@ class Choice:
         Raises:
             SaeNotFoundError, LayerNotFoundError: none fits one of the names or layers.
         """
+        pool: dict[str, SaeInfo] = {}
         found: dict[str, SaeInfo] = {}
         for name in self.sae or (None,):
             exact = [s for s in there if s.name == name]
-            for layer in self.layer or (None,):
-                fitting = exact or [s for s in there if name is None or s.name.endswith(name)]
-                fitting = [
-                    s for s in fitting
-                    if layer in (None, *s.layers) and self.site in (None, s.site)
-                ]  # fmt: skip
-                if not fitting:
-                    # Says what there is.
-                    resolve_sae(there, name, layer, self.site)
-                found |= {s.name: s for s in fitting}
+            named = exact or [s for s in there if name is None or s.name.endswith(name)]
+            fitting = [s for s in named if self._fits(s)]
+            if not fitting:
+                # Says what there is.
+                resolve_sae(there, name, self.layer[0] if self.layer else None, self.site)
+            pool |= {s.name: s for s in named}
+            found |= {s.name: s for s in fitting}
+        for layer in self.layer:
+            if not any(layer in s.layers for s in found.values()):
+                resolve_sae(list(pool.values()), None, layer, self.site)
         return [s for s in there if s.name in found]
+
+    def _fits(self, sae: SaeInfo) -> bool:
+        of_layer = not self.layer or not set(self.layer).isdisjoint(sae.layers)
+        return of_layer and self.site in (None, sae.site)
 
 
 def choose_pairs(
@@ -152,8 +157,8 @@ def _counterpart(
     if len(fitting) != 1:
         raise QueryError(
             f"an SAE like {one.name} was asked for; of its type, site, layer and width there are "
-            f"{shortened([s.name for s in fitting]) or 'none'} on the other side; name one SAE of "
-            "each with TokenSet(sae=...)"
+            f"{shortened([s.name for s in fitting]) or 'none'} on the other side; name one SAE for "
+            "each of the sets"
         )
     return fitting[0]
 

@@ -25,6 +25,8 @@ WIDTH = 6
 SAES = {"r-it/resid_post/l1": ("it", 1), "r-it/resid_post/l2": ("it", 2),
         "r-pt/resid_post/l1": ("pt", 1)}  # fmt: skip
 PIECES = ("the", " cat", "é", "日本", "", "\n")
+LABELS = [(0, "last", "b"), (0, "<first>", "a"), (3, "third", "a")]
+"""Of features of the first SAE: label and source."""
 SETS = {
     "role = 'user'": lambda t: t.role == "user",
     "role <> 'user'": lambda t: t.role != "user",
@@ -132,6 +134,10 @@ def make_lake(path, seed, *, packed):
         table = pa.Table.from_pylist(rows, file_schema("neighbors"))
         of = {"sae": pair[0], "other_sae": pair[1]}
         receipts.append(write_parquet(store.root, "neighbors", table, of, run="r"))
+    labels = [{"feature": f, "label": label, "source": source} for f, label, source in LABELS]
+    table = pa.Table.from_pylist(labels, file_schema("labels"))
+    of = {"sae": "r-it/resid_post/l1"}
+    receipts.append(write_parquet(store.root, "labels", table, of, run="r"))
     saes = [sae_row(sae) for sae in SAES]
     rows = {name: pa.Table.from_pylist(of, SCHEMAS[name])
             for name, of in {"saes": saes, "corpora": corpora}.items()}  # fmt: skip

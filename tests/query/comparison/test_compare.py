@@ -11,7 +11,12 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from scopelake.errors import InvalidArgumentError, QueryError
+from scopelake.errors import (
+    InvalidArgumentError,
+    LayerNotFoundError,
+    QueryError,
+    SaeNotFoundError,
+)
 from scopelake.query.compared_coders import Choice
 from scopelake.query.document_windows import DOCUMENT_TESTS as TESTS
 from scopelake.query.token_sets import TokenSet
@@ -239,6 +244,33 @@ def test_features_of_several_saes_are_one_family(lakes):
         mine = found.table.filter(pc.equal(found.table["sae"], sae))
         columns = [c for c in alone.column_names if c != "q"]
         assert mine.select(columns).to_pylist() == alone.select(columns).to_pylist()
+
+
+def test_features_have_their_first_label(lakes):
+    lake = lakes(0)
+    a, b = TokenSet("role = 'user'"), TokenSet("role <> 'user'")
+    found = lake.compare(a, b, Choice(layer=(1,)))
+    labels = {(r["sae"], r["feature"]): r["label"] for r in found.table.to_pylist() if r["label"]}
+    assert labels == {(SAES[0], 0): "<first>", (SAES[0], 3): "third"}
+    assert f"0  of {SAES[0]}  <first>" in found.to_text(None)
+    assert "&lt;first&gt;" in found._repr_html_()
+    assert found.table["promotes"].null_count == found.table.num_rows
+
+
+def test_names_and_layers_are_chosen_among_all_that_fit(lakes):
+    there = lakes(0).saes
+    names = [s.name for s in Choice(SAES[:2], (1, 2)).coders(there)]
+    assert names == sorted(SAES[:2], key=lambda name: name[-1])
+    assert {s.name for s in Choice(("/l1",)).coders(there)} == {SAES[0], SAES[2]}
+    assert len(Choice(site="resid_post").coders(there)) == 3
+    for choice, error, said in (
+        (Choice(("l1",), (1, 2)), LayerNotFoundError, "of layer 2 was asked for; the lake has"),
+        (Choice((SAES[0], "l2"), (2,)), LayerNotFoundError, "at layers 1; choose"),
+        (Choice(site="mlp_in"), SaeNotFoundError, "an SAE of site mlp_in was asked for"),
+        (Choice(("x", SAES[0])), SaeNotFoundError, "named 'x'"),
+    ):
+        with pytest.raises(error, match=said):
+            choice.coders(there)
 
 
 def test_a_choice_of_rows_is_made(lakes):
