@@ -5,7 +5,7 @@ STAMP := .venv/.ready
 export PYTHONSAFEPATH := 1
 
 .PHONY: demo test lint parity oldest soak bench bench-ingest bench-compact bench-dense bench-styles bench-memory bench-stream \
-	bench-corpus bench-scaling bench-examples bench-encode bench-gpu bench-plan bench-committer bench-query bench-query-peers bench-search bench-inspect clean setup
+	bench-corpus bench-scaling bench-examples bench-encode bench-gpu bench-plan bench-committer bench-query bench-query-peers bench-search bench-compare bench-inspect clean setup
 .SECONDARY:
 
 setup: $(STAMP)
@@ -99,6 +99,9 @@ bench-query-peers: .venv-query-peers/.delphi
 
 bench-search: $(STAMP)
 	PYTHONPATH=benchmarks $(BIN)/python benchmarks/search.py
+
+bench-compare: $(STAMP)
+	PYTHONPATH=benchmarks $(BIN)/python benchmarks/compare.py
 
 bench-examples: $(STAMP)
 	PYTHONPATH=benchmarks $(BIN)/python benchmarks/examples.py

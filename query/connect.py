@@ -115,6 +115,19 @@ class Connection:
             cursor.register(name, rows)
         return cursor.execute(query, params)
 
+    def session(self, reads: Reads) -> duckdb.DuckDBPyConnection:
+        """Return a cursor that keeps temporary tables of its own until it is closed.
+
+        Args:
+            reads: by table, which rows its queries will read.
+
+        Raises:
+            DamagedFileError: a file that they may read is not what was written.
+        """
+        for table, filters in reads.items():
+            self._files.check(table, filters)
+        return self._raw.cursor()
+
     def rows(self, table: str, columns: Sequence[str], filters: Filters) -> pa.Table:
         """Return rows of a few keys, in no particular order.
 

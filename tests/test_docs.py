@@ -25,6 +25,7 @@ SQL, DASK = ROOT / "docs" / "sql.md", ROOT / "docs" / "dask.md"
 FEATURES, CONTEXTS = ROOT / "docs" / "features.md", ROOT / "docs" / "contexts.md"
 INSPECT, SEARCH = ROOT / "docs" / "inspect.md", ROOT / "docs" / "search.md"
 EXCHANGE = ROOT / "docs" / "exchange.md"
+COMPARE = ROOT / "docs" / "compare.md"
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "examples").rglob("*.md"))]
 NOT_RUN = "<!-- not run"
 """Begins the line above a block that the tests cannot run, with the reason."""
@@ -124,6 +125,16 @@ def test_a_page_prints_what_it_shows(shell, shown, page):
     assert "".join(f"    {line}\n" for line in printed.splitlines()) in page.read_text()
 
 
+def test_the_page_of_comparisons_prints_what_it_shows(shell):
+    (block,) = blocks(COMPARE, "python")
+    printed = shell(sys.executable, "-P", "-c", block)
+    assert "".join(f"    {line}\n" for line in printed.splitlines()) in COMPARE.read_text()
+    (commands,) = blocks(COMPARE, "sh")
+    *text, last = shell("bash", "-ec", commands).splitlines()
+    assert text[0].startswith("a  ")
+    assert len(json.loads(last)["features"]) == 2
+
+
 def test_an_ingest_runs_as_its_page_says(shell):
     first, last = blocks(INGEST, "sh")
     printed = shell("bash", "-ec", first)
@@ -212,6 +223,7 @@ def test_every_verb_is_documented_and_has_help(capsys):
         "check-sae",
         "top",
         "feature",
+        "compare",
         "add-neighbors",
         "label",
         "import-delphi",
