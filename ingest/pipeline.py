@@ -234,6 +234,11 @@ class _Job:
         )  # fmt: skip
         run(work)
 
+    def _ahead(self, is_over: Callable[[], bool]) -> None:
+        """Compute what statistics will need of weights, while the last shard is written."""
+        if self._describe and not self.ledger.aside:
+            self._facts.ahead(undescribed(self.store, self.plan), is_over)
+
     def _check_all_there(self) -> None:
         """Refuse to end as if all were well with a shard lost, whoever made or committed it."""
         accounted = self.ledger.accounted(is_stopped=self._is_stopping())
@@ -250,11 +255,6 @@ class _Job:
                 f"{len(lost)} of them (the first is {lost[0].index}) {(coders + sites)[0]} is "
                 "neither in the lake nor set aside; ingest again, which makes what is missing"
             )
-
-    def _ahead(self, is_over: Callable[[], bool]) -> None:
-        """Compute what statistics will need of weights, while the last shard is written."""
-        if self._describe and not self.ledger.aside:
-            self._facts.ahead(undescribed(self.store, self.plan), is_over)
 
     def _was_broken_off(self) -> bool:
         """Return whether the lake has this run as one that was not complete."""

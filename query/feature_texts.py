@@ -58,6 +58,8 @@ class FeatureTexts:
         found: dict[_Key, list[str]] = {}
         for corpus in corpora:
             missing = sorted(set(saes) - {sae for sae, _ in found})
+            if not missing:
+                break
             filters = [("sae", "in", missing), ("corpus", "=", corpus)]
             rows = self._connection.rows("features", ("sae", "feature", "top_tokens"), filters)
             listed = [ids[:N_PROMOTED] for ids in rows["top_tokens"].to_pylist() if ids]

@@ -63,7 +63,7 @@ class Hashed:
         return self._file.write(data)
 
     def writelines(self, parts: Iterable[bytes | bytearray]) -> None:
-        """Write parts, one behind the other."""
+        """Write one after the other."""
         for part in parts:
             self.write(part)
 

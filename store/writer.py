@@ -183,6 +183,19 @@ def write_neighbors(root: Root, table: pa.Table, sae: str, other_sae: str, run: 
     return write_parquet(root, "neighbors", rows, partition, run=run)
 
 
+def write_labels(root: Root, table: pa.Table, sae: str) -> Receipt:
+    """Write all labels of a coder.
+
+    Args:
+        root: the lake's.
+        table: feature, label, source, sorted by feature; a feature may have several.
+        sae: the coder.
+    """
+    schema = file_schema("labels")
+    rows = table.select(schema.names).cast(schema)
+    return write_parquet(root, "labels", rows, {"sae": sae}, run="labels")
+
+
 def _width(by_feature: Firings) -> int:
     return int(by_feature.feature[-1]) + 1 if len(by_feature) else 0
 

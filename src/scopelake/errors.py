@@ -23,6 +23,7 @@
     |-- CoderError
     |   |-- CoderFileError            missing or malformed coder files
     |   `-- CoderMismatchError        a coder that does not fit the model or site
+    |-- LabelSourceError              unreadable, empty or malformed file of labels
     |-- ClusterError                  a dask cluster is lost, or has no worker
     |-- QueryError                    a statement that is refused or fails
     |   |-- SaeNotFoundError          (LookupError)
@@ -129,6 +130,10 @@ class CoderFileError(CoderError):
 
 class CoderMismatchError(CoderError):
     """A coder does not fit the model or the site."""
+
+
+class LabelSourceError(ScopelakeError):
+    """A file of labels is missing, unreadable, empty or malformed."""
 
 
 class ClusterError(ScopelakeError):

@@ -13,11 +13,13 @@ from scopelake.names import FiringRanking, check_text
 from scopelake.store.throwaway import EmptyLakes
 
 if TYPE_CHECKING:
+    from scopelake.ingest.coders import CoderFiles
     from scopelake.ingest.inspect_prompt import PromptReader
     from scopelake.ingest.replies import ReplyConfig
     from scopelake.ingest.sources import PromptSource
+    from scopelake.query.connect import Connection
     from scopelake.query.inspection import Inspection
-    from scopelake.query.inspection_rows import InspectionConfig
+    from scopelake.query.inspection_rows import Comparison, InspectionConfig
 
 
 @dataclass(frozen=True)
@@ -105,14 +107,13 @@ class Inspector:
     def run(self, request: InspectionRequest) -> Inspection:
         """Inspect what is asked for."""
         from scopelake.query.connect import connect
-        from scopelake.query.inspection_rows import find_comparison, read_inspection
+        from scopelake.query.inspection_rows import read_inspection
 
         lake, prompts, keep = self._lake, self._prompts, request.keep
         if keep:
             lake._check_writable()
-        names = [c.name for c in prompts.coders]
         with closing(connect(lake._store, lake._snapshot)) as there:
-            comparison = find_comparison(there, lake._store, lake._snapshot, names, request.config)
+            compared = comparison(lake, there, prompts.coders, request)
             prompts.check(lake._store, request.source, request.replies)
             with nullcontext(lake._store) if keep else self._empty.lake() as store:
                 done = prompts.ingest(store, request.source, request.replies, describe=keep)
@@ -121,7 +122,20 @@ class Inspector:
                 snapshot = lake._snapshot if keep else store.snapshot()
                 with closing(connect(store, snapshot)) as connection:
                     return read_inspection(
-                        connection, store, snapshot, done.corpus, comparison, request.config,
+                        connection, store, snapshot, done.corpus, compared, request.config,
                         prompts.tokenizer.pieces, done.promoted, model=prompts.model.name,
                         errors=done.errors, kept=keep,
                     )  # fmt: skip
+
+
+def comparison(
+    lake: LakeHandle,
+    connection: Connection,
+    coders: Sequence[CoderFiles],
+    request: InspectionRequest,
+) -> Comparison:
+    """Return what a prompt is compared with; errors are those of `find_comparison`."""
+    from scopelake.query.inspection_rows import find_comparison
+
+    names = [coder.name for coder in coders]
+    return find_comparison(connection, lake._store, lake._snapshot, names, request.config)
