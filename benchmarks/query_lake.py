@@ -129,7 +129,7 @@ def build(root: Path, n_firings: int, *, compacted: bool = True) -> LakeStore:
             )  # fmt: skip
             writer.commit(receipts, transaction=f"shard-{shard}", reason="shard")
             running.accept()
-        writer.commit([], transaction="catalogue", reason="start", rows=_catalogue(n_contexts))
+        writer.commit([], transaction="catalogue", reason="start", rows=catalogue(n_contexts))
         writer.commit([_statistics(store, n_contexts)], transaction="features", reason="finish")
         if compacted:
             compact(writer)
@@ -146,7 +146,7 @@ def _statistics(store: LakeStore, n_contexts: int) -> Any:  # noqa: ANN401
     return write_features(store.root, found.select(schema.names), SAE, CORPUS, "run")
 
 
-def _catalogue(n_contexts: int) -> dict[str, pa.Table]:
+def catalogue(n_contexts: int) -> dict[str, pa.Table]:
     now = datetime.now(UTC)
     n_tokens = n_contexts * LENGTH
     rows: dict[str, dict[str, Any]] = {

@@ -157,6 +157,26 @@ class Budget:
                 "fewer coders, or a corpus of smaller shards"
             )
 
+    def check_readout(self, n_bytes: int, taken: int | None = None) -> None:
+        """Refuse a limit that does not hold what is needed once all shards are there.
+
+        Args:
+            n_bytes: that the decoders' way to the logits takes.
+            taken: as in `begin`.
+
+        Raises:
+            TooLittleMemoryError: then.
+        """
+        taken = taken_memory() if taken is None else taken
+        taken += COMMITS + _FEATURE * self._n_features
+        if n_bytes and self.limit - taken < n_bytes:
+            raise TooLittleMemoryError(
+                f"memory of {self.limit:,} bytes was asked for; the model, its coders and this "
+                f"process take {taken / 1e9:.3g} GB, and the unembedding, for the tokens that "
+                f"features promote, {n_bytes / 1e9:.3g} GB in the end; give "
+                f"{1.05 * (taken + n_bytes) / 1e9:.2f}GB"
+            )
+
     def batch_tokens(self) -> int:
         """Return the most tokens, padding included, of a batch."""
         fits = int(_BATCH * self._room() / max(self._needs.token, 1))

@@ -91,6 +91,7 @@ class Connection:
         query: str,
         params: Any = None,  # noqa: ANN401
         reads: Reads | None = None,
+        tables: Mapping[str, pa.Table] | None = None,
     ) -> duckdb.DuckDBPyConnection:
         """Run a query.
 
@@ -99,6 +100,7 @@ class Connection:
             params: of its placeholders.
             reads: by table, which rows it reads: only the files that may hold them are hashed.
                 By default all files of the tables that are named in the query.
+            tables: by name, rows that it may read besides.
 
         Raises:
             DamagedFileError: a file that it may read is not what was written.
@@ -108,7 +110,23 @@ class Connection:
         for table, filters in (whole_tables(query) if reads is None else reads).items():
             self._files.check(table, filters)
         # A cursor of its own: other threads may have rows of theirs to fetch.
-        return self._raw.cursor().execute(query, params)
+        cursor = self._raw.cursor()
+        for name, rows in (tables or {}).items():
+            cursor.register(name, rows)
+        return cursor.execute(query, params)
+
+    def session(self, reads: Reads) -> duckdb.DuckDBPyConnection:
+        """Return a cursor that keeps temporary tables of its own until it is closed.
+
+        Args:
+            reads: by table, which rows its queries will read.
+
+        Raises:
+            DamagedFileError: a file that they may read is not what was written.
+        """
+        for table, filters in reads.items():
+            self._files.check(table, filters)
+        return self._raw.cursor()
 
     def rows(self, table: str, columns: Sequence[str], filters: Filters) -> pa.Table:
         """Return rows of a few keys, in no particular order.
@@ -225,7 +243,7 @@ def _begin(
     store: LakeStore, snapshot: Snapshot, memory: str | int | None
 ) -> duckdb.DuckDBPyConnection:
     connection = duckdb.connect(":memory:", config=_CONFIG)
-    connection.execute(f"LOAD {literal(_extension('delta'))}")
+    connection.execute(f"LOAD {literal(extension('delta'))}")
     if store.root.url.startswith(S3):
         _reach_objects(connection, store.root.url)
     try:
@@ -274,7 +292,7 @@ def _limit(connection: duckdb.DuckDBPyConnection, memory: str | int | None) -> N
 
 def _reach_objects(connection: duckdb.DuckDBPyConnection, url: str) -> None:
     """Give DuckDB what the environment says about the object store, for this lake alone."""
-    connection.execute(f"LOAD {literal(_extension('httpfs'))}")
+    connection.execute(f"LOAD {literal(extension('httpfs'))}")
     connection.execute("SET allow_persistent_secrets = false")
     # The extension copies the environment into settings, which any query can read.
     for name in ("s3_access_key_id", "s3_secret_access_key", "s3_session_token"):
@@ -291,8 +309,12 @@ def _reach_objects(connection: duckdb.DuckDBPyConnection, url: str) -> None:
     connection.execute(f"CREATE SECRET lake (TYPE s3, {listed})")
 
 
-def _extension(name: str) -> str:
-    """An extension comes as a wheel, so that no download happens at run time."""
+def extension(name: str) -> str:
+    """Return where an extension of DuckDB is; it comes as a wheel, so that nothing is downloaded.
+
+    Raises:
+        MissingDependencyError: it is not installed.
+    """
     package = f"duckdb-extension-{name}"
     try:
         listed = files(package) or []

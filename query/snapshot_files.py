@@ -11,7 +11,6 @@ import pyarrow as pa
 
 from scopelake.errors import DamagedFileError
 from scopelake.query.macros import MACROS
-from scopelake.store import delta
 from scopelake.store.integrity import check_files
 from scopelake.store.lake_store import LakeStore
 from scopelake.store.layout import TABLES, checksum_in_name, table_folder
@@ -23,7 +22,7 @@ Reads = Mapping[str, Filters]
 
 _LISTED: Final = (
     "codes", "postings", "peaks", "samples", "tallies", "features", "contexts",
-    "neighbors",
+    "neighbors", "labels",
 )  # fmt: skip
 """Tables whose files are in the catalogue."""
 
@@ -103,8 +102,7 @@ class SnapshotFiles:
         if version is None:
             return None
         if table not in self._actions:
-            opened = delta.open_table(self._store.root, table, version)
-            actions = delta.added_files(opened)
+            actions = self._store.table_at(table, version).files
             self._check_listed(table, actions)
             self._actions[table] = actions
         return matching_files(self._actions[table], filters)

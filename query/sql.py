@@ -102,7 +102,11 @@ def _stream(
 
 
 def run(
-    connection: Connection, query: str, params: Params | None = None, reads: Reads | None = None
+    connection: Connection,
+    query: str,
+    params: Params | None = None,
+    reads: Reads | None = None,
+    tables: Mapping[str, pa.Table] | None = None,
 ) -> pa.Table:
     """Run a query that needs no check, because this package made it or checked it.
 
@@ -111,13 +115,14 @@ def run(
         query: one query.
         params: of its placeholders.
         reads: by table, which rows it reads; all of the tables that it names if None.
+        tables: by name, rows that it may read besides.
 
     Raises:
         QueryError: DuckDB refuses it.
         DamagedFileError: a file that it may read is not what was written.
     """
     try:
-        return connection.execute(query, _values(params), reads).to_arrow_table()
+        return connection.execute(query, _values(params), reads, tables).to_arrow_table()
     except duckdb.Error as error:
         raise QueryError(f"the query failed: {one_line(error)}; check it") from error
 

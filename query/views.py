@@ -120,6 +120,20 @@ def token_columns(firings: str) -> str:
     )
 
 
+def token_rows(condition: str) -> str:
+    """Return SQL of tokens with their columns, all that `token_columns` gives but activation.
+
+    Args:
+        condition: on the contexts that they are of.
+    """
+    return (
+        f"SELECT corpus, context, CAST(i - 1 AS INTEGER) AS position, {_token('i')}, "
+        f"{', '.join(_of_document(c, 'i') for c in _DOCUMENT_COLUMNS)}, n_tokens, text "
+        "FROM (SELECT *, unnest(range(1, n_tokens + 1)) AS i "
+        f"FROM {PRIVATE}.contexts WHERE {condition})"
+    )
+
+
 def _tokens() -> str:
     return (
         f"SELECT corpus, context, CAST(i - 1 AS INTEGER) AS position, {_token('i')}, "

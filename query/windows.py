@@ -62,6 +62,14 @@ class ContextText:
                 found[position - start] = "<bos>"
         return found
 
+    def tokens(self, char_start: int, char_end: int) -> Span:
+        """Return the tokens that have one of the characters [char_start, char_end), not empty."""
+        first = int(np.searchsorted(self.starts[:-1], char_start, side="right")) - 1
+        # Tokens without text before it are of the same character, but for a BOS.
+        while first and self.starts[first - 1] == self.starts[first] and first - 1 not in self.bos:
+            first -= 1
+        return first, int(np.searchsorted(self.starts[:-1], char_end, side="left"))
+
     def document(self, position: int) -> str:
         """Return the id of the document of a token."""
         return [name for start, name in self.documents if start <= position][-1]

@@ -18,6 +18,8 @@ from scopelake.store.layout import checksum_in_name
 from scopelake.store.root import Root
 
 _THREADS: Final = 8
+_FEW_BYTES: Final = 1 << 20
+"""Of files that are here, which take less to hash than threads to begin."""
 
 _checked: set[tuple[str, str, Hashable]] = set()
 """lake, path and version of files whose checksum was right"""
@@ -77,8 +79,9 @@ def _check_all(
         _check(root, at, path, known)
 
     left = [path for path in paths if at is not root or _key(root, path) not in _checked]
-    if len(left) == 1:
-        check(left[0])
+    if len(left) == 1 or (at.is_near and sum(at.size(p) or 0 for p in left) <= _FEW_BYTES):
+        for path in left:
+            check(path)
     elif left:
         with ThreadPoolExecutor(_THREADS) as pool:
             for _ in pool.map(check, left):
@@ -89,10 +92,11 @@ def _key(root: Root, path: str) -> tuple[str, str, Hashable]:
     try:
         return root.url, path, root.version(path)
     except FileNotFoundError as error:
-        raise _not_there(root, path) from error
+        raise not_there(root, path) from error
 
 
-def _not_there(root: Root, path: str) -> DamagedFileError:
+def not_there(root: Root, path: str) -> DamagedFileError:
+    """Return what is raised where a file is missing that should be read."""
     return DamagedFileError(
         f"{root.url}/{path} was to be read; it is not there; run scopelake verify"
     )
@@ -105,7 +109,7 @@ def _check(root: Root, at: Root, path: str, known: Mapping[str, str]) -> None:
     try:
         found = expected and at.checksum(path)
     except FileNotFoundError as error:
-        raise _not_there(root, path) from error
+        raise not_there(root, path) from error
     if found != expected:
         raise DamagedFileError(
             f"{root.url}/{path} was to be read; its checksum is {found}, it was written with "

@@ -23,7 +23,9 @@ ENCODING, ACTIVATIONS = ROOT / "docs" / "encoding.md", ROOT / "docs" / "activati
 CORPORA, INGEST = ROOT / "docs" / "corpora.md", ROOT / "docs" / "ingest.md"
 SQL, DASK = ROOT / "docs" / "sql.md", ROOT / "docs" / "dask.md"
 FEATURES, CONTEXTS = ROOT / "docs" / "features.md", ROOT / "docs" / "contexts.md"
-INSPECT = ROOT / "docs" / "inspect.md"
+INSPECT, SEARCH = ROOT / "docs" / "inspect.md", ROOT / "docs" / "search.md"
+EXCHANGE = ROOT / "docs" / "exchange.md"
+COMPARE = ROOT / "docs" / "compare.md"
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "examples").rglob("*.md"))]
 NOT_RUN = "<!-- not run"
 """Begins the line above a block that the tests cannot run, with the reason."""
@@ -103,13 +105,34 @@ def test_the_page_of_features_prints_what_it_shows(shell, shown):
     assert "1 there already" in printed
 
 
+def test_the_page_of_exchange_prints_what_it_shows(shell, shown):
+    (block,) = blocks(EXCHANGE, "python")
+    printed = shell(sys.executable, "-P", "-c", block)
+    assert "".join(f"    {line}\n" for line in printed.splitlines()) in EXCHANGE.read_text()
+    (commands,) = blocks(EXCHANGE, "sh")
+    printed = shell("bash", "-ec", commands)
+    assert "2 labels of source me taken out" in printed
+    assert "neuronpedia: 64 features" in printed
+    assert "on corpus all:" in printed
+
+
 @pytest.mark.parametrize(
-    "page", [ENCODING, ACTIVATIONS, CORPORA, DASK, CONTEXTS], ids=lambda page: page.stem
+    "page", [ENCODING, ACTIVATIONS, CORPORA, DASK, CONTEXTS, SEARCH], ids=lambda page: page.stem
 )
 def test_a_page_prints_what_it_shows(shell, shown, page):
     (block,) = blocks(page, "python")
     printed = shell(sys.executable, "-P", "-c", block)
     assert "".join(f"    {line}\n" for line in printed.splitlines()) in page.read_text()
+
+
+def test_the_page_of_comparisons_prints_what_it_shows(shell):
+    (block,) = blocks(COMPARE, "python")
+    printed = shell(sys.executable, "-P", "-c", block)
+    assert "".join(f"    {line}\n" for line in printed.splitlines()) in COMPARE.read_text()
+    (commands,) = blocks(COMPARE, "sh")
+    *text, last = shell("bash", "-ec", commands).splitlines()
+    assert text[0].startswith("a  ")
+    assert len(json.loads(last)["features"]) == 2
 
 
 def test_an_ingest_runs_as_its_page_says(shell):
@@ -200,7 +223,11 @@ def test_every_verb_is_documented_and_has_help(capsys):
         "check-sae",
         "top",
         "feature",
+        "compare",
         "add-neighbors",
+        "label",
+        "import-delphi",
+        "export",
         "features-at",
         "sql",
         "info",

@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from scopelake.ingest.cost_plan import CostPlan
     from scopelake.lake import Lake
     from scopelake.names import Site
+    from scopelake.query.token_sets import TokenSet
     from scopelake.store.verify import Verification
 
-__all__ = ["Lake", "ScopelakeError", "__version__", "create", "open", "plan", "verify"]
+__all__ = ["Lake", "ScopelakeError", "TokenSet", "__version__", "create", "open", "plan", "verify"]
 
 
 def create(path: str | Path) -> Lake:
@@ -136,6 +137,10 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401
         from scopelake.lake import Lake
 
         return Lake
+    if name == "TokenSet":
+        from scopelake.query.token_sets import TokenSet
+
+        return TokenSet
     if name == "__version__":
         return version("scopelake")
     raise AttributeError(f"module 'scopelake' has no attribute {name!r}")

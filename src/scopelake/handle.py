@@ -52,7 +52,7 @@ class LakeHandle:
 
     def refresh(self) -> None:
         """Move to the lake's latest snapshot."""
-        for cached in ("_connection", "_saes", "_cards"):
+        for cached in ("_connection", "_saes", "_cards", "_label_search"):
             self.__dict__.pop(cached, None)
         self._within.clear()
         self._snapshot = self._store.snapshot()

@@ -22,11 +22,14 @@ from scopelake.cli import (
     begin,
     card,
     coders,
+    compare,
     corpora,
+    exchange,
     ingest,
     inspect,
     keep,
     plan,
+    search,
     sql,
 )  # fmt: skip
 from scopelake.cli.memory import keep_memory_steady
@@ -135,7 +138,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=scopelake.__version__)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    rooms = (begin, corpora, coders, plan, ingest, inspect, ask, card, sql, keep)
+    rooms = (
+        begin, corpora, coders, plan, ingest, inspect, ask, card, compare, search, exchange, sql,
+        keep,
+    )  # fmt: skip
     for add in (verb for room in rooms for verb in room.VERBS):
         add(verbs)
     return parser

@@ -24,6 +24,7 @@ _SPELT: Final = {
 }  # fmt: skip
 _VERBS: Final = (
     "add_corpus", "append_corpus", "import_examples", "check_sae", "add_neighbors",
+    "import_delphi",
 )  # fmt: skip
 
 
