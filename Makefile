@@ -5,7 +5,7 @@ STAMP := .venv/.ready
 export PYTHONSAFEPATH := 1
 
 .PHONY: demo test lint parity oldest soak bench bench-ingest bench-compact bench-dense bench-styles bench-memory bench-stream \
-	bench-corpus bench-scaling bench-examples bench-encode bench-gpu bench-plan bench-committer bench-query bench-query-peers bench-search bench-compare clean setup
+	bench-corpus bench-scaling bench-examples bench-encode bench-gpu bench-plan bench-committer bench-query bench-query-peers bench-search bench-compare bench-inspect clean setup
 .SECONDARY:
 
 setup: $(STAMP)
@@ -35,7 +35,13 @@ lint: $(STAMP)
 	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	touch $@
 
-parity: .venv-parity/.ready
+# Those that exports are for, without what they need beyond what reads them (vllm, TransformerLens).
+.venv-parity/.peers: .venv-parity/.ready
+	.venv-parity/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		eai-delphi==0.1.3 sae-dashboard==0.8.0 circuit-tracer==0.5.0
+	touch $@
+
+parity: .venv-parity/.peers
 	.venv-parity/bin/python -m pytest -m parity tests/parity
 
 oldest: .venv-oldest/.ready
@@ -76,6 +82,9 @@ bench-scaling: $(STAMP)
 
 bench-corpus: $(STAMP)
 	PYTHONPATH=benchmarks $(BIN)/python benchmarks/corpus.py
+
+bench-inspect: $(STAMP)
+	PYTHONPATH=benchmarks $(BIN)/python benchmarks/inspection.py
 
 bench-query: $(STAMP)
 	PYTHONPATH=benchmarks $(BIN)/python benchmarks/query.py

@@ -49,7 +49,7 @@ def plain(lake: scopelake.Lake, path: Path) -> None:
             "path"
         ].to_pylist()
     ]
-    duckdb.execute(
+    duckdb.connect().execute(
         f"COPY (SELECT context, text FROM read_parquet({files})) TO '{path}' (COMPRESSION zstd)"
     )
 
@@ -88,7 +88,7 @@ def main() -> int:
         other = folder / f"{arguments.tokens:.0e}.parquet"
         if not other.exists():
             plain(lake, other)
-        measures = []
+        measures, plain_duckdb = [], duckdb.connect()
         for name, (pattern, regex) in asked(vocabulary()).items():
             test = "regexp_matches(text, $1)" if regex else "contains(text, $1)"
             query = f"SELECT count(*) FROM '{other}' WHERE {test}"
@@ -96,8 +96,10 @@ def main() -> int:
             found = lake.search(pattern, regex=regex)
             for _ in range(REPEATS):
                 ours.append(seconds(lambda p=pattern, r=regex: lake.search(p, regex=r)))
-                theirs.append(seconds(lambda q=query, p=pattern: duckdb.execute(q, [p]).fetchall()))
-            (n,) = duckdb.execute(query, [pattern]).fetchall()[0]
+                theirs.append(
+                    seconds(lambda q=query, p=pattern: plain_duckdb.execute(q, [p]).fetchall())
+                )
+            (n,) = plain_duckdb.execute(query, [pattern]).fetchall()[0]
             assert n == found.n_contexts, (name, n, found.n_contexts)
             measures += [
                 Measure(f"{name}: search", tuple(ours), "s"),

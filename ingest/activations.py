@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 from scopelake.ingest.capture import PaddingSide, capture, site_width
-from scopelake.ingest.decoder_rows import readout_of
+from scopelake.ingest.decoder_rows import readout_need, readout_of
 from scopelake.ingest.model import LoadedModel, ModelIdentity, check_vocabulary
 from scopelake.names import SiteLayer
 
@@ -67,6 +67,9 @@ class ActivationSource(Protocol):
     def device(self) -> torch.device:
         """Where they come out."""
 
+    def readout_need(self) -> int:
+        """Bytes of this process's memory that `readout` takes, with what is computed by it."""
+
     def readout(self) -> torch.Tensor | None:
         """From the stream to logits, [d_model, vocab], float32; None if it is not known."""
 
@@ -116,6 +119,11 @@ class LiveActivations:
     def device(self) -> torch.device:
         """The model's."""
         return self.model.device
+
+    def readout_need(self) -> int:
+        """Return what `readout` takes of this process's memory: nothing on another device."""
+        model = self.model
+        return readout_need(model.d_model, model.vocab_size) if model.device.type == "cpu" else 0
 
     def readout(self) -> torch.Tensor:
         """Return the way from the stream to logits."""

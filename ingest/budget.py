@@ -6,14 +6,13 @@ from what has fired so far; before anything has, half of all features may.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from scopelake.errors import InvalidArgumentError, TooLittleMemoryError
+from scopelake.errors import TooLittleMemoryError
 from scopelake.ingest.machine import machine_memory, taken_memory
-from scopelake.names import SiteLayer
+from scopelake.names import SiteLayer, parse_bytes
 
 HELD: Final = 8
 """Bytes of a firing that waits to be written: feature and activation."""
@@ -48,10 +47,6 @@ _STATISTICS: Final = 80
 _FEWEST_ROWS: Final = 100_000
 """Firings to make statistics of at once, however little memory there is."""
 
-_UNITS: Final = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12,
-                 "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}  # fmt: skip
-_MEMORY: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]I?)?B?\Z", re.IGNORECASE)
-
 
 def parse_memory(memory: str | int | None, machine: int | None = None) -> int:
     """Return the bytes that a process may take.
@@ -66,15 +61,7 @@ def parse_memory(memory: str | int | None, machine: int | None = None) -> int:
     """
     if memory is None or memory == "auto":
         return int(_AUTO * (machine or machine_memory()))
-    if isinstance(memory, int) and not isinstance(memory, bool) and memory > 0:
-        return memory
-    found = _MEMORY.match(memory.strip()) if isinstance(memory, str) else None
-    n_bytes = int(float(found[1]) * _UNITS[(found[2] or "").upper()]) if found else 0
-    if n_bytes < 1:
-        raise InvalidArgumentError(
-            f"memory={memory!r} was asked for; it is no size; give for example '8GB', or 'auto'"
-        )
-    return n_bytes
+    return parse_bytes("memory", memory)
 
 
 @dataclass(frozen=True)
@@ -168,6 +155,26 @@ class Budget:
                 f"{PIECES * needs.dense / 1e9:.3g} GB, and a context of {needs.longest:,} tokens "
                 f"needs {least / 1e9:.3g} GB; give {needed / 1e9:.2f}GB, "
                 "fewer coders, or a corpus of smaller shards"
+            )
+
+    def check_readout(self, n_bytes: int, taken: int | None = None) -> None:
+        """Refuse a limit that does not hold what is needed once all shards are there.
+
+        Args:
+            n_bytes: that the decoders' way to the logits takes.
+            taken: as in `begin`.
+
+        Raises:
+            TooLittleMemoryError: then.
+        """
+        taken = taken_memory() if taken is None else taken
+        taken += COMMITS + _FEATURE * self._n_features
+        if n_bytes and self.limit - taken < n_bytes:
+            raise TooLittleMemoryError(
+                f"memory of {self.limit:,} bytes was asked for; the model, its coders and this "
+                f"process take {taken / 1e9:.3g} GB, and the unembedding, for the tokens that "
+                f"features promote, {n_bytes / 1e9:.3g} GB in the end; give "
+                f"{1.05 * (taken + n_bytes) / 1e9:.2f}GB"
             )
 
     def batch_tokens(self) -> int:

@@ -103,9 +103,8 @@ def load_decoder_rows(
         rows.append(found.view(len(own), len(coder.targets), coder.d_out))
         b_dec.append(tensors["b_dec"])
         skip += [tensors[SKIP]] if coder.affine else []
-    return DecoderWeights(
-        (torch.cat(rows),), torch.stack(b_dec), torch.stack(skip) if skip else None
-    )
+    found = rows[0] if len(rows) == 1 else torch.cat(rows)
+    return DecoderWeights((found,), torch.stack(b_dec), torch.stack(skip) if skip else None)
 
 
 def decoder_rows(coder: CoderFiles, device: torch.device) -> Iterator[torch.Tensor]:

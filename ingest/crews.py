@@ -49,6 +49,9 @@ class Origin(Protocol):
     def device(self) -> torch.device:
         """Where this process computes what decoders say."""
 
+    def readout_need(self) -> int:
+        """Bytes of this process's memory that `readout` takes, with what is computed by it."""
+
     def readout(self) -> torch.Tensor | None:
         """From the stream to logits, [d_model, vocab], float32; None if it is not known."""
 

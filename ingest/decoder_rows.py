@@ -19,6 +19,7 @@ import pyarrow as pa
 import torch
 
 from scopelake.errors import CoderWarning
+from scopelake.ingest.budget import WRITERS
 from scopelake.ingest.capture import text_model
 from scopelake.ingest.coder_weights import decoder_rows
 from scopelake.ingest.coders import CoderFiles
@@ -33,6 +34,11 @@ _TOKEN_COLUMNS: Final = ("top_tokens", "top_logits", "bottom_tokens", "bottom_lo
 _TILE: Final = 1024
 TILE_BYTES: Final = 64 << 20
 """Of the logits of so many features at most."""
+
+
+def readout_need(d_model: int, vocab: int) -> int:
+    """Return the bytes that the way to the logits takes, and the logits of coders at once."""
+    return 4 * d_model * vocab + WRITERS * TILE_BYTES
 
 
 def decoder_columns(

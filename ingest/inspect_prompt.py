@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,6 +20,7 @@ from scopelake.ingest.plan import IngestConfig, check_catalogue
 from scopelake.ingest.prompt_errors import RecordedActivations, prompt_errors
 from scopelake.ingest.replies import Replier, ReplyConfig
 from scopelake.ingest.sources import PromptSource
+from scopelake.ingest.statistics import weight_columns
 from scopelake.ingest.stored_weights import stored_weight_columns
 from scopelake.ingest.tokens import Tokenizer
 from scopelake.ingest.windows import Cutting
@@ -35,6 +36,9 @@ class IngestedPrompt:
     corpus: str
     errors: pa.Table
     """As in `prompt_errors`."""
+    promoted: Mapping[str, pa.Array]
+    """By SAE the ids of the tokens that each feature's decoder promotes; null where none are
+    known."""
 
 
 class PromptReader:
@@ -80,7 +84,12 @@ class PromptReader:
         self._check_length(source, 0 if replies is None else replies.max_tokens)
 
     def ingest(
-        self, store: LakeStore, source: PromptSource, replies: ReplyConfig | None = None
+        self,
+        store: LakeStore,
+        source: PromptSource,
+        replies: ReplyConfig | None = None,
+        *,
+        describe: bool = True,
     ) -> IngestedPrompt:
         """Ingest one prompt as a corpus ``inspection-<n>``.
 
@@ -88,6 +97,7 @@ class PromptReader:
             store: the lake that it goes to.
             source: the prompt, checked.
             replies: how the model answers a chat that ends with the user; not at all if None.
+            describe: as in `pipeline.ingest`.
 
         Raises:
             ModelError: the model or a coder failed.
@@ -95,7 +105,10 @@ class PromptReader:
         """
         name = self._add(store, source, replies)
         recorded = RecordedActivations(self.model, targets=self._targets)
-        done = ingest(store, IngestConfig(name), Here(recorded, self._loaded), self.coders)
+        self._say_what_weights_say(recorded)
+        done = ingest(
+            store, IngestConfig(name), Here(recorded, self._loaded), self.coders, describe=describe
+        )
         if done.failed:
             raise ModelError(
                 f"the prompt was to be inspected with {self.model.name}; {done.failed[0]}; check "
@@ -105,7 +118,16 @@ class PromptReader:
         firings = store.read("codes", snapshot, ["sae", "position", "feature", "activation"], of)
         (kinds,) = store.read("contexts", snapshot, ["kinds"], of)["kinds"].to_pylist()
         errors = prompt_errors(self.coders, recorded.seen, firings, np.array(kinds, np.int8))
-        return IngestedPrompt(name, errors)
+        columns = self._loaded.columns
+        promoted = {c.name: columns[c.name]["top_tokens"] for c in self.coders}
+        return IngestedPrompt(name, errors, promoted)
+
+    def _say_what_weights_say(self, source: RecordedActivations) -> None:
+        """Compute, once, the columns of features that follow from the weights alone."""
+        columns = self._loaded.columns
+        if unknown := [c for c in self.coders if c.name not in columns]:
+            readout = source.readout()
+            columns.update((c.name, weight_columns(c, source.device, readout)) for c in unknown)
 
     def _add(self, store: LakeStore, source: PromptSource, replies: ReplyConfig | None) -> str:
         cutting = Cutting(self.model.max_positions)

@@ -56,6 +56,15 @@ class Ledger:
             )
         self._waiting.appendleft(shard)
 
+    def accounted(self, *, is_stopped: bool) -> set[int]:
+        """Return the numbers of the shards that need not be in the lake.
+
+        Args:
+            is_stopped: whether the ingest was to stop; only then may shards wait at its end.
+        """
+        waiting = {shard.index for shard in self._waiting} if is_stopped else set()
+        return waiting | {failed.index for failed in self.aside}
+
     @property
     def n_left(self) -> int:
         """Shards that wait."""

@@ -12,8 +12,8 @@ from typing import Final
 
 from scopelake.errors import TooLittleMemoryError
 from scopelake.ingest.activations import live_token_bytes
-from scopelake.ingest.budget import WRITERS, Budget, Needs, parse_memory
-from scopelake.ingest.decoder_rows import TILE_BYTES
+from scopelake.ingest.budget import Budget, Needs, parse_memory
+from scopelake.ingest.decoder_rows import readout_need
 from scopelake.ingest.devices import Device
 from scopelake.ingest.shapes import CoderShape, CorpusShape, ModelShape, Shards
 from scopelake.names import SiteLayer
@@ -110,7 +110,9 @@ def memory_need(load: Load, device: Device) -> MemoryNeed:
     budget = Budget(limit, load.coders, load.batch_tokens)
     refusal = None
     try:
-        budget.begin(_needs(load, device), sum(p.n_bytes for p in held))
+        taken = sum(p.n_bytes for p in held)
+        budget.begin(_needs(load, device), taken)
+        budget.check_readout(_readout(load, device), taken)
     except TooLittleMemoryError as error:
         refusal = str(error)
     first = budget.piece_tokens()
@@ -148,12 +150,17 @@ def _peak(load: Load, device: Device, shards: list[Part]) -> list[Part]:
     """Return what is in memory beside what is held, when it is most: shards, or statistics."""
     kept = [p for p in shards if p.what.startswith(("writing", "what peaks"))]
     passing = [p for p in shards if p not in kept]
-    logits = 0
-    if device.kind == "cpu" and any(coder.has_readout for coder in load.loaded):
-        logits = 4 * load.model.d_model * load.model.vocab + WRITERS * TILE_BYTES
+    logits = _readout(load, device)
     if logits <= sum(p.n_bytes for p in passing):
         return shards
     return [*kept, Part("unembedding, for the tokens that features promote", logits)]
+
+
+def _readout(load: Load, device: Device) -> int:
+    """Return what is taken of the host at the end for the tokens that features promote."""
+    if device.kind != "cpu" or not any(coder.has_readout for coder in load.loaded):
+        return 0
+    return readout_need(load.model.d_model, load.model.vocab)
 
 
 def _device_parts(load: Load, device: Device) -> tuple[Part, ...]:

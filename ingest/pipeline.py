@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import torch
 
-from scopelake.errors import EncoderWarning, ScopelakeError, ShardWarning
+from scopelake.errors import EncoderWarning, LostShardError, ScopelakeError, ShardWarning
 from scopelake.ingest.budget import WRITERS, Budget, parse_memory
 from scopelake.ingest.capture import site_width
 from scopelake.ingest.coders import CoderFiles
@@ -24,7 +24,14 @@ from scopelake.ingest.committer import Committer
 from scopelake.ingest.crews import Crew
 from scopelake.ingest.evaluation_rows import unevaluated
 from scopelake.ingest.ledger import Ledger, one_line
-from scopelake.ingest.plan import IngestConfig, IngestPlan, Shard, make_plan, without_committed
+from scopelake.ingest.plan import (
+    IngestConfig,
+    IngestPlan,
+    Shard,
+    make_plan,
+    not_committed,
+    without_committed,
+)
 from scopelake.ingest.report import LOG, IngestSummary, Progress
 from scopelake.ingest.rows import RunTotals, model_table, run_table, sae_table
 from scopelake.ingest.run_here import Work
@@ -65,6 +72,7 @@ def ingest(
     hooks: Hooks | None = None,
     *,
     dry_run: bool = False,
+    describe: bool = True,
 ) -> IngestSummary:
     """Encode a corpus's activations with `coders` in one pass.
 
@@ -77,6 +85,8 @@ def ingest(
         coders: those to encode with.
         hooks: what the caller sees of it.
         dry_run: only check everything, and say what is left to make.
+        describe: write the statistics of features once all of a coder's shards are committed; what
+            is left out the next ingest does.
 
     Raises:
         CorpusNotFoundError: the lake has no such corpus.
@@ -84,6 +94,7 @@ def ingest(
         ModelError: the corpus has token ids that the model does not know.
         InvalidArgumentError: the memory is too little.
         LakeBusyError: other writers came first again and again.
+        LostShardError: a shard is neither in the lake nor known to have failed.
         ClusterError: the cluster was lost.
 
     Warns:
@@ -91,9 +102,9 @@ def ingest(
     """
     writer = Writer(store)
     if dry_run:
-        return _Job(store, writer, config, crew, list(coders), Hooks()).preview()
+        return _Job(store, writer, config, crew, list(coders), Hooks(), describe).preview()
     with writer:
-        return _Job(store, writer, config, crew, list(coders), hooks or Hooks()).run()
+        return _Job(store, writer, config, crew, list(coders), hooks or Hooks(), describe).run()
 
 
 class _CallersError(BaseException):
@@ -115,8 +126,9 @@ class _Job:
         crew: Crew,
         coders: list[CoderFiles],
         hooks: Hooks,
+        describe: bool,
     ) -> None:
-        self.store, self.config, self.hooks = store, config, hooks
+        self.store, self.config, self.hooks, self._describe = store, config, hooks, describe
         self.crew, self.source, self.model = crew, crew.source, crew.source.model
         self.plan: IngestPlan = make_plan(store, store.snapshot(), config, self.model, coders)
         self.budget = Budget(parse_memory(config.memory), self.plan.coders, config.batch_tokens)
@@ -143,17 +155,18 @@ class _Job:
             raise
 
     def _run(self) -> IngestSummary:
-        pending = without_statistics(self.store, self.plan)
+        pending = self._to_describe()
         evaluated = self._coders_to_evaluate()
         state = "complete"
         if self.plan.shards or pending or evaluated:
             if self.plan.shards:
                 _warn_if_slow(self.model.device)
                 self._shards()
+                self._check_all_there()
             state = self._state()
             if state != "complete":
                 evaluated = []  # the next ingest has more to do anyway
-            self._finish(without_statistics(self.store, self.plan), evaluated, state)
+            self._finish(self._to_describe(), evaluated, state)
         elif self._was_broken_off():
             self._finish([], [], state)  # other runs have done its work since
         if self.ledger.aside:
@@ -162,7 +175,7 @@ class _Job:
 
     def preview(self) -> IngestSummary:
         """Return what is left to do; nothing is written."""
-        pending = without_statistics(self.store, self.plan)
+        pending = self._to_describe()
         if self.plan.shards:
             self._ready()
         return self._summary(len(self._coders_to_evaluate()), len(pending))
@@ -223,8 +236,25 @@ class _Job:
 
     def _ahead(self, is_over: Callable[[], bool]) -> None:
         """Compute what statistics will need of weights, while the last shard is written."""
-        if not self.ledger.aside:
+        if self._describe and not self.ledger.aside:
             self._facts.ahead(undescribed(self.store, self.plan), is_over)
+
+    def _check_all_there(self) -> None:
+        """Refuse to end as if all were well with a shard lost, whoever made or committed it."""
+        accounted = self.ledger.accounted(is_stopped=self._is_stopping())
+        wanted = [shard for shard in self.plan.shards if shard.index not in accounted]
+        lost = not_committed(
+            self.store, self.store.snapshot(), self.config.corpus, self.model.name, wanted
+        )
+        if lost:
+            coders = sorted({c.name for shard in lost for c in shard.coders})
+            sites = sorted({str(site) for shard in lost for site in shard.dense})
+            raise LostShardError(
+                f"{counted(len(self.plan.shards), 'shard')} of {self.config.corpus!r} "
+                f"{'was' if len(self.plan.shards) == 1 else 'were'} to be made; of "
+                f"{len(lost)} of them (the first is {lost[0].index}) {(coders + sites)[0]} is "
+                "neither in the lake nor set aside; ingest again, which makes what is missing"
+            )
 
     def _was_broken_off(self) -> bool:
         """Return whether the lake has this run as one that was not complete."""
@@ -245,7 +275,12 @@ class _Job:
 
     def _ready(self) -> Callable[[Work], None]:
         coders = [c for c in self.plan.coders if any(c in s.coders for s in self.plan.shards)]
-        return self.crew.ready(self._assignment, coders, self.budget, self.totals.stages)
+        run = self.crew.ready(self._assignment, coders, self.budget, self.totals.stages)
+        known = self.crew.columns or {}
+        promoting = [c for c in coders if c.targets[0].site != "attn_out" and c.name not in known]
+        if self._describe and promoting:
+            self.budget.check_readout(self.source.readout_need())
+        return run
 
     def _is_stopping(self) -> bool:
         return self.hooks.stop is not None and self.hooks.stop.is_set()
@@ -282,11 +317,14 @@ class _Job:
         def statistics(coder: CoderFiles) -> Receipt:
             return write_statistics(
                 self.store, self.plan, coder, self._facts.of(coder), files[coder.name],
-                rows_at_once, self.config.keep,
+                rows_at_once, self.config.keep, scratch,
             )  # fmt: skip
 
-        stages = self.totals.stages
-        with stages.timed("finish", beside="readout"), ThreadPoolExecutor(WRITERS) as pool:
+        with (
+            self.totals.stages.timed("finish", beside="readout"),
+            self.store.root.scratch() as scratch,
+            ThreadPoolExecutor(WRITERS) as pool,
+        ):
             receipts = list(pool.map(statistics, coders))
         rows = {}
         if evaluated:
@@ -302,6 +340,9 @@ class _Job:
             "bytes": self.totals.n_bytes, "stages": dict(self.totals.stages.seconds),
         }})  # fmt: skip
         self._count(0, 0)
+
+    def _to_describe(self) -> list[CoderFiles]:
+        return without_statistics(self.store, self.plan) if self._describe else []
 
     def _coders_to_evaluate(self) -> list[CoderFiles]:
         if not self.config.evaluate:

@@ -162,7 +162,15 @@ def without_committed(
     store: LakeStore, snapshot: Snapshot, corpus: str, model: str, shard: Shard
 ) -> Shard | None:
     """Return what of a shard is not in the snapshot, None if nothing is left."""
-    return _left(shard, _done(store, snapshot, corpus, model))
+    return next(iter(not_committed(store, snapshot, corpus, model, [shard])), None)
+
+
+def not_committed(
+    store: LakeStore, snapshot: Snapshot, corpus: str, model: str, shards: Iterable[Shard]
+) -> list[Shard]:
+    """Return what of shards is not in the snapshot, of those of which anything is not."""
+    done = _done(store, snapshot, corpus, model)
+    return [left for shard in shards if (left := _left(shard, done)) is not None]
 
 
 _Done = tuple[set[tuple[str, int]], set[tuple[str, int, int]]]

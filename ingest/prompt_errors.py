@@ -116,6 +116,8 @@ def _errors(
     n_tokens: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return squared error, squared distance from b_dec and norm, each [n_tokens, n_out]."""
+    if n_tokens <= TOKENS_AT_ONCE:
+        return _errors_between(coder, seen, firings, 0, n_tokens)
     parts = []
     for start in range(0, n_tokens, TOKENS_AT_ONCE):
         stop = min(start + TOKENS_AT_ONCE, n_tokens)

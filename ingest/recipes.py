@@ -11,7 +11,7 @@ import torch
 from scopelake.ingest.activations import ActivationSource, LiveActivations
 from scopelake.ingest.coders import CoderFiles
 from scopelake.ingest.model import DeviceMap, ModelFiles, ModelIdentity, choose_device, load_model
-from scopelake.ingest.readout import read_readout
+from scopelake.ingest.readout import read_readout, read_readout_need
 from scopelake.ingest.stored_activations import StoredActivations
 from scopelake.store.lake_store import LakeStore
 from scopelake.store.snapshot import Snapshot
@@ -100,6 +100,15 @@ class Described:
     def device(self) -> torch.device:
         """Where this process computes: the model's device is another's."""
         return torch.device("cpu")
+
+    def readout_need(self) -> int:
+        """Return what `readout` takes here.
+
+        Raises:
+            ModelError: a file is damaged.
+        """
+        files = self.recipe.unembedding
+        return 0 if files is None else read_readout_need(files, self.device)
 
     def readout(self) -> torch.Tensor | None:
         """Return the way from the stream to logits, read from the model's files if they are known.

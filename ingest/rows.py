@@ -6,9 +6,10 @@ import json
 import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -185,6 +186,7 @@ def _host() -> dict[str, Any]:
             "system": platform.system(), "process": this_process()}  # fmt: skip
 
 
-def versions() -> dict[str, str]:
+@cache
+def versions() -> Mapping[str, str]:
     """Return the versions of Python and of the packages that shape the result."""
     return {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping, Sequence
+from pathlib import Path
 
 import pyarrow as pa
 import torch
@@ -92,6 +93,7 @@ def write_statistics(
     files: Sequence[str],
     most_rows: int,
     keep: str,
+    scratch: Path,
 ) -> Receipt:
     """Write the features of a coder whose shards are all committed; return the receipt.
 
@@ -103,6 +105,7 @@ def write_statistics(
         files: its `statistics_files`.
         most_rows: firings to hold at once.
         keep: as in `statistics_files`.
+        scratch: as in `write_parquet`.
     """
     corpus = plan.corpus
     n_tokens = int(corpus["n_tokens"]) - int(corpus["n_bos"])
@@ -116,4 +119,6 @@ def write_statistics(
     columns["corpus"] = pa.array([corpus["corpus"]] * coder.width)
     schema = SCHEMAS["features"]
     full = pa.table({f.name: columns[f.name] for f in schema}).cast(schema)
-    return write_features(store.root, full, sae=coder.name, corpus=corpus["corpus"], run=plan.run)
+    return write_features(
+        store.root, full, sae=coder.name, corpus=corpus["corpus"], run=plan.run, scratch=scratch
+    )

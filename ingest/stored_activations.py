@@ -15,7 +15,7 @@ from scopelake.ingest.activations import Activations, ShardTokens
 from scopelake.ingest.capture import site_width
 from scopelake.ingest.coders import CoderFiles
 from scopelake.ingest.model import ROUNDED, ModelFiles, ModelIdentity, weights_digest
-from scopelake.ingest.readout import read_readout
+from scopelake.ingest.readout import read_readout, read_readout_need
 from scopelake.names import SiteLayer
 from scopelake.store.dense import StoredSite, dense_filters
 from scopelake.store.dense_reader import DenseReader, find_whole, open_reader
@@ -139,6 +139,12 @@ class StoredActivations:
                 rows[ends[place] : ends[place + 1]] = values[: lengths[place]].view(np.int16)
             found[site] = torch.from_numpy(rows).view(torch.bfloat16).to(self.model.device)
         return found
+
+    def readout_need(self) -> int:
+        """Return what `readout` takes of this process's memory."""
+        if self.unembedding is None:
+            return 0
+        return read_readout_need(self.unembedding, self.model.device)
 
     def readout(self) -> torch.Tensor | None:
         """Return the way from the stream to logits, if the model's files were given."""

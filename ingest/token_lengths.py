@@ -57,25 +57,26 @@ class TokenLengths:
         return lengths
 
     def starts(
-        self, ids: Sequence[npt.NDArray[np.int32]], n_characters: Sequence[int]
+        self, ids: npt.NDArray[np.int32], n_tokens: Sequence[int], n_characters: Sequence[int]
     ) -> list[npt.NDArray[np.int64] | None]:
         """Return where each token of some texts begins; None for a text of which it is not told.
 
         Args:
-            ids: tokens of each text.
+            ids: tokens of all texts, one after the other.
+            n_tokens: of each text.
             n_characters: of each text; where the lengths do not add up to it, they do not tell.
         """
-        if not self.are_known or not ids:
-            return [None] * len(ids)
-        lengths = self._lengths[np.concatenate(ids)]
+        if not self.are_known:
+            return [None] * len(n_tokens)
+        lengths = self._lengths[ids]
         ends = np.cumsum(lengths)
         unknown = np.flatnonzero(lengths < 0)
         any_ = len(unknown) > 0
         begins = ends - lengths - (lengths == 0)
         found: list[npt.NDArray[np.int64] | None] = []
         at, before = 0, 0
-        for one, n in zip(ids, n_characters, strict=True):
-            stop = at + len(one)
+        for own, n in zip(n_tokens, n_characters, strict=True):
+            stop = at + own
             last = int(ends[stop - 1]) if stop else 0
             n_unknown = np.searchsorted(unknown, stop) - np.searchsorted(unknown, at) if any_ else 0
             is_known = last - before == n and n_unknown == 0

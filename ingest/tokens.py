@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import copy
 import re
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -116,8 +118,8 @@ class Tokenizer:
         fast = self._lengths.are_known
         encode = self._core.encode_batch_fast if fast else self._core.encode_batch
         encodings = encode(texts, add_special_tokens=False)
-        ids = [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
-        starts = self._lengths.starts(ids, [len(text) for text in texts])
+        flat, ids = _ids(encodings)
+        starts = self._lengths.starts(flat, list(map(len, ids)), list(map(len, texts)))
         longest = max(map(len, ids), default=0)
         roles, kinds = np.zeros(longest, dtype=np.int8), np.full(longest, CONTENT, dtype=np.int8)
         turns = np.full(longest, -1, dtype=np.int32)
@@ -329,6 +331,17 @@ def _special_ids(backend: Any) -> dict[str, int]:  # noqa: ANN401
         for index, token in backend.added_tokens_decoder.items()
         if token.special
     }
+
+
+def _ids(encodings: Sequence[Any]) -> tuple[npt.NDArray[np.int32], list[npt.NDArray[np.int32]]]:
+    """Return the ids of all texts, one after the other, and of each text its part of them."""
+    # From a list of Python's numbers an array of the standard library is made fastest.
+    numbers, ends = array("i"), [0]
+    for encoding in encodings:
+        numbers.fromlist(encoding.ids)
+        ends.append(len(numbers))
+    flat = np.frombuffer(numbers, dtype=np.int32) if numbers else np.empty(0, np.int32)
+    return flat, [flat[start:stop] for start, stop in pairwise(ends)]
 
 
 def _starts(offsets: list[tuple[int, int]]) -> npt.NDArray[np.int64]:

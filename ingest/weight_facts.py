@@ -11,8 +11,6 @@ import torch
 
 from scopelake.ingest.budget import Budget
 from scopelake.ingest.coders import CoderFiles
-from scopelake.ingest.decoder_rows import TILE_BYTES
-from scopelake.ingest.model import LoadedModel
 from scopelake.ingest.stages import Stages
 from scopelake.ingest.statistics import WeightColumns, weight_columns
 
@@ -80,9 +78,5 @@ class WeightFacts:
     def _fits(self) -> bool:
         """Return whether the readout and the columns fit beside what is being written."""
         held = sum(column.nbytes for of in self._held.values() for column in of.values())
-        model = self._source.model
-        if held > _MOST or not isinstance(model, LoadedModel):
-            return False  # what the readout of a model takes is known of one that is loaded
-        # Its copy with the norm's gain, and one while it is made.
-        readout = 0 if self._readout else 2 * 4 * model.d_model * model.vocab_size
-        return model.device.type != "cpu" or readout + TILE_BYTES < self._budget.spare() / 2
+        needs = 0 if self._readout else self._source.readout_need()
+        return held <= _MOST and needs <= self._budget.spare() / 2

@@ -261,11 +261,15 @@ class Worker:
                 bits=assignment.config.activation_bits,
                 running=looked_back[name],
                 kept=kept,
+                scratch=scratch,
             )
 
         receipts: list[Receipt] = []
         failed: list[BaseException] = []
-        with ThreadPoolExecutor(WRITERS, thread_name_prefix="scopelake-write") as pool:
+        with (
+            assignment.store.root.scratch() as scratch,
+            ThreadPoolExecutor(WRITERS, thread_name_prefix="scopelake-write") as pool,
+        ):
             for done in [pool.submit(write, name) for name in piece.coders]:
                 if (error := done.exception()) is None:
                     receipts += done.result()

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch.nn.functional import embedding_bag
 
@@ -26,18 +28,12 @@ def decode(
         InvalidArgumentError: an affine coder was given no `x`.
     """
     y = weights.b_dec.float().expand(codes.n_tokens, *weights.b_dec.shape).clone()
-    token, start = codes.token_index(), 0
-    for w_dec in weights.w_dec:
-        stop = start + len(w_dec)
-        mine = (codes.features >= start) & (codes.features < stop)
-        counts = torch.bincount(token[mine], minlength=codes.n_tokens)
-        offsets = torch.cumsum(counts, 0) - counts
+    for w_dec, part in zip(weights.w_dec, _parts(codes, weights), strict=True):
         rows = embedding_bag(
-            codes.features[mine].long() - start, w_dec.flatten(1), offsets, mode="sum",
-            per_sample_weights=codes.activations[mine].to(w_dec.dtype),
+            part.features.long(), w_dec.flatten(1), part.indptr[:-1], mode="sum",
+            per_sample_weights=part.activations.to(w_dec.dtype),
         )  # fmt: skip
         y += rows.view_as(y)
-        start = stop
     if weights.skip is None:
         return y
     if x is None:
@@ -45,3 +41,19 @@ def decode(
             "the reconstruction of an affine coder was asked for without its input; give x"
         )
     return y + torch.einsum("tli,lid->tld", x.float(), weights.skip.float())
+
+
+def _parts(codes: SparseCodes, weights: DecoderWeights) -> Iterator[SparseCodes]:
+    """Yield the firings of each part of the decoder, features counted from its first."""
+    if len(weights.w_dec) == 1:
+        yield codes
+        return
+    token, start = codes.token_index(), 0
+    for w_dec in weights.w_dec:
+        stop = start + len(w_dec)
+        mine = (codes.features >= start) & (codes.features < stop)
+        indptr = torch.zeros_like(codes.indptr)
+        counts = torch.bincount(token[mine], minlength=codes.n_tokens)
+        torch.cumsum(counts, 0, out=indptr[1:])
+        yield SparseCodes(indptr, codes.features[mine] - start, codes.activations[mine])
+        start = stop

@@ -128,7 +128,8 @@ class CardSource:
         known = _Known(sae, rows, states_of(self._connection, sae, corpus, rows))
         statements = [_features_sql(sae, feature, corpus)]
         if known.read:
-            statements.append(self._cells_sql(sae, feature, known))
+            binned = self._is_binned(sae, feature, known)
+            statements.append(self._cells_sql(sae, feature, known, binned=binned))
         statements.append(_neighbors_sql(sae, feature, k))
         statements.append(_peaks(sae, feature, corpus).sql()[0])
         if known.whole:
@@ -151,12 +152,11 @@ class CardSource:
         reads = {"postings": [*_of(sae, feature, None), listed], "contexts": [listed]}
         if not self._split(known.read)[1]:
             del reads["contexts"]
-        query = self._cells_sql(sae, feature, known)
+        query = self._cells_sql(sae, feature, known, binned=binned)
         return Cells.of(run(self._connection, query, None, reads), binned=binned)
 
-    def _cells_sql(self, sae: SaeInfo, feature: int, known: _Known) -> str:
+    def _cells_sql(self, sae: SaeInfo, feature: int, known: _Known, *, binned: bool) -> str:
         plain, chats = self._split(known.read)
-        binned = self._is_binned(sae, feature, known)
         return cells_sql(sae.name, feature, plain, chats, binned=binned)
 
     def _is_binned(self, sae: SaeInfo, feature: int, known: _Known) -> bool:
@@ -199,8 +199,8 @@ class CardSource:
             texts = self._decode(named["tokenizer"], named["tokenizer_digest"], ids)
             if texts is None:
                 notes.append(
-                    f"tokens are shown as ids: tokenizer {named['tokenizer']} of corpus {corpus} "
-                    "was not fetched here"
+                    f"tokens are shown as ids: tokenizer {named['tokenizer']}, as corpus {corpus} "
+                    "was made with it, is not on this machine"
                 )
             found = [r | {"token": texts[i] if texts else None} for i, r in enumerate(found)]
         elif rows:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 import pyarrow as pa
 
 from scopelake.errors import InvalidArgumentError, QueryError
-from scopelake.names import KIND_BOS
+from scopelake.query.coactive_sql import coactive_sql
 from scopelake.query.connect import Connection
 from scopelake.query.literals import literal
 from scopelake.query.resolve import SaeInfo
@@ -135,41 +135,9 @@ def explain_coactive(
     other = other or sae
     listed = ", ".join(literal(name) for name in corpora)
     return coactive_sql(
-        literal(sae.name), str(int(feature)), literal(other.name), f"corpus IN ({listed})",
-        str(int(k)),
+        literal(sae.name), str(int(feature)), literal(other.name),
+        lambda corpus: f"{corpus} IN ({listed})", str(int(k)),
     )  # fmt: skip
-
-
-def coactive_sql(sae: str, feature: str, other: str, on_corpora: str, k: str) -> str:
-    """Return the SQL of co-firing features.
-
-    Args:
-        sae: SQL of the SAE's name, a literal; so are feature, other and k.
-        feature: of the feature.
-        other: of the other SAE's name.
-        on_corpora: predicate over ``corpus``: all firings of both SAEs have to be known there.
-        k: of the number of rows.
-    """
-    return f"""\
-WITH here AS (
-    SELECT corpus, context, position FROM {PRIVATE}.postings
-    WHERE sae = {sae} AND feature = {feature} AND kind <> {KIND_BOS} AND {on_corpora}
-), together AS (
-    SELECT feature AS other_feature, count(*) AS n_both
-    FROM {PRIVATE}.codes SEMI JOIN here USING (corpus, context, position)
-    WHERE sae = {other} AND kind <> {KIND_BOS} AND {on_corpora}
-        AND (feature <> {feature} OR {other} <> {sae})
-    GROUP BY feature
-), alone AS (
-    SELECT feature AS other_feature, sum(firings) AS n_other, sum(n_tokens) AS n_tokens
-    FROM {PRIVATE}.features WHERE sae = {other} AND {on_corpora} GROUP BY feature
-), counted AS (
-    SELECT other_feature, n_both, n_feature, n_other, n_tokens
-    FROM together JOIN alone USING (other_feature),
-        (SELECT count(*) AS n_feature FROM here)
-)
-SELECT *, CAST(n_both AS DOUBLE) * n_tokens / n_feature / n_other AS lift, log2(lift) AS pmi
-FROM counted ORDER BY n_both * pmi DESC, n_both DESC, other_feature LIMIT {k}"""
 
 
 def counted_on(

@@ -18,10 +18,11 @@ import duckdb
 import pyarrow as pa
 
 from scopelake.errors import LakeError, MissingDependencyError
+from scopelake.names import parse_bytes
 from scopelake.query.columns import comment_statements
 from scopelake.query.coverage import Coverage
 from scopelake.query.facts import gather
-from scopelake.query.limits import explained
+from scopelake.query.limits import Watch
 from scopelake.query.literals import literal
 from scopelake.query.macros import macro_statements
 from scopelake.query.point_reads import PointReads, point_query
@@ -70,7 +71,9 @@ class Connection:
         memory: as in `connect`.
     """
 
-    def __init__(self, store: LakeStore, snapshot: Snapshot, memory: str | None = None) -> None:
+    def __init__(
+        self, store: LakeStore, snapshot: Snapshot, memory: str | int | None = None
+    ) -> None:
         self._store, self._snapshot, self._memory = store, snapshot, memory
         self._files = SnapshotFiles(store, snapshot)
         is_folder = isinstance(store.root, FolderRoot)
@@ -167,22 +170,30 @@ class Connection:
         assert found is not None, f"every lake has {table}"
         return found, self._files.checksums(found["path"].to_pylist())
 
-    def cursor_for(self, query: str) -> duckdb.DuckDBPyConnection:
+    def cursor_for(self, query: str, watch: Watch) -> duckdb.DuckDBPyConnection:
         """Return a cursor for one query of a user, once all that it may read has been hashed.
 
         It has its own state: that one query is interrupted, or read slowly, is nothing to others.
 
+        Args:
+            query: what it is for.
+            watch: of its time, that of the cursor's query included.
+
         Raises:
             DamagedFileError: a file that it may read is not what was written.
-            QueryError: what comes before the query needs more memory.
+            QueryError: there is no time for what comes before the query.
+            duckdb.OutOfMemoryException: there is no memory for it.
         """
-        with self._lock, explained(self._memory):
+        with self._lock:
+            watch.runs(self._raw)
             self._make_macros()
             for table, filters in whole_tables(query).items():
-                self._files.check(table, filters)
+                self._files.check(table, filters, watch.check)
             if _SPELLS.search(query):
                 self._spell_once()
-            return self._raw.cursor()
+            cursor = self._raw.cursor()
+            watch.runs(cursor)
+            return cursor
 
     def make_macros(self) -> None:
         """Make macros, which a user's predicate may ask."""
@@ -211,7 +222,7 @@ class Connection:
         self._has_vocabulary = True
 
 
-def connect(store: LakeStore, snapshot: Snapshot, memory: str | None = None) -> Connection:
+def connect(store: LakeStore, snapshot: Snapshot, memory: str | int | None = None) -> Connection:
     """Return a connection whose views are `snapshot`'s tables and which reads only the lake.
 
     It is in memory, loads no extension but ``delta`` (and ``httpfs`` for an object store), opens
@@ -222,12 +233,15 @@ def connect(store: LakeStore, snapshot: Snapshot, memory: str | None = None) -> 
     Args:
         store: the lake.
         snapshot: what of it is read.
-        memory: most memory that DuckDB may take, such as ``2GB``; None: four fifths of the machine.
+        memory: most memory that DuckDB may take, such as ``2GB``, or bytes; None: four fifths of
+            the machine.
     """
     return Connection(store, snapshot, memory)
 
 
-def _begin(store: LakeStore, snapshot: Snapshot, memory: str | None) -> duckdb.DuckDBPyConnection:
+def _begin(
+    store: LakeStore, snapshot: Snapshot, memory: str | int | None
+) -> duckdb.DuckDBPyConnection:
     connection = duckdb.connect(":memory:", config=_CONFIG)
     connection.execute(f"LOAD {literal(extension('delta'))}")
     if store.root.url.startswith(S3):
@@ -265,10 +279,10 @@ def init_sql(store: LakeStore, snapshot: Snapshot) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _limit(connection: duckdb.DuckDBPyConnection, memory: str | None) -> None:
+def _limit(connection: duckdb.DuckDBPyConnection, memory: str | int | None) -> None:
     """Bound what queries take of memory and of the disk, outside the lake."""
     if memory is not None:
-        connection.execute(f"SET memory_limit = {literal(memory)}")
+        connection.execute(f"SET memory_limit = '{parse_bytes('memory', memory)}B'")
     folder = Path(gettempdir()) / f"scopelake-{uuid4().hex}"
     # DuckDB makes it when it first needs it, and deletes it.
     connection.execute(f"SET temp_directory = {literal(str(folder))}")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from functools import cached_property
+from typing import Any
 
 from scopelake.errors import CorpusNotFoundError, NotIngestedError, QueryError
 from scopelake.names import counted
 from scopelake.query.resolve import SaeInfo
-from scopelake.store.catalog import committed_shards
+from scopelake.store.catalog import IMPORTED, committed_shards
 from scopelake.store.context_numbers import NUMBER_COLUMNS, ContextNumbers
+from scopelake.store.keeping import runs_of
 from scopelake.store.lake_store import LakeStore
 from scopelake.store.snapshot import Snapshot
 
@@ -45,6 +47,15 @@ class Coverage:
     def is_packed(self, corpus: str) -> bool:
         """Whether contexts of a corpus may have several documents."""
         return corpus in self._packed
+
+    def bits(self, sae: str, corpus: str) -> set[int]:
+        """Return how many mantissa bits an SAE's activations on a corpus have.
+
+        That is one number; several where merged files do not tell which run made them, none of a
+        lake that does not say.
+        """
+        made = self._made.get((sae, corpus), set())
+        return {run["activation_bits"] for run in runs_of(self._runs, sae, corpus, made)}
 
     def check_corpus(self, corpus: str) -> None:
         """Refuse a corpus that the lake does not have.
@@ -151,3 +162,22 @@ class Coverage:
         # A shard may have several files, one for each piece in which it was encoded.
         counts = rows.group_by(["sae", "corpus"]).aggregate([("shard", "count_distinct")])
         return {(r["sae"], r["corpus"]): r["shard_count_distinct"] for r in counts.to_pylist()}
+
+    @cached_property
+    def _made(self) -> dict[tuple[str, str], set[str]]:
+        """By (sae, corpus) the runs that its files name."""
+        filters = [("kind", "=", "codes")]
+        rows = self._store.read("files", self._snapshot, ["sae", "corpus", "run"], filters)
+        found: dict[tuple[str, str], set[str]] = {}
+        for row in rows.group_by(["sae", "corpus", "run"]).aggregate([]).to_pylist():
+            found.setdefault((row["sae"], row["corpus"]), set()).add(row["run"])
+        return found
+
+    @cached_property
+    def _runs(self) -> list[dict[str, Any]]:
+        """Rows of the runs, but for imports."""
+        columns, filters = ["run", "corpus", "saes", "activation_bits"], [("state", "!=", IMPORTED)]
+        rows: list[dict[str, Any]] = self._store.read(
+            "runs", self._snapshot, columns, filters
+        ).to_pylist()
+        return rows

@@ -17,7 +17,7 @@ from scopelake.names import KIND_BOS, KINDS, ROLES, FiringRanking
 from scopelake.query.connect import Connection
 from scopelake.query.firing import check_k, features_at
 from scopelake.query.inspection import Inspection
-from scopelake.query.percentiles import activation_bits, percentiles
+from scopelake.query.percentiles import percentiles
 from scopelake.query.resolve import SaeInfo, list_saes
 from scopelake.query.scores import check_by
 from scopelake.query.windows import context_texts
@@ -115,6 +115,7 @@ def read_inspection(
     comparison: Comparison,
     config: InspectionConfig,
     pieces: Pieces,
+    promoted: Mapping[str, pa.Array],
     *,
     model: str,
     errors: pa.Table,
@@ -130,6 +131,7 @@ def read_inspection(
         comparison: what it is compared with.
         config: how firings are ranked.
         pieces: of the model's tokenizer.
+        promoted: by SAE the ids of the tokens that each feature's decoder promotes, or null.
         model: its name.
         errors: of the reconstructions: sae, layer, site, position, unexplained, error, norm.
         kept: whether the corpus stays.
@@ -142,7 +144,7 @@ def read_inspection(
     )  # fmt: skip
     tokens = _tokens(connection, corpus)
     firings = _with_percentiles(fired.table, tokens, connection, corpus, comparison)
-    firings = _with_meanings(firings, connection, corpus, comparison.connection, pieces)
+    firings = _with_meanings(firings, comparison.connection, pieces, promoted)
     notes = "; ".join(note for note in (comparison.note, fired.note) if note)
     return Inspection(
         corpus if kept else None, model, tokens, firings, errors, config.by, config.k,
@@ -178,7 +180,7 @@ def _with_percentiles(
             columns = (firings[n].to_numpy()[rows] for n in ("feature", "activation"))
             found[rows], error[rows] = percentiles(
                 comparison.connection, comparison.saes[name], comparison.corpus, *columns,
-                bits=min(activation_bits(prompt, name, corpus)),
+                bits=min(prompt.coverage.bits(name, corpus)),
             )  # fmt: skip
     for name, values in (("percentile", found), ("percentile_error", error)):
         firings = firings.append_column(name, pa.array(values, mask=np.isnan(values)))
@@ -186,20 +188,23 @@ def _with_percentiles(
 
 
 def _with_meanings(
-    firings: pa.Table, prompt: Connection, corpus: str, labels: Connection, pieces: Pieces
+    firings: pa.Table, labels: Connection, pieces: Pieces, promoted: Mapping[str, pa.Array]
 ) -> pa.Table:
     """Return firings with the label of each feature, and the tokens that its decoder promotes."""
     label: list[str | None] = [None] * firings.num_rows
     tokens: list[list[str] | None] = [None] * firings.num_rows
     for name, at in _by_sae(firings):
         feature = firings["feature"].to_numpy()[at]
-        of = [("sae", "=", name), ("feature", "in", np.unique(feature).tolist())]
+        features = np.unique(feature)
+        of = [("sae", "=", name), ("feature", "in", features.tolist())]
         known = _joined(labels.rows("labels", ("feature", "label", "source"), of))
-        rows = prompt.rows("features", ("feature", "top_tokens"), [*of, ("corpus", "=", corpus)])
-        top = dict(zip(rows["feature"].to_pylist(), rows["top_tokens"].to_pylist(), strict=True))
+        ids = promoted[name].take(pa.array(features)).to_pylist()
+        top = {
+            f: None if of_one is None else pieces(of_one)
+            for f, of_one in zip(features.tolist(), ids, strict=True)
+        }
         for i, f in zip(at.tolist(), feature.tolist(), strict=True):
-            label[i] = known.get(f)
-            tokens[i] = None if top.get(f) is None else pieces(top[f])
+            label[i], tokens[i] = known.get(f), top.get(f)
     firings = firings.append_column("label", pa.array(label, pa.string()))
     return firings.append_column("top_tokens", pa.array(tokens, pa.list_(pa.string())))
 
@@ -216,5 +221,6 @@ def _joined(labels: pa.Table) -> dict[int, str]:
 
 def _by_sae(firings: pa.Table) -> list[tuple[str, npt.NDArray[np.int64]]]:
     """Return each SAE with the numbers of its rows."""
-    sae = firings["sae"].to_numpy(zero_copy_only=False)
-    return [(str(name), np.flatnonzero(sae == name)) for name in np.unique(sae.astype(str))]
+    coded = firings["sae"].combine_chunks().dictionary_encode()
+    names, index = coded.dictionary.to_pylist(), coded.indices.to_numpy()
+    return [(name, np.flatnonzero(index == i)) for i, name in enumerate(names)]

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from threading import Event, Timer
+from threading import Event, Thread
 from typing import Final
 
 import duckdb
 
 from scopelake.errors import InvalidArgumentError, QueryError
+from scopelake.names import parse_bytes
 from scopelake.query.refusals import one_line
 
-_MEMORY: Final = re.compile(r"\s*\d+(\.\d+)?\s*([KMGT]i?B|B)\s*\Z", re.IGNORECASE)
+_AGAIN: Final = 0.05
+"""Seconds until a query that was told to stop is told again: it may not have begun before."""
 
 
 @dataclass(frozen=True)
@@ -22,10 +23,10 @@ class Limits:
     """What a query may take; None: no limit but the machine's."""
 
     timeout: float | None = None
-    """Seconds that the query may run, to its last row. What comes before it is not counted: files
-    are hashed, and a connection makes macros and, if it is asked for, the vocabulary."""
-    memory: str | None = None
-    """For example ``2GB``; what does not fit goes to temporary files."""
+    """Seconds that it may take to its last row, with all that comes before it: files are hashed,
+    and a connection makes macros and, if it is asked for, the vocabulary."""
+    memory: str | int | None = None
+    """For example ``2GB``, or bytes; what does not fit goes to temporary files."""
 
     def __post_init__(self) -> None:
         if self.timeout is not None and not (
@@ -35,51 +36,89 @@ class Limits:
                 f"timeout={self.timeout!r} was asked for; a timeout is a number of seconds above "
                 "0; give one"
             )
-        if self.memory is not None and not (
-            isinstance(self.memory, str) and _MEMORY.match(self.memory)
-        ):
-            raise InvalidArgumentError(
-                f"memory={self.memory!r} was asked for; a memory limit is a number with a unit; "
-                "give one such as 2GB or 500MiB"
-            )
+        if self.memory is not None:
+            parse_bytes("memory", self.memory)
 
 
 NO_LIMITS: Final = Limits()
 
 
+class Watch:
+    """The time of one query: what runs for it when that is over is stopped.
+
+    Args:
+        timeout: seconds; None: it has all the time.
+    """
+
+    def __init__(self, timeout: float | None) -> None:
+        self._over, self._done = Event(), Event()
+        self._running: duckdb.DuckDBPyConnection | None = None
+        if timeout is not None:
+            Thread(target=self._stop_after, args=(timeout,), daemon=True).start()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the time is."""
+        return self._over.is_set()
+
+    def check(self) -> None:
+        """Go on only if there is time left.
+
+        Raises:
+            QueryError: there is none.
+        """
+        if self.is_over:
+            raise QueryError("a query was asked for; its time is over; give it more")
+
+    def runs(self, connection: duckdb.DuckDBPyConnection) -> None:
+        """Say whose queries are run for this one from now on.
+
+        Raises:
+            QueryError: there is no time left for them.
+        """
+        self.check()
+        self._running = connection
+
+    def close(self) -> None:
+        """Let what runs go on."""
+        self._done.set()
+
+    def _stop_after(self, timeout: float) -> None:
+        if self._done.wait(timeout):
+            return
+        self._over.set()
+        # Again and again: what was about to begin has not heard it.
+        while True:
+            if self._running is not None:
+                self._running.interrupt()
+            if self._done.wait(_AGAIN):
+                return
+
+
 @contextmanager
-def limited(cursor: duckdb.DuckDBPyConnection, limits: Limits) -> Iterator[None]:
-    """Stop the query that `cursor` runs within when its time is over, and say which limit it met.
+def limited(limits: Limits) -> Iterator[Watch]:
+    """Time what a query takes, stop it when its time is over, and say which limit it met.
 
     Raises:
         QueryError: it failed, or met a limit.
     """
-    is_over = Event()
-
-    def stop() -> None:
-        is_over.set()
-        cursor.interrupt()
-
-    timer = Timer(limits.timeout or 0.0, stop)
-    timer.daemon = True
-    if limits.timeout is not None:
-        timer.start()
+    watch = Watch(limits.timeout)
     try:
         with explained(limits.memory):
-            yield
+            yield watch
     except QueryError as error:
-        if is_over.is_set() and not isinstance(error.__cause__, duckdb.OutOfMemoryException):
+        if watch.is_over and not isinstance(error.__cause__, duckdb.OutOfMemoryException):
             raise QueryError(
                 f"a query within timeout={limits.timeout:g} seconds was asked for; it was still "
                 "running and has been stopped; ask for less, or give it more time"
             ) from error.__cause__
         raise
     finally:
-        timer.cancel()
+        watch.close()
 
 
 @contextmanager
-def explained(memory: str | None) -> Iterator[None]:
+def explained(memory: str | int | None) -> Iterator[None]:
     """Turn DuckDB's errors into ours.
 
     Args:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from scopelake.names import KIND_BOS
+from scopelake.query.coactive_sql import coactive_sql
 from scopelake.query.views import PRIVATE, piece
 from scopelake.store.running import PEAKS_DEPTH
 
@@ -189,42 +190,23 @@ ORDER BY 5 NULLS FIRST"""
 def _coactive() -> str:
     one, two = "(NULL, NULL, sae_, corpus_)", "(NULL, NULL, other_, corpus_)"
     sae, other = f"{PRIVATE}.sae_of{one}", f"{PRIVATE}.sae_of{two}"
-    on = (
-        f"list_contains({PRIVATE}.corpora_of{one}, {{0}}.corpus) "
-        f"AND list_contains({PRIVATE}.corpora_of{two}, {{0}}.corpus)"
-    ).format
+
+    def is_shared(corpus: str) -> str:
+        on = f"list_contains({PRIVATE}.corpora_of{{0}}, {corpus})".format
+        return f"{on(one)} AND {on(two)} AND (corpus_ IS NULL OR {corpus} = corpus_)"
+
+    uncounted = f"""(SELECT min(o.name) FROM (SELECT unnest({PRIVATE}.corpora()) AS name) o
+    WHERE {is_shared("o.name")} AND o.name NOT IN
+      (SELECT f.corpus FROM {PRIVATE}.features f
+       WHERE f.sae = {other} AND {is_shared("f.corpus")}))"""
     why = f"""coalesce(CASE WHEN k_ < 1 THEN {PRIVATE}.too_few(k_, 'features') END,
   {PRIVATE}.refusal(NULL, NULL, sae_, feature_, corpus_), {PRIVATE}.no_sae{two},
-  {PRIVATE}.not_all{one}, {PRIVATE}.not_all{two})"""
+  {PRIVATE}.not_all{one}, {PRIVATE}.not_all{two},
+  'what fires together was asked for; the statistics of ' || {other} || ' on corpus '''
+  || {uncounted} || ''' are not written; ingest it there to the end')"""
+    answer = coactive_sql(sae, "feature_", other, is_shared, "k_")
     return f"""TABLE
-WITH mine AS MATERIALIZED (
-  SELECT p.corpus, p.context, p.position FROM {PRIVATE}.postings p
-  WHERE p.sae = {sae} AND p.feature = feature_ AND p.{_NOT_BOS}
-    AND (corpus_ IS NULL OR p.corpus = corpus_) AND {on("p")}
-), together AS MATERIALIZED (
-  SELECT c.feature, count(*) AS n_both FROM {PRIVATE}.codes c
-  JOIN mine m ON m.corpus = c.corpus AND m.context = c.context AND m.position = c.position
-  WHERE c.sae = {other} AND c.{_NOT_BOS} AND (corpus_ IS NULL OR c.corpus = corpus_)
-    AND ({sae} <> {other} OR c.feature <> feature_)
-  GROUP BY c.feature
-), others AS (
-  SELECT p.feature, count(*) AS n_other FROM {PRIVATE}.postings p
-  WHERE p.sae = {other} AND p.{_NOT_BOS} AND (corpus_ IS NULL OR p.corpus = corpus_)
-    AND {on("p")} AND p.feature IN (SELECT together.feature FROM together)
-  GROUP BY p.feature
-), totals AS (
-  SELECT (SELECT count(*) FROM mine) AS n_feature,
-    (SELECT sum(o.n_tokens - o.n_bos)::BIGINT FROM {PRIVATE}.corpora o WHERE {on("o")}) AS n_tokens
-), answer AS (
-  SELECT t.feature AS other, t.n_both, n.n_feature, o.n_other, n.n_tokens,
-    t.n_both::DOUBLE * n.n_tokens / (n.n_feature::DOUBLE * o.n_other) AS lift
-  FROM together t JOIN others o ON o.feature = t.feature CROSS JOIN totals n
-), found AS (
-  SELECT {other} AS other_sae, a.other AS other_feature, a.n_both, a.n_feature, a.n_other,
-    a.n_tokens, a.lift, log2(a.lift) AS pmi
-  FROM answer a
-  ORDER BY a.n_both * log2(a.lift) DESC, a.n_both DESC, a.other LIMIT k_
-)
+WITH found AS (SELECT {other} AS other_sae, a.* FROM ({answer}) a)
 SELECT * FROM (SELECT * FROM found UNION ALL {_failing(why, 8)}) f
 ORDER BY f.n_both * f.pmi DESC, f.n_both DESC, f.other_feature"""
 

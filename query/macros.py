@@ -77,7 +77,7 @@ MACROS: Final = (
         "fires, BOS left out; by how often, times PMI in bits",
         f"FROM {PRIVATE}.coactive(coalesce(sae, ''), feature, k, corpus, "
         "coalesce(other_sae, sae, ''))",
-        ("codes", "postings", "corpora"),
+        ("codes", "postings", "features"),
     ),
     Macro(
         "neighbors",

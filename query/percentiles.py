@@ -17,16 +17,12 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from scopelake.names import KIND_BOS
 from scopelake.query.connect import Connection
 from scopelake.query.resolve import SaeInfo
-from scopelake.store.catalog import IMPORTED
 from scopelake.store.firings import band
-from scopelake.store.keeping import runs_of
 from scopelake.store.precision import MANTISSA_BITS, round_mantissa
-from scopelake.store.summary import QUANTILES
+from scopelake.store.summary import QUANTILES, activations_by_feature
 
 EXACT_ROWS: Final = 2_000_000
 """Firings of an SAE's features that are counted one by one."""
@@ -63,32 +59,20 @@ def percentiles(
     features, index = np.unique(feature, return_inverse=True)
     filters: list[tuple[str, str, Any]] = [("sae", "=", sae.name), ("corpus", "=", corpus)]
     filters += [("feature", "in", features.tolist())]
-    rows = connection.rows("features", _STATISTICS, filters).sort_by("feature").combine_chunks()
+    rows = connection.rows("features", ("feature", "firings"), filters).sort_by("feature")
     firings = rows["firings"].to_numpy()
     known = np.where(firings > 0, 1.0, np.nan)[index]
-    least, most = _as_stored(activation, bits, activation_bits(connection, sae.name, corpus))
+    least, most = _as_stored(activation, bits, connection.coverage.bits(sae.name, corpus))
     is_whole = corpus not in sae.partial
     if is_whole and firings.sum() <= most_rows:
         found = connection.rows("postings", ("feature", "activation", "kind"), filters)
         n = np.maximum(firings[index], 1)
-        low, high = (_count_weaker(found, feature, value) / n for value in (least, most))
+        low, high = _count_weaker(found, feature, np.stack([least, most])) / n
     else:
+        rows = connection.rows("features", _STATISTICS, filters).sort_by("feature").combine_chunks()
         low, _ = _bounds(rows, index, least, has_quantiles=is_whole)
         _, high = _bounds(rows, index, most, has_quantiles=is_whole)
     return 50 * (low + high) * known, 50 * (high - low) * known
-
-
-def activation_bits(connection: Connection, sae: str, corpus: str) -> set[int]:
-    """Return how many mantissa bits an SAE's activations on a corpus have.
-
-    That is one number; several where merged files do not tell which run made them, none of a lake
-    that does not say.
-    """
-    files = connection.rows("files", ("kind", "sae", "corpus", "run"), ()).to_pylist()
-    made = {f["run"] for f in files if (f["kind"], f["sae"], f["corpus"]) == ("codes", sae, corpus)}
-    columns = ("run", "corpus", "saes", "state", "activation_bits")
-    runs = [r for r in connection.rows("runs", columns, ()).to_pylist() if r["state"] != IMPORTED]
-    return {run["activation_bits"] for run in runs_of(runs, sae, corpus, made)}
 
 
 def _as_stored(
@@ -116,16 +100,23 @@ def _as_stored(
 def _count_weaker(
     rows: pa.Table, feature: npt.NDArray[np.int32], activation: npt.NDArray[np.float32]
 ) -> npt.NDArray[np.int64]:
-    """Return how many of `rows` have each firing's feature and a lower activation."""
-    rows = rows.filter(pc.not_equal(rows["kind"], KIND_BOS))
-    there = np.sort(_keys(rows["feature"].to_numpy(), rows["activation"].to_numpy()))
-    below = np.searchsorted(there, _keys(feature, activation))
-    return below - np.searchsorted(there, _keys(feature, np.zeros_like(activation)))
+    """Return how many of `rows` have each firing's feature and a lower activation, [m, n].
+
+    Args:
+        rows: feature, activation, kind; there may be far more of them than firings.
+        feature: of each firing, [n].
+        activation: of each firing some values, [m, n].
+    """
+    high = int(feature.max(initial=-1)) + 1
+    counts, values = activations_by_feature(
+        rows["feature"].to_numpy(), rows["activation"].to_numpy(), rows["kind"].to_numpy(), 0, high
+    )
+    there = _keys(np.repeat(np.arange(high, dtype=np.uint64), counts), values)
+    below = np.searchsorted(there, _keys(np.broadcast_to(feature, activation.shape), activation))
+    return below - (np.cumsum(counts) - counts)[feature]
 
 
-def _keys(
-    feature: npt.NDArray[np.int32], activation: npt.NDArray[np.float32]
-) -> npt.NDArray[np.uint64]:
+def _keys(feature: npt.NDArray[Any], activation: npt.NDArray[np.float32]) -> npt.NDArray[np.uint64]:
     """Numbers in the order of feature, then activation: bits of floats above 0 are in theirs."""
     bits = np.ascontiguousarray(activation, np.float32).view(np.uint32)
     return (feature.astype(np.uint64) << np.uint64(32)) | bits.astype(np.uint64)

@@ -8,7 +8,7 @@ read.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any, Final
@@ -74,6 +74,30 @@ class _Part:
     """Value of each partition column."""
 
 
+class _Footers:
+    """The footers that were used last, of all snapshots: a file is never written again."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[tuple[str, str, Hashable], _Footer] = OrderedDict()
+        self._lock = Lock()
+
+    def get(self, key: tuple[str, str, Hashable], read: Callable[[], _Footer]) -> _Footer:
+        """Return the footer of a lake's file at a version, by `read` unless it is here."""
+        with self._lock:
+            if (found := self._kept.get(key)) is not None:
+                self._kept.move_to_end(key)
+                return found
+        found = read()
+        with self._lock:
+            self._kept[key] = found
+            while len(self._kept) > _FOOTERS:
+                self._kept.popitem(last=False)
+        return found
+
+
+_footers: Final = _Footers()
+
+
 class PointReads:
     """Reads of a snapshot's rows by their keys, from files of a folder.
 
@@ -84,8 +108,6 @@ class PointReads:
 
     def __init__(self, root: Root, files: SnapshotFiles) -> None:
         self._root, self._files = root, files
-        self._footers: OrderedDict[str, _Footer] = OrderedDict()
-        self._lock = Lock()
 
     def rows(self, table: str, columns: Sequence[str], filters: Filters) -> pa.Table:
         """Return columns of the rows that meet the filters.
@@ -134,16 +156,10 @@ class PointReads:
         return rows.select(wanted.names).cast(wanted)
 
     def _footer(self, path: str, columns: Sequence[str]) -> _Footer:
-        with self._lock:
-            if (found := self._footers.get(path)) is not None:
-                self._footers.move_to_end(path)
-                return found
-        found = _Footer.of(pq.read_metadata(self._root.open(path)), columns)
-        with self._lock:
-            self._footers[path] = found
-            while len(self._footers) > _FOOTERS:
-                self._footers.popitem(last=False)
-        return found
+        def read() -> _Footer:
+            return _Footer.of(pq.read_metadata(self._root.open(path)), columns)
+
+        return _footers.get((self._root.url, path, self._root.version(path)), read)
 
 
 def point_query(table: str, columns: Sequence[str], filters: Filters) -> tuple[str, list[Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Final
 
@@ -11,7 +11,6 @@ import pyarrow as pa
 
 from scopelake.errors import DamagedFileError
 from scopelake.query.macros import MACROS
-from scopelake.store import delta
 from scopelake.store.integrity import check_files
 from scopelake.store.lake_store import LakeStore
 from scopelake.store.layout import TABLES, checksum_in_name, table_folder
@@ -23,7 +22,7 @@ Reads = Mapping[str, Filters]
 
 _LISTED: Final = (
     "codes", "postings", "peaks", "samples", "tallies", "features", "contexts",
-    "neighbors",
+    "neighbors", "labels",
 )  # fmt: skip
 """Tables whose files are in the catalogue."""
 
@@ -51,16 +50,30 @@ class SnapshotFiles:
         self._store, self._snapshot = store, snapshot
         self._actions: dict[str, pa.Table] = {}
 
-    def check(self, table: str, filters: Filters) -> None:
+    def check(
+        self, table: str, filters: Filters, before_each: Callable[[], None] | None = None
+    ) -> None:
         """Hash the files that may hold rows that meet `filters`, those that were not yet.
+
+        Args:
+            table: its name.
+            filters: conditions on its rows.
+            before_each: called before each file, in any thread; what it raises ends the work.
 
         Raises:
             DamagedFileError: one is not what was written.
         """
-        self.checked(table, filters)
+        self.checked(table, filters, before_each)
 
-    def checked(self, table: str, filters: Filters) -> pa.Table:
+    def checked(
+        self, table: str, filters: Filters, before_each: Callable[[], None] | None = None
+    ) -> pa.Table:
         """Return the files that may hold rows that meet `filters`, once all of them are hashed.
+
+        Args:
+            table: as in `check`, as are the others.
+            filters: see table.
+            before_each: see table.
 
         Returns:
             As `matching`; none if there is no such table.
@@ -73,7 +86,7 @@ class SnapshotFiles:
             return pa.table({"path": pa.array([], pa.string())})
         names = found["path"].to_pylist()
         paths = [f"{table_folder(table)}/{name}" for name in names]
-        check_files(self._store.root, paths, self.checksums(names))
+        check_files(self._store.root, paths, self.checksums(names), before_each)
         return found
 
     def matching(self, table: str, filters: Filters) -> pa.Table | None:
@@ -89,8 +102,7 @@ class SnapshotFiles:
         if version is None:
             return None
         if table not in self._actions:
-            opened = delta.open_table(self._store.root, table, version)
-            actions = delta.added_files(opened)
+            actions = self._store.table_at(table, version).files
             self._check_listed(table, actions)
             self._actions[table] = actions
         return matching_files(self._actions[table], filters)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from typing import TYPE_CHECKING, Any, Final
 
 import duckdb
@@ -23,6 +24,9 @@ Values = list[Any] | dict[str, Any]
 BATCH_ROWS: Final = 65_536
 """Rows of a batch, if nothing else is asked for."""
 
+_OUT_OF_MEMORY: Final = "Out of Memory Error"
+"""How DuckDB begins to say so."""
+
 
 def sql(
     connection: Connection, query: str, params: Params | None = None, limits: Limits = NO_LIMITS
@@ -33,7 +37,8 @@ def sql(
         connection: from `connect`, with the limit of memory.
         query: a single SELECT (also WITH, FROM, VALUES, DESCRIBE, SHOW), or EXPLAIN of one.
         params: values of its ``?`` placeholders in order, or of its ``$name`` ones by name.
-        limits: seconds that it may run; memory is only named in the refusal.
+        limits: seconds that it may take, with what comes before it; memory is only named in the
+            refusal.
 
     Raises:
         QueryError: it is something else or several statements, meets a limit, or DuckDB refuses it.
@@ -41,12 +46,8 @@ def sql(
         DamagedFileError: a file that it may read is not what was written.
     """
     check_query(check_text("query", query))
-    cursor = connection.cursor_for(query)
-    try:
-        with limited(cursor, limits):
-            return cursor.execute(query, _values(params)).to_arrow_table()
-    finally:
-        cursor.close()
+    with limited(limits) as watch, closing(connection.cursor_for(query, watch)) as cursor:
+        return cursor.execute(query, _values(params)).to_arrow_table()
 
 
 def sql_batches(
@@ -73,31 +74,31 @@ def sql_batches(
             f"batch_rows={batch_rows} was asked for; a batch is a number of rows; give 1 or more"
         )
     check_query(check_text("query", query))
-    stream = _stream(connection.cursor_for(query), query, _values(params), limits, batch_rows)
+    stream = _stream(connection, query, _values(params), limits, batch_rows)
     schema = next(stream)
     assert isinstance(schema, pa.Schema)
     return pa.RecordBatchReader.from_batches(schema, stream)
 
 
 def _stream(
-    cursor: duckdb.DuckDBPyConnection,
+    connection: Connection,
     query: str,
     values: Values,
     limits: Limits,
     batch_rows: int,
 ) -> Iterator[Any]:
     """Yield the schema, then the batches."""
-    try:
-        with limited(cursor, limits):
-            reader = cursor.execute(query, values).to_arrow_reader(batch_rows)
-            yield reader.schema
-            try:
-                yield from reader
-            except (OSError, pa.ArrowException) as error:
-                # What DuckDB says while it is read comes through Arrow.
-                raise duckdb.Error(str(error)) from error
-    finally:
-        cursor.close()
+    with limited(limits) as watch, closing(connection.cursor_for(query, watch)) as cursor:
+        reader = cursor.execute(query, values).to_arrow_reader(batch_rows)
+        yield reader.schema
+        try:
+            yield from reader
+        except (OSError, pa.ArrowException) as error:
+            # What DuckDB says while it is read comes through Arrow, as text alone.
+            is_memory = _OUT_OF_MEMORY in str(error)
+            raise (duckdb.OutOfMemoryException if is_memory else duckdb.Error)(
+                str(error)
+            ) from error
 
 
 def run(

@@ -75,7 +75,8 @@ class Applier:
 
     def forget(self) -> None:
         """Let go of the open tables."""
-        self._tables.clear()
+        while self._tables:
+            self.store.give_back(*self._tables.popitem())
 
     def _add_snapshot(self, number: int, commit: Commit, touched: set[str]) -> None:
         name = commit.transaction
@@ -149,10 +150,9 @@ class Applier:
 
     def _table(self, table: str) -> DeltaTable:
         """Return the table at its newest version."""
-        if table in self._tables:
-            self._tables[table].update_incremental()
-        else:
-            self._tables[table] = delta.open_table(self.store.root, table)
+        if table not in self._tables:
+            self._tables[table] = self.store.borrow(table)
+        self._tables[table].update_incremental()
         return self._tables[table]
 
 

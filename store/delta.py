@@ -133,19 +133,26 @@ def table_uri(root: Root, table: str) -> str:
 
 def read(
     root: Root,
-    opened: DeltaTable,
     table: str,
+    files: pa.Table,
     columns: Sequence[str] | None = None,
     filters: Filters = (),
 ) -> pa.Table:
-    """Return the table's rows that meet all `filters`, in the types of its schema.
+    """Return the rows of a table's files that meet all `filters`, in the types of its schema.
+
+    Args:
+        root: the lake's.
+        table: its name.
+        files: from `added_files`.
+        columns: those to return, all by default.
+        filters: conditions.
 
     Raises:
         DamagedFileError: a file that may hold such rows is not what was written.
     """
     # deltalake's own reader takes a column without bounds for one without values, and its file
     # system, a Python object, may be dropped by a thread of Arrow's while the interpreter exits.
-    files = matching_files(added_files(opened), filters)
+    files = matching_files(files, filters)
     return read_files(
         root, table, files, SCHEMAS[table].names if columns is None else columns, filters
     )
@@ -217,7 +224,7 @@ def add_rows(
     """
     merge = key is not None or len(opened.file_uris()) >= _MOST_FILES
     if merge:
-        there = read(root, opened, table).select(rows.column_names).cast(rows.schema)
+        there = read(root, table, added_files(opened)).select(rows.column_names).cast(rows.schema)
         if key is not None:
             there = there.filter(pa.array(_is_other(there, rows, key), pa.bool_()))
         rows = pa.concat_tables([there, rows]).combine_chunks()
@@ -237,7 +244,7 @@ def remove_rows(
     opened: DeltaTable, root: Root, table: str, column: str, values: Sequence[Any], transaction: str
 ) -> None:
     """Take the rows whose `column` has one of `values` out of a table, in one Delta commit."""
-    there = read(root, opened, table)
+    there = read(root, table, added_files(opened))
     gone = pc.is_in(there[column], pa.array(list(values), there[column].type))
     receipt = write_parquet(root, table, there.filter(pc.invert(gone)), {}, run="")
     opened.create_write_transaction(

@@ -26,6 +26,8 @@ class FolderRoot:
 
     path: Path
     """Absolute."""
+    is_durable: bool = True
+    """Whether what is put is synced to disk."""
 
     @property
     def url(self) -> str:
@@ -36,6 +38,11 @@ class FolderRoot:
     def delta_options(self) -> dict[str, str] | None:
         """None are needed."""
         return None
+
+    @property
+    def is_near(self) -> bool:
+        """It is."""
+        return True
 
     def exists(self) -> bool:
         """Whether anything is there."""
@@ -87,12 +94,13 @@ class FolderRoot:
 
     def put(self, path: str, file: Path) -> None:
         """Move a file to its place, durable: the bytes first, then the name."""
-        with file.open("rb") as written:
-            os.fsync(written.fileno())
+        if self.is_durable:
+            with file.open("rb") as written:
+                os.fsync(written.fileno())
         full = self.path / path
         full.parent.mkdir(parents=True, exist_ok=True)
         file.replace(full)
-        _fsync_folder(full.parent)
+        self._sync_folder(full.parent)
 
     def put_new(self, path: str, data: bytes) -> bool:
         """Put a file in its place unless one is there."""
@@ -103,13 +111,14 @@ class FolderRoot:
             with temporary.open("xb") as file:
                 file.write(data)
                 file.flush()
-                os.fsync(file.fileno())
+                if self.is_durable:
+                    os.fsync(file.fileno())
             os.link(temporary, full)  # fails if the name is taken, on every POSIX system
         except FileExistsError:
             return False
         finally:
             temporary.unlink(missing_ok=True)
-        _fsync_folder(full.parent)
+        self._sync_folder(full.parent)
         return True
 
     def delete(self, path: str) -> None:
@@ -155,11 +164,12 @@ class FolderRoot:
         """Return the pipeline in Rust: several times faster than zarr-python's own."""
         return {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"}
 
-
-def _fsync_folder(folder: Path) -> None:
-    """Make the names of new files in a folder durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    def _sync_folder(self, folder: Path) -> None:
+        """Make the names of new files in a folder durable."""
+        if not self.is_durable:
+            return
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -7,7 +7,7 @@ first lakes, in the ``files`` table.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Final
@@ -18,12 +18,19 @@ from scopelake.store.layout import checksum_in_name
 from scopelake.store.root import Root
 
 _THREADS: Final = 8
+_FEW_BYTES: Final = 1 << 20
+"""Of files that are here, which take less to hash than threads to begin."""
 
 _checked: set[tuple[str, str, Hashable]] = set()
 """lake, path and version of files whose checksum was right"""
 
 
-def check_files(root: Root, paths: Iterable[str], known: Mapping[str, str] | None = None) -> None:
+def check_files(
+    root: Root,
+    paths: Iterable[str],
+    known: Mapping[str, str] | None = None,
+    before_each: Callable[[], None] | None = None,
+) -> None:
     """Refuse files whose bytes are not those that were written.
 
     Args:
@@ -31,11 +38,12 @@ def check_files(root: Root, paths: Iterable[str], known: Mapping[str, str] | Non
         paths: Parquet files, relative to it.
         known: checksums by name, of files whose name carries none; such a file that is not there
             either is taken as it is.
+        before_each: called before each file is hashed, in any thread; what it raises ends the work.
 
     Raises:
         DamagedFileError: a file is missing or has another checksum.
     """
-    _check_all(root, root, list(paths), known or {})
+    _check_all(root, root, list(paths), known or {}, before_each)
 
 
 @contextmanager
@@ -56,14 +64,27 @@ def checked_copies(root: Root, paths: Iterable[str]) -> Iterator[FolderRoot]:
         ) from error
 
 
-def _check_all(root: Root, at: Root, paths: Sequence[str], known: Mapping[str, str]) -> None:
+def _check_all(
+    root: Root,
+    at: Root,
+    paths: Sequence[str],
+    known: Mapping[str, str],
+    before_each: Callable[[], None] | None = None,
+) -> None:
     """Hash files of `root` where they are, or where copies of them are."""
+
+    def check(path: str) -> None:
+        if before_each is not None:
+            before_each()
+        _check(root, at, path, known)
+
     left = [path for path in paths if at is not root or _key(root, path) not in _checked]
-    if len(left) == 1:
-        _check(root, at, left[0], known)
+    if len(left) == 1 or (at.is_near and sum(at.size(p) or 0 for p in left) <= _FEW_BYTES):
+        for path in left:
+            check(path)
     elif left:
         with ThreadPoolExecutor(_THREADS) as pool:
-            for _ in pool.map(lambda path: _check(root, at, path, known), left):
+            for _ in pool.map(check, left):
                 pass
 
 
@@ -71,10 +92,11 @@ def _key(root: Root, path: str) -> tuple[str, str, Hashable]:
     try:
         return root.url, path, root.version(path)
     except FileNotFoundError as error:
-        raise _not_there(root, path) from error
+        raise not_there(root, path) from error
 
 
-def _not_there(root: Root, path: str) -> DamagedFileError:
+def not_there(root: Root, path: str) -> DamagedFileError:
+    """Return what is raised where a file is missing that should be read."""
     return DamagedFileError(
         f"{root.url}/{path} was to be read; it is not there; run scopelake verify"
     )
@@ -87,7 +109,7 @@ def _check(root: Root, at: Root, path: str, known: Mapping[str, str]) -> None:
     try:
         found = expected and at.checksum(path)
     except FileNotFoundError as error:
-        raise _not_there(root, path) from error
+        raise not_there(root, path) from error
     if found != expected:
         raise DamagedFileError(
             f"{root.url}/{path} was to be read; its checksum is {found}, it was written with "

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pyarrow as pa
+from deltalake import DeltaTable
 
 from scopelake.errors import (
     DamagedFileError,
@@ -31,6 +32,7 @@ from scopelake.store.layout import (
     TABLES,
     table_folder,
 )
+from scopelake.store.opened import OpenedTables, TableAt
 from scopelake.store.reading import OPERATORS
 from scopelake.store.root import Root, root_at
 from scopelake.store.schema import SCHEMAS
@@ -52,6 +54,9 @@ class LakeStore:
     """A lake; make one with `create` or `open`."""
 
     root: Root
+    _opened: OpenedTables = field(
+        default_factory=OpenedTables, init=False, repr=False, compare=False
+    )
 
     @classmethod
     def create(cls, path: str | Path) -> LakeStore:
@@ -119,20 +124,26 @@ class LakeStore:
         Raises:
             SnapshotNotFoundError: the lake has no such snapshot; the message has the range.
         """
-        opened = delta.open_table(self.root, "snapshots")
+        at, kept = self._opened.newest(self.root, "snapshots"), self._opened.latest
+        if id is None and kept is not None and kept[0] is at:
+            return kept[1]
+        files = at.files
         # The bounds in the Delta log spare reading every row of a long history.
-        latest = max(delta.added_files(opened)["max.snapshot"].to_pylist())
+        latest = max(files["max.snapshot"].to_pylist())
         wanted = latest if id is None else id
         filters = [("snapshot", "=", wanted)]
-        rows = delta.read(self.root, opened, "snapshots", filters=filters).to_pylist()
+        rows = delta.read(self.root, "snapshots", files, filters=filters).to_pylist()
         if not rows:
-            there = delta.read(self.root, opened, "snapshots", ["snapshot"])
+            there = delta.read(self.root, "snapshots", files, ["snapshot"])
             why = "a vacuum removed it; " if 1 <= wanted <= latest else ""
             raise SnapshotNotFoundError(
                 f"snapshot {wanted} was asked for; {why}the lake at {self.root.url} has "
                 f"{_ranges(there['snapshot'].to_pylist())}; choose one of them"
             )
-        return to_snapshot(rows[0])
+        found = to_snapshot(rows[0])
+        if wanted == latest:
+            self._opened.latest = at, found
+        return found
 
     def version(self) -> int:
         """Return the format version of the lake.
@@ -160,8 +171,8 @@ class LakeStore:
 
     def snapshots(self) -> pa.Table:
         """Return every snapshot, oldest first, in the schema of the snapshots table."""
-        opened = delta.open_table(self.root, "snapshots")
-        return delta.read(self.root, opened, "snapshots").sort_by("snapshot")
+        files = self._opened.newest(self.root, "snapshots").files
+        return delta.read(self.root, "snapshots", files).sort_by("snapshot")
 
     def read(
         self,
@@ -201,8 +212,28 @@ class LakeStore:
             )
         if table not in snapshot.versions:
             return schema.empty_table().select(names)
-        opened = delta.open_table(self.root, table, snapshot.versions[table])
-        return delta.read(self.root, opened, table, names, filters or ())
+        files = self.table_at(table, snapshot.versions[table]).files
+        return delta.read(self.root, table, files, names, filters or ())
+
+    def table_at(self, table: str, version: int) -> TableAt:
+        """Return what the log of a table says of one of its versions.
+
+        Raises:
+            LakeError: it cannot be read.
+        """
+        return self._opened.at(self.root, table, version)
+
+    def borrow(self, table: str) -> DeltaTable:
+        """Return a table for a writer of its own, perhaps at an older version than the newest.
+
+        Raises:
+            LakeError: it cannot be read.
+        """
+        return self._opened.borrow(self.root, table)
+
+    def give_back(self, table: str, opened: DeltaTable) -> None:
+        """Take a table that was borrowed: another writer may need it next."""
+        self._opened.give_back(self.root, table, opened)
 
     def data_files(
         self, table: str, snapshot: Snapshot, sae: str | None = None, corpus: str | None = None
@@ -221,8 +252,8 @@ class LakeStore:
         _schema(table)
         if table not in snapshot.versions:
             return []  # the lake was of an older format then
-        opened = delta.open_table(self.root, table, snapshot.versions[table])
-        partitions = opened.metadata().partition_columns
+        at = self.table_at(table, snapshot.versions[table])
+        partitions = list(at.partitions)
         wanted = {k: v for k, v in (("sae", sae), ("corpus", corpus)) if v is not None}
         if unknown := sorted(set(wanted) - set(partitions)):
             raise InvalidArgumentError(
@@ -230,7 +261,7 @@ class LakeStore:
                 f"{partitions}; filter by these"
             )
         found = []
-        for row in delta.added_files(opened).to_pylist():
+        for row in at.files.to_pylist():
             partition = {name: row[f"partition.{name}"] for name in partitions}
             if all(partition[name] == value for name, value in wanted.items()):
                 path = f"{table_folder(table)}/{row['path']}"
@@ -241,8 +272,7 @@ class LakeStore:
         """Return the columns that a table had at a snapshot; none if there was no such table."""
         if table not in snapshot.versions:
             return []
-        opened = delta.open_table(self.root, table, snapshot.versions[table])
-        return [field.name for field in opened.schema().fields]
+        return list(self.table_at(table, snapshot.versions[table]).columns)
 
     def table_uri(self, table: str) -> str:
         """Return where the Delta table is, as Delta readers take it.

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from scopelake.store import pages
 from scopelake.store.pages import PHYSICAL, Chunk, ColumnWriter
+from scopelake.store.receipts import Hashed
 from scopelake.store.thrift import Struct
 
 _MAGIC: Final = b"PAR1"
@@ -36,7 +37,7 @@ def write_numbers(
     rows: pa.Table,
     encodings: Mapping[str, str],
     sorted_by: Sequence[str],
-    file: BinaryIO,
+    file: BinaryIO | Hashed,
     *,
     row_group: int,
     level: int,

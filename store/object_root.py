@@ -112,6 +112,11 @@ class ObjectRoot:
         plain = {"AWS_ALLOW_HTTP": "true"} if plain_http() else {}
         return {"timeout": f"{_TIMEOUT.total_seconds():.0f}s", **plain}
 
+    @property
+    def is_near(self) -> bool:
+        """It is not: most of the time is spent on the way."""
+        return False
+
     def exists(self) -> bool:
         """Whether an object is under the prefix."""
         return next(self.list(""), None) is not None

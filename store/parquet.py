@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, BinaryIO, Final
+from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +17,7 @@ import pyarrow.parquet as pq
 
 from scopelake.store.layout import data_folder, new_data_name
 from scopelake.store.number_file import takes, write_numbers
-from scopelake.store.receipts import Receipt, checksum
+from scopelake.store.receipts import Hashed, Receipt
 from scopelake.store.root import Root
 from scopelake.store.schema import PARTITIONS, SORTED_BY, file_schema
 
@@ -28,6 +31,8 @@ class Style:
     encodings: Mapping[str, str]
     level: int = 1
     """Of zstd."""
+    tokens: int = 0
+    """Row groups of contexts that are short have more rows, up to so many tokens."""
 
 
 _ACTIVATION: Final = {"activation": "BYTE_STREAM_SPLIT"}
@@ -39,6 +44,7 @@ STYLES: Final[dict[str, Style]] = {
         ("document", "metadata", "token_ids.list.element", "roles.list.element",
          "turns.list.element", "kinds.list.element"),
         {"context": "DELTA_BINARY_PACKED", "token_starts.list.element": "DELTA_BINARY_PACKED"},
+        tokens=8_192,
     ),
     "codes": Style(
         65_536,
@@ -91,6 +97,7 @@ def write_parquet(
     run: str,
     shard: int | None = None,
     stats: str | None = None,
+    scratch: Path | None = None,
 ) -> Receipt:
     """Write rows of one partition to a fresh, durable file that no reader sees yet.
 
@@ -102,15 +109,21 @@ def write_parquet(
         run: the run that wrote it.
         shard: the shard of the corpus, where it is of one.
         stats: what `delta_stats` says of the rows, if it is known.
+        scratch: a folder of `root.scratch` that others use too; where many small files are
+            written, most of the time is spent on making and removing folders.
     """
     folder = data_folder(table, {c: partition[c] for c in PARTITIONS[table]})
-    with root.scratch() as scratch:
-        made = scratch / "rows.parquet"
-        with made.open("xb") as file:
-            write_rows(table, rows, file)
-        digest, n_bytes = checksum(made), made.stat().st_size
-        path = str(folder / new_data_name(digest))
-        root.put(path, made)
+    with nullcontext(scratch) if scratch is not None else root.scratch() as place:
+        made = place / f"{uuid4().hex}.parquet"
+        try:
+            with made.open("xb") as file:
+                written = Hashed(file)
+                write_rows(table, rows, written)
+            digest, n_bytes = written.checksum, written.n_bytes
+            path = str(folder / new_data_name(digest))
+            root.put(path, made)
+        finally:
+            made.unlink(missing_ok=True)
     return Receipt(
         table=table,
         path=path,
@@ -158,7 +171,7 @@ def _bounds(column: pa.ChunkedArray) -> tuple[Any, Any]:
     return bounds["min"].as_py(), bounds["max"].as_py()
 
 
-def write_rows(table: str, rows: pa.Table, file: BinaryIO) -> None:
+def write_rows(table: str, rows: pa.Table, file: BinaryIO | Hashed) -> None:
     """Write rows, in the table's order and file schema, as Parquet."""
     style = _style(table, rows)
     if takes(rows):
@@ -208,6 +221,9 @@ def _is_number(type_: pa.DataType) -> bool:
 
 def _style(table: str, rows: pa.Table) -> Style:
     style = STYLES.get(table, _CATALOGUE)
+    if style.tokens and rows.num_rows:
+        fitting = int(style.tokens // max(1, pc.mean(rows["n_tokens"]).as_py()))
+        return replace(style, row_group=max(style.row_group, fitting))
     if table != "codes" or (pc.max(rows["feature"]).as_py() or 0) >= _NARROW:
         return style
     encodings = {k: v for k, v in style.encodings.items() if k != "feature"}

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 import pyarrow as pa
+import pyarrow.acero as acero
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
@@ -15,6 +16,7 @@ from scopelake.store.integrity import check_files
 from scopelake.store.layout import table_folder
 from scopelake.store.root import Root
 from scopelake.store.schema import PARTITIONS, SCHEMAS
+from scopelake.store.small_files import SMALL, SMALL_FILES
 
 Filters = Sequence[tuple[str, str, Any]]
 """(column, operator, value), all of which must hold; see `OPERATORS`."""
@@ -41,7 +43,7 @@ def matching_files(actions: pa.Table, filters: Filters) -> pa.Table:
         actions: path, partition.<column>, min.<column>, max.<column>, as the Delta log has them.
         filters: conditions; a file without bounds of a column may hold anything.
     """
-    keep = pa.array([True] * actions.num_rows, pa.bool_())
+    keep = None
     for column, how, value in filters:
         if f"partition.{column}" in actions.column_names:
             values = actions[f"partition.{column}"].cast(pa.string())
@@ -49,8 +51,9 @@ def matching_files(actions: pa.Table, filters: Filters) -> pa.Table:
         else:
             mask = _may_hold(actions, column, how, value)
         if mask is not None:
-            keep = pc.and_(keep, pc.fill_null(mask, True))
-    return actions.filter(keep)
+            mask = pc.fill_null(mask, True)
+            keep = mask if keep is None else pc.and_(keep, mask)
+    return actions if keep is None else actions.filter(keep)
 
 
 def read_files(
@@ -72,6 +75,9 @@ def read_files(
     inside = pa.schema([f for f in schema if f.name not in partitions])
     condition = _condition(schema, [f for f in filters if f[0] not in partitions])
     names = [c for c in columns if c not in partitions]
+    sizes = files["size_bytes"].to_pylist() if "size_bytes" in files.column_names else None
+    if not partitions and sizes is not None and max(sizes, default=0) <= SMALL:
+        return _small(root, table, files["path"].to_pylist(), condition).select(list(columns))
     groups: dict[tuple[str, ...], list[str]] = {}
     keys = [files[f"partition.{p}"].to_pylist() for p in partitions]
     for path, *values in zip(files["path"].to_pylist(), *keys, strict=True):
@@ -91,6 +97,33 @@ def read_files(
         parts.append(rows.select(list(columns)))
     wanted = pa.schema([schema.field(c) for c in columns])
     return pa.concat_tables(p.cast(wanted) for p in parts) if parts else wanted.empty_table()
+
+
+def _small(
+    root: Root, table: str, names: Sequence[str], condition: ds.Expression | None
+) -> pa.Table:
+    """Return rows of small files without partitions, which are kept in memory."""
+    schema, paths = SCHEMAS[table], [f"{table_folder(table)}/{name}" for name in names]
+
+    def load(path: str) -> pa.Table:
+        fragment = _PARQUET.make_fragment(root.open(path))
+        return fragment.to_table(schema=schema).cast(schema)
+
+    def load_all(paths: Sequence[str]) -> list[pa.Table]:
+        check_files(root, paths)
+        if root.is_near:
+            return [load(path) for path in paths]
+        with ThreadPoolExecutor(_THREADS) as pool:
+            return list(pool.map(load, paths))
+
+    there = SMALL_FILES.rows(root, paths, load_all) if paths else schema.empty_table()
+    if condition is None:
+        return there
+    steps = [
+        acero.Declaration("table_source", acero.TableSourceNodeOptions(there)),
+        acero.Declaration("filter", acero.FilterNodeOptions(condition)),
+    ]
+    return acero.Declaration.from_sequence(steps).to_table(use_threads=False)
 
 
 def _load_all(load: Callable[[str], pa.Table], paths: Sequence[str]) -> pa.Table:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -43,6 +43,40 @@ class Receipt:
         return Receipt(**values)
 
 
+class Hashed:
+    """A file that is written from its beginning to its end, hashed on the way.
+
+    Args:
+        file: to write to.
+    """
+
+    closed = False
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._digest = file, xxhash.xxh3_128()
+        self.n_bytes = 0
+
+    def write(self, data: bytes | bytearray) -> int:
+        """Write bytes behind those that are there."""
+        self._digest.update(data)
+        self.n_bytes += len(data)
+        return self._file.write(data)
+
+    def writelines(self, parts: Iterable[bytes | bytearray]) -> None:
+        """Write one after the other."""
+        for part in parts:
+            self.write(part)
+
+    def flush(self) -> None:
+        """Hand what was written to the system."""
+        self._file.flush()
+
+    @property
+    def checksum(self) -> str:
+        """The checksum of what was written, as `checksum` gives it."""
+        return _named(self._digest)
+
+
 def checksum(path: Path) -> str:
     """Return the checksum of a file's bytes: ``xxh3:`` and 32 hex digits (XXH3, 128 bits)."""
     with path.open("rb") as file:
@@ -54,4 +88,8 @@ def checksum_of(file: BinaryIO) -> str:
     digest = xxhash.xxh3_128()
     while block := file.read(1 << 22):
         digest.update(block)
+    return _named(digest)
+
+
+def _named(digest: xxhash.xxh3_128) -> str:
     return f"xxh3:{digest.hexdigest()}"

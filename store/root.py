@@ -45,6 +45,11 @@ class Root(Protocol):
         """What deltalake needs to get there; it holds no credentials."""
         ...
 
+    @property
+    def is_near(self) -> bool:
+        """Whether small files are read faster one after the other than by threads."""
+        ...
+
     def exists(self) -> bool:
         """Whether anything is there, a lake or not."""
         ...

@@ -241,6 +241,7 @@ SORTED_BY: Final[dict[str, tuple[str, ...]]] = {
     "tallies": ("feature",),
     "features": ("feature",),
     "neighbors": ("feature", "rank"),
+    "labels": ("feature",),
 }
 """Order of the rows within each data file."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ def write_firings(
     bits: int,
     running: Running | None = None,
     kept: npt.NDArray[np.int64] | None = None,
+    scratch: Path | None = None,
 ) -> list[Receipt]:
     """Write a shard's firings of one coder in both orders, its peaks and its samples.
 
@@ -49,6 +51,7 @@ def write_firings(
             that cannot count any more; None: nothing is known.
         kept: contexts whose firings are stored; the others' are in peaks, samples and tallies
             only. None: all.
+        scratch: as in `write_parquet`.
 
     Returns:
         The receipts of a codes, a postings, a peaks and a samples file, also without firings; with
@@ -72,7 +75,9 @@ def write_firings(
     partition = {"sae": sae, "corpus": corpus}
 
     def write(table: str, rows: pa.Table, stats: str | None = None) -> Receipt:
-        return write_parquet(root, table, rows, partition, run=run, shard=shard, stats=stats)
+        return write_parquet(
+            root, table, rows, partition, run=run, shard=shard, stats=stats, scratch=scratch
+        )
 
     def stored(table: str, ordered: Firings) -> pa.Table:
         held = ordered if kept is None else ordered.take(np.isin(ordered.context, kept))
@@ -137,8 +142,18 @@ def write_contexts(root: Root, table: pa.Table, corpus: str, run: str) -> list[R
     return [write_parquet(root, "contexts", rows, {"corpus": corpus}, run=run)]
 
 
-def write_features(root: Root, table: pa.Table, sae: str, corpus: str, run: str) -> Receipt:
+def write_features(
+    root: Root, table: pa.Table, sae: str, corpus: str, run: str, scratch: Path | None = None
+) -> Receipt:
     """Write the statistics of every feature of a coder on a corpus, sorted by feature.
+
+    Args:
+        root: the lake's.
+        table: a row for each feature.
+        sae: the coder.
+        corpus: the corpus.
+        run: the run that writes.
+        scratch: as in `write_parquet`.
 
     Raises:
         InvalidArgumentError: the columns are not those of the features table, rows of another
@@ -146,7 +161,7 @@ def write_features(root: Root, table: pa.Table, sae: str, corpus: str, run: str)
     """
     partition = {"sae": sae, "corpus": check_name("corpus", corpus)}
     rows = _file_rows("features", table, partition)
-    return write_parquet(root, "features", rows, partition, run=run)
+    return write_parquet(root, "features", rows, partition, run=run, scratch=scratch)
 
 
 def write_neighbors(root: Root, table: pa.Table, sae: str, other_sae: str, run: str) -> Receipt:
@@ -166,6 +181,19 @@ def write_neighbors(root: Root, table: pa.Table, sae: str, other_sae: str, run: 
     partition = {"sae": sae, "other_sae": other_sae}
     rows = _file_rows("neighbors", table, partition)
     return write_parquet(root, "neighbors", rows, partition, run=run)
+
+
+def write_labels(root: Root, table: pa.Table, sae: str) -> Receipt:
+    """Write all labels of a coder.
+
+    Args:
+        root: the lake's.
+        table: feature, label, source, sorted by feature; a feature may have several.
+        sae: the coder.
+    """
+    schema = file_schema("labels")
+    rows = table.select(schema.names).cast(schema)
+    return write_parquet(root, "labels", rows, {"sae": sae}, run="labels")
 
 
 def _width(by_feature: Firings) -> int:

@@ -24,6 +24,7 @@ CORPORA, INGEST = ROOT / "docs" / "corpora.md", ROOT / "docs" / "ingest.md"
 SQL, DASK = ROOT / "docs" / "sql.md", ROOT / "docs" / "dask.md"
 FEATURES, CONTEXTS = ROOT / "docs" / "features.md", ROOT / "docs" / "contexts.md"
 INSPECT, SEARCH = ROOT / "docs" / "inspect.md", ROOT / "docs" / "search.md"
+EXCHANGE = ROOT / "docs" / "exchange.md"
 COMPARE = ROOT / "docs" / "compare.md"
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "examples").rglob("*.md"))]
 NOT_RUN = "<!-- not run"
@@ -102,6 +103,17 @@ def test_the_page_of_features_prints_what_it_shows(shell, shown):
     assert "on corpus" not in printed
     assert "WITH here AS" in printed
     assert "1 there already" in printed
+
+
+def test_the_page_of_exchange_prints_what_it_shows(shell, shown):
+    (block,) = blocks(EXCHANGE, "python")
+    printed = shell(sys.executable, "-P", "-c", block)
+    assert "".join(f"    {line}\n" for line in printed.splitlines()) in EXCHANGE.read_text()
+    (commands,) = blocks(EXCHANGE, "sh")
+    printed = shell("bash", "-ec", commands)
+    assert "2 labels of source me taken out" in printed
+    assert "neuronpedia: 64 features" in printed
+    assert "on corpus all:" in printed
 
 
 @pytest.mark.parametrize(
@@ -213,6 +225,9 @@ def test_every_verb_is_documented_and_has_help(capsys):
         "feature",
         "compare",
         "add-neighbors",
+        "label",
+        "import-delphi",
+        "export",
         "features-at",
         "sql",
         "info",

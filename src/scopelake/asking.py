@@ -207,16 +207,17 @@ class Asking(LakeHandle):
 
     def sql(
         self, query: str, params: Params | None = None, *,
-        timeout: float | None = None, memory: str | None = None,
+        timeout: float | None = None, memory: str | int | None = None,
     ) -> pa.Table:  # fmt: skip
         """Run one SELECT over the snapshot's views and macros and return its rows.
 
         Args:
             query: one SELECT (also WITH, FROM, VALUES, DESCRIBE, SHOW), or EXPLAIN of one.
             params: values of its ``?`` placeholders in order, or of its ``$name`` ones by name.
-            timeout: seconds that it may run, to its last row; hashing of files is not counted.
-            memory: most memory that it may take, such as ``2GB``; what does not fit goes to
-                temporary files. Of the machine, four fifths if None.
+            timeout: seconds that it may take to its last row, with all that comes before it: files
+                that it may read are hashed.
+            memory: most memory that it may take, such as ``2GB``, or bytes; what does not fit goes
+                to temporary files. Of the machine, four fifths if None.
 
         Raises:
             QueryError: the statement fails, meets a limit, or is not a single query of the lake.
@@ -235,7 +236,7 @@ class Asking(LakeHandle):
 
     def sql_batches(
         self, query: str, params: Params | None = None, *, batch_rows: int = 65_536,
-        timeout: float | None = None, memory: str | None = None,
+        timeout: float | None = None, memory: str | int | None = None,
     ) -> pa.RecordBatchReader:  # fmt: skip
         """Run one SELECT and return its rows in batches, as they come.
 
@@ -245,7 +246,7 @@ class Asking(LakeHandle):
             query: as in `sql`.
             params: as in `sql`.
             batch_rows: most rows of a batch.
-            timeout: seconds that it may run, to its last batch; as in `sql`.
+            timeout: seconds that it may take to its last batch; as in `sql`.
             memory: as in `sql`.
 
         Raises:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from scopelake.ingest.check_sae import SaeCheck
     from scopelake.ingest.report import IngestSummary, Progress
-    from scopelake.inspector import Inspector
+    from scopelake.inspector import InspectionRequest, Inspector
     from scopelake.query.inspection import Inspection
 
 
@@ -228,8 +228,10 @@ class Building(LakeHandle):
             self._check_writable()
         # Wrong arguments are refused before a model is loaded.
         request = InspectionRequest(prompt, generate, temperature, seed, k, by, against, keep)
-        return self.inspector(
-            model=model, saes=saes, device=device, dtype=dtype, device_map=device_map,
+        if against is not None:
+            self._connection.coverage.check_corpus(against)
+        return self._inspector(
+            request, model, saes, device=device, dtype=dtype, device_map=device_map,
             model_name=model_name,
         ).run(request)  # fmt: skip
 
@@ -251,13 +253,32 @@ class Building(LakeHandle):
         Raises:
             ModelError, CoderFileError, CoderMismatchError, HubError, InvalidArgumentError.
         """
+        return self._inspector(
+            None, model, saes, device=device, dtype=dtype, device_map=device_map,
+            model_name=model_name,
+        )  # fmt: skip
+
+    def _inspector(
+        self,
+        request: InspectionRequest | None,
+        model: str | Path,
+        saes: str | Path | Sequence[str | Path],
+        *,
+        device: str,
+        dtype: str,
+        device_map: str | Mapping[str, int | str] | None,
+        model_name: str | None,
+    ) -> Inspector:
+        """Return an inspector; what it could not do of `request` is refused before it loads."""
         from scopelake.ingest.find_coders import find_coders
         from scopelake.ingest.inspect_prompt import PromptReader
         from scopelake.ingest.model import load_model
-        from scopelake.inspector import Inspector
+        from scopelake.inspector import Inspector, comparison
 
         named = model_called(model, model_name)
         coders = find_coders(coder_specs(saes), named, bundled_coders())
+        if request is not None:
+            comparison(self, self._connection, coders, request)
         files = model_files(model, model_name)
         loaded = load_model(files, device=device, dtype=dtype, device_map=device_map)
         return Inspector(self, PromptReader(loaded, load_tokenizer(model), coders))

@@ -8,6 +8,7 @@
     |   |-- NotALakeError
     |   |-- LakeExistsError           (FileExistsError)
     |   |-- LakeBusyError             other writers came first again and again
+    |   |-- LostShardError            an ingest ended, and shards of it are nowhere
     |   |-- DamagedFileError          a file is missing or not what was written
     |   |-- FormatVersionError        a lake of another format version
     |   |-- ObjectStoreError          (OSError)      an object store does not do as asked
@@ -22,6 +23,7 @@
     |-- CoderError
     |   |-- CoderFileError            missing or malformed coder files
     |   `-- CoderMismatchError        a coder that does not fit the model or site
+    |-- LabelSourceError              unreadable, empty or malformed file of labels
     |-- ClusterError                  a dask cluster is lost, or has no worker
     |-- QueryError                    a statement that is refused or fails
     |   |-- SaeNotFoundError          (LookupError)
@@ -68,6 +70,10 @@ class LakeExistsError(LakeError, FileExistsError):
 
 class LakeBusyError(LakeError):
     """Other writers came first again and again."""
+
+
+class LostShardError(LakeError):
+    """Shards of an ingest are neither in the lake nor known to have failed."""
 
 
 class DamagedFileError(LakeError):
@@ -124,6 +130,10 @@ class CoderFileError(CoderError):
 
 class CoderMismatchError(CoderError):
     """A coder does not fit the model or the site."""
+
+
+class LabelSourceError(ScopelakeError):
+    """A file of labels is missing, unreadable, empty or malformed."""
 
 
 class ClusterError(ScopelakeError):

@@ -23,7 +23,7 @@ class LakeHandle:
 
     def __init__(self, store: LakeStore, snapshot: Snapshot, *, pinned: bool) -> None:
         self._store, self._snapshot, self._pinned = store, snapshot, pinned
-        self._within: dict[str, Connection] = {}
+        self._within: dict[str | int, Connection] = {}
 
     @property
     def url(self) -> str:
@@ -63,7 +63,7 @@ class LakeHandle:
 
         return connect(self._store, self._snapshot)
 
-    def _connection_within(self, memory: str | None) -> Connection:
+    def _connection_within(self, memory: str | int | None) -> Connection:
         """Return a connection that takes at most so much memory; the last one is kept."""
         if memory is None:
             return self._connection

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from scopelake.errors import InvalidArgumentError
 from scopelake.handle import LakeHandle
 from scopelake.names import FiringRanking, check_text
-from scopelake.store.lake_store import LakeStore
+from scopelake.store.throwaway import EmptyLakes
 
 if TYPE_CHECKING:
+    from scopelake.ingest.coders import CoderFiles
     from scopelake.ingest.inspect_prompt import PromptReader
     from scopelake.ingest.replies import ReplyConfig
     from scopelake.ingest.sources import PromptSource
+    from scopelake.query.connect import Connection
     from scopelake.query.inspection import Inspection
-    from scopelake.query.inspection_rows import InspectionConfig
+    from scopelake.query.inspection_rows import Comparison, InspectionConfig
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Inspector:
     """
 
     def __init__(self, lake: LakeHandle, prompts: PromptReader) -> None:
-        self._lake, self._prompts = lake, prompts
+        self._lake, self._prompts, self._empty = lake, prompts, EmptyLakes()
 
     def inspect(
         self,
@@ -107,33 +107,35 @@ class Inspector:
     def run(self, request: InspectionRequest) -> Inspection:
         """Inspect what is asked for."""
         from scopelake.query.connect import connect
-        from scopelake.query.inspection_rows import find_comparison, read_inspection
+        from scopelake.query.inspection_rows import read_inspection
 
         lake, prompts, keep = self._lake, self._prompts, request.keep
         if keep:
             lake._check_writable()
-        names = [c.name for c in prompts.coders]
         with closing(connect(lake._store, lake._snapshot)) as there:
-            comparison = find_comparison(there, lake._store, lake._snapshot, names, request.config)
+            compared = comparison(lake, there, prompts.coders, request)
             prompts.check(lake._store, request.source, request.replies)
-            with _place(lake._store, keep=keep) as store:
-                done = prompts.ingest(store, request.source, request.replies)
+            with nullcontext(lake._store) if keep else self._empty.lake() as store:
+                done = prompts.ingest(store, request.source, request.replies, describe=keep)
                 if keep:
                     lake.refresh()
                 snapshot = lake._snapshot if keep else store.snapshot()
                 with closing(connect(store, snapshot)) as connection:
                     return read_inspection(
-                        connection, store, snapshot, done.corpus, comparison, request.config,
-                        prompts.tokenizer.pieces, model=prompts.model.name, errors=done.errors,
-                        kept=keep,
+                        connection, store, snapshot, done.corpus, compared, request.config,
+                        prompts.tokenizer.pieces, done.promoted, model=prompts.model.name,
+                        errors=done.errors, kept=keep,
                     )  # fmt: skip
 
 
-@contextmanager
-def _place(store: LakeStore, *, keep: bool) -> Iterator[LakeStore]:
-    """Yield the lake that a prompt goes to: `store`, or an empty one that is deleted again."""
-    if keep:
-        yield store
-        return
-    with TemporaryDirectory(prefix="scopelake-") as folder:
-        yield LakeStore.create(Path(folder) / "lake")
+def comparison(
+    lake: LakeHandle,
+    connection: Connection,
+    coders: Sequence[CoderFiles],
+    request: InspectionRequest,
+) -> Comparison:
+    """Return what a prompt is compared with; errors are those of `find_comparison`."""
+    from scopelake.query.inspection_rows import find_comparison
+
+    names = [coder.name for coder in coders]
+    return find_comparison(connection, lake._store, lake._snapshot, names, request.config)

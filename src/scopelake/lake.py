@@ -14,6 +14,7 @@ from scopelake.building import Building
 from scopelake.comparing import Comparing
 from scopelake.describing import Describing
 from scopelake.errors import InvalidArgumentError
+from scopelake.exchanging import Exchanging
 from scopelake.framing import Framing
 from scopelake.names import check_whole
 from scopelake.planning import Planning
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
     from scopelake.store.verify import Verification
 
 
-class Lake(Adding, Building, Planning, Asking, Describing, Comparing, Framing, Searching):
+class Lake(
+    Adding, Building, Planning, Asking, Describing, Comparing, Searching, Exchanging, Framing
+):
     """A lake at one snapshot; writing moves it to the snapshot it made."""
 
     @classmethod

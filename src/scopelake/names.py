@@ -46,6 +46,9 @@ KIND_BOS: Final = KINDS.index("bos")
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _MOST: Final = 1 << 63
 _SEEDS: Final = 1 << 32
+_BYTES: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]I?)?B?", re.IGNORECASE)
+_UNITS: Final = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12,
+                 "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}  # fmt: skip
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 
 
@@ -137,6 +140,25 @@ def check_whole(what: str, value: object) -> int:
     raise InvalidArgumentError(
         f"{what} {value!r} was asked for; it is of type {type(value).__name__}; give a whole number"
     )
+
+
+def parse_bytes(what: str, value: object) -> int:
+    """Return a number of bytes, 1 or more, of one or of text such as ``8GB`` or ``500 MiB``.
+
+    Raises:
+        InvalidArgumentError: it is neither.
+    """
+    found = _BYTES.fullmatch(value.strip()) if isinstance(value, str) else None
+    n_bytes: float = 0
+    if found:
+        n_bytes = float(found[1]) * _UNITS[(found[2] or "").upper()]
+    elif isinstance(value, int) and not isinstance(value, bool):
+        n_bytes = value
+    if not 1 <= n_bytes < _MOST:
+        raise InvalidArgumentError(
+            f"{what}={value!r} was asked for; it is no size; give one such as 8GB or 500MiB"
+        )
+    return int(n_bytes)
 
 
 def check_seed(value: object) -> int:

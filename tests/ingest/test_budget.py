@@ -11,11 +11,13 @@ import torch
 
 import scopelake
 from scopelake import tiny
-from scopelake.errors import InvalidArgumentError, NotIngestedError
+from scopelake.errors import InvalidArgumentError, NotIngestedError, TooLittleMemoryError
 from scopelake.ingest.budget import COMMITS, Budget, Needs, parse_memory
 from scopelake.ingest.find_coders import find_coders
 
 SAE = "resid_post_all/layer_3_width_1024_l0_small"
+OTHER = "resid_post_all/layer_1_width_1024_l0_small"
+BEFORE_OUTPUT = "attn_out_all/layer_3_width_512_l0_small"
 TEXT = "".join(f"def depth_{i}(lake):\n    return lake[{i}] or 'naïve'\n\n" for i in range(120))
 
 
@@ -32,9 +34,11 @@ def test_by_default_it_is_a_share_of_the_machine():
     assert 0 < parse_memory(None) == parse_memory("auto") < psutil.virtual_memory().total
 
 
-@pytest.mark.parametrize("given", ["", "lots", "8XB", "-1GB", 0, -5, 1.5, True, "0GB", "8 G B"])
+@pytest.mark.parametrize(
+    "given", ["", "lots", "8XB", "-1GB", 0, -5, 1.5, True, "0GB", "8 G B", "9" * 400]
+)
 def test_what_is_no_size_is_refused(given):
-    with pytest.raises(InvalidArgumentError, match="give for example '8GB'"):
+    with pytest.raises(InvalidArgumentError, match="give one such as 8GB"):
         parse_memory(given)
 
 
@@ -116,6 +120,39 @@ def test_an_ingest_in_pieces_that_was_stopped_is_not_called_complete(tmp_path, m
     last = lake.sql("SELECT max(context) AS n FROM contexts")["n"][0].as_py()
     with pytest.raises(NotIngestedError, match="was not ingested yet"):
         lake.features_at(last)
+
+
+def test_the_unembedding_counts_though_it_comes_last(coders):
+    budget = budget_of(10**9, coders)
+    features = 1200 * sum(coder.width for coder in coders)
+    budget.check_readout(0, taken=10**15)
+    fits = budget.limit - COMMITS - features - 5 * 10**8
+    budget.check_readout(5 * 10**8, taken=fits)
+    with pytest.raises(TooLittleMemoryError, match=r"the unembedding, .* 0.5 GB in the end; give"):
+        budget.check_readout(5 * 10**8, taken=fits + 1)
+
+
+@pytest.mark.parametrize("is_stored", [False, True], ids=["live", "stored"])
+def test_an_ingest_whose_unembedding_does_not_fit_is_refused(tmp_path, monkeypatch, is_stored):
+    lake = make_lake(tmp_path, context_length=64, shard_contexts=20)
+    asked = {"saes": [tiny.coders_path() / SAE], "device": "cpu"}
+    if is_stored:
+        lake.ingest("text", model=tiny.MODEL_NAME, dense=["resid_post/3"],
+                    saes=[tiny.coders_path() / OTHER], device="cpu")  # fmt: skip
+        asked["unembedding"] = tiny.MODEL_NAME
+    act = lake.encode if is_stored else lake.ingest
+    before = lake.sql("SELECT * FROM snapshots").to_pylist()
+    # Shards fit beside the process; the tokens that features promote need 142 MB.
+    monkeypatch.setattr("scopelake.ingest.budget.taken_memory", lambda: 10**9)
+    memory = 10**9 + COMMITS + 80_000_000
+    with pytest.raises(TooLittleMemoryError, match="unembedding"):
+        act("text", model=tiny.MODEL_NAME, memory=memory, **asked)
+    lake.refresh()
+    assert lake.sql("SELECT * FROM snapshots").to_pylist() == before
+    # Where none is read, there is nothing to hold.
+    found = lake.ingest("text", model=tiny.MODEL_NAME, memory=memory, device="cpu",
+                        saes=[tiny.coders_path() / BEFORE_OUTPUT])  # fmt: skip
+    assert found.firings
 
 
 RUN = """

@@ -293,7 +293,9 @@ def test_odd_prompts_show_themselves(inspector, prompt):
     assert all(v is not None and math.isfinite(v) for v in values)
 
 
-def test_what_cannot_be_inspected_leaves_the_lake_as_it_was(lake, inspector, tmp_path, write_coder):
+def test_what_cannot_be_inspected_leaves_the_lake_as_it_was(
+    lake, inspector, tmp_path, write_coder, monkeypatch
+):
     before, snapshot = files(lake.path), lake.snapshot
     for keep in (True, False):
         for prompt, error, says in (
@@ -318,7 +320,10 @@ def test_what_cannot_be_inspected_leaves_the_lake_as_it_was(lake, inspector, tmp
     with pytest.raises(CoderMismatchError):
         lake.inspect(TEXT, model=tiny.MODEL_NAME, saes=[wide], device="cpu")
     new = write_coder(tmp_path / "new")
+    # These are refused before a model is loaded.
+    monkeypatch.setattr("scopelake.ingest.model.load_model", lambda *_, **__: pytest.fail("load"))
     for options, error, says in (
+        ({"against": "nowhere"}, CorpusNotFoundError, "code, "),
         ({"against": "code"}, NotIngestedError, "no statistics"),
         ({"by": "surprise"}, InvalidArgumentError, "would say what is usual"),
     ):

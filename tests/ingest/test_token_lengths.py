@@ -36,7 +36,9 @@ def test_files_are_told_by_lengths_alone(tokenizer):
     texts = [p.read_text(encoding="utf-8") for p in tiny.stdlib_files(held_out=True)[:20]]
     texts.append("naïve 漢字 🦜 <bos> <start_of_turn>user ▁▁")
     ids = [np.array(tokenizer._core.encode(t, add_special_tokens=False).ids) for t in texts]
-    found = tokenizer._lengths.starts(ids, [len(text) for text in texts])
+    found = tokenizer._lengths.starts(
+        np.concatenate(ids), list(map(len, ids)), [len(text) for text in texts]
+    )
     for text, starts in zip(texts, found, strict=True):
         assert starts is not None
         assert starts.tolist() == starts_by_offsets(tokenizer._core, text)
@@ -56,10 +58,10 @@ def test_of_other_tokenizers_nothing_is_told(tokenizer, change):
 
     core = copy.deepcopy(tokenizer._core)
     change(core)
-    assert TokenLengths(core).starts([np.array([300, 301])], [2]) == [None]
+    assert TokenLengths(core).starts(np.array([300, 301]), [2], [2]) == [None]
     mine = tokenizer._lengths
-    assert mine.starts([np.array([300, 301]), np.array([2])], [9999, 5]) == [None, None]
-    assert mine.starts([], []) == []
+    assert mine.starts(np.array([300, 301, 2]), [2, 1], [9999, 5]) == [None, None]
+    assert mine.starts(np.array([], np.int32), [], []) == []
 
 
 def _normalizer(name, *arguments):

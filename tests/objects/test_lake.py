@@ -7,6 +7,7 @@ import logging
 import numpy as np
 import obstore
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from obstore.exceptions import BaseError
 
@@ -89,6 +90,27 @@ def test_every_verb_gives_the_same_on_s3_as_in_a_folder(server, there):
     assert answers(remote) == after
     with pytest.raises(InvalidArgumentError, match="object store"):
         _ = remote.path
+
+
+@pytest.mark.slow
+def test_labels_and_exports_are_the_same_on_s3_as_in_a_folder(there, tmp_path):
+    (tmp_path / "labels.csv").write_text("feature,label\n3,a lake\n5,a river\n")
+    sae = "resid_post_all/layer_0_width_1024_l0_small"
+    for lake, place in zip(there, ("remote", "local"), strict=True):
+        (tmp_path / place).mkdir()
+        lake.add_labels(tmp_path / "labels.csv", sae=sae)
+        for form in ("delphi", "neuronpedia", "circuit-tracer", "datasets"):
+            lake.export(form, tmp_path / place / form, sae=sae)
+        assert lake.verify().is_whole
+        assert lake.remove_labels("labels", sae=sae).n_labels == 2
+    paths = [p for p in (tmp_path / "local").rglob("*.*") if p.is_file()]
+    assert {p.parent.name for p in paths} >= {"firings", "labels", "features"}
+    for path in paths:
+        other = tmp_path / "remote" / path.relative_to(tmp_path / "local")
+        if path.suffix == ".parquet":
+            assert pq.read_table(path).equals(pq.read_table(other)), path
+        elif path.name not in ("README.md", "scopelake.json", "config.json"):  # name the lake
+            assert path.read_bytes() == other.read_bytes(), path
 
 
 @pytest.mark.slow

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import duckdb
 import numpy as np
 import pyarrow as pa
 import pytest
+from tests.query.oracle import World
+from tests.query.random_lake import draw_world, write_lake
 
+import scopelake
 from scopelake.names import KINDS
 from scopelake.query.connect import connect
 from scopelake.query.resolve import SaeInfo
@@ -260,3 +264,17 @@ def counted(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     connection = connect(store, snapshot)
     yield Built(store, snapshot, connection, built.contexts, built.rows)
     connection.close()
+
+
+@pytest.fixture(scope="session")
+def random_lake(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[int], tuple[World, scopelake.Lake]]:
+    """Random lakes by seed, each made once, with all that is in them."""
+
+    @cache
+    def made(seed: int) -> tuple[World, scopelake.Lake]:
+        world = draw_world(seed)
+        return world, write_lake(world, tmp_path_factory.mktemp("random") / "lake")
+
+    return made

@@ -12,6 +12,7 @@ import pytest
 
 from scopelake.errors import LakeError
 from scopelake.query.connect import connect, init_sql
+from scopelake.query.limits import Watch
 from scopelake.query.sql import sql
 from scopelake.store.commit import Writer
 from scopelake.store.firings import Firings
@@ -29,7 +30,7 @@ QUERIES = (
     "FROM top_contexts_of('mlp_out/layer_2_width_12', 3, k := 300, corpus := 'chats')",
     "FROM features_at(7, NULL, corpus := 'plain')",
     "FROM feature_card('layer_1_width_12', 3)",
-    "FROM coactive('layer_1_width_12', 3)",
+    "FROM coactive('layer_1_width_12', 3, corpus := 'plain')",
     "FROM vocabulary ORDER BY ALL",
     "SELECT decode(token_ids) FROM contexts ORDER BY ALL LIMIT 9",
     "SELECT table_name, column_name, comment FROM duckdb_columns() WHERE comment IS NOT NULL "
@@ -41,6 +42,8 @@ import duckdb, duckdb_extensions
 given = json.load(sys.stdin)
 connection = duckdb.connect(config={"extension_directory": given["folder"]})
 duckdb_extensions.import_extension("delta", con=connection)
+# Without a script of its own DuckDB takes itself for interactive, and draws a bar into stdout.
+connection.execute("SET enable_progress_bar = false")
 connection.execute(given["init"])
 rows = [connection.execute(q).fetchall() for q in given["queries"]]
 assert not any(name.startswith("scopelake") for name in sys.modules)
@@ -66,7 +69,10 @@ def test_init_sql_makes_the_same_views_in_a_plain_duckdb(built, tmp_path):
         input=json.dumps(given), capture_output=True, text=True, cwd=tmp_path, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    ours = [built.connection.cursor_for(query).execute(query).fetchall() for query in QUERIES]
+    ours = [
+        built.connection.cursor_for(query, Watch(None)).execute(query).fetchall()
+        for query in QUERIES
+    ]
     assert all(ours)
     assert json.loads(done.stdout) == json.loads(json.dumps(ours))
 

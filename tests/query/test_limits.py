@@ -74,7 +74,68 @@ def test_a_query_over_its_memory_is_stopped_and_spills_outside_the_lake(
     assert sorted(built.store.root.path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("memory", ["1B", "0GB", "100KB", "1MB"])
+class EndsLate:
+    """A connection whose query needs more memory than there is once a part of it was read."""
+
+    schema = pa.schema([("n", pa.int64())])
+
+    def cursor_for(self, query, watch):
+        return self
+
+    def execute(self, query, values):
+        return self
+
+    def to_arrow_reader(self, batch_rows):
+        return self
+
+    def close(self):
+        pass
+
+    def __iter__(self):
+        yield pa.RecordBatch.from_pylist([{"n": 1}], schema=self.schema)
+        raise OSError("Out of Memory Error: failed to allocate data of size 128.0 MiB")
+
+
+def test_memory_that_ends_while_batches_are_read_is_said():
+    reader = sql_batches(EndsLate(), "SELECT 1", limits=Limits(memory="40MB"))
+    assert reader.read_next_batch().num_rows == 1
+    with pytest.raises(QueryError, match="within memory=40MB was asked for; it needs more"):
+        reader.read_next_batch()
+
+
+@pytest.mark.parametrize("stage", ["hashing", "macros", "vocabulary"])
+def test_what_comes_before_a_query_is_within_its_time(built, monkeypatch, stage):
+    """Each stage is made endless, and is stopped."""
+    connection = connect(built.store, built.snapshot)
+    over = threading.Event()
+    if stage == "hashing":
+        monkeypatch.setattr("scopelake.store.integrity._checked", set())
+        monkeypatch.setattr("scopelake.store.integrity._check", lambda *_: over.wait(0.5))
+        asked = "SELECT count(*) FROM codes"
+    elif stage == "macros":
+        monkeypatch.setattr("scopelake.query.connect.comment_statements", lambda: [ENDLESS])
+        asked = "SELECT 1"
+    else:
+        sql(connection, "SELECT 1")
+        connection._raw.execute(f"CREATE OR REPLACE VIEW main.vocabulary AS {ENDLESS}")
+        asked = "FROM vocabulary"
+    began = time.monotonic()
+    for read in (sql, sql_batches):
+        with pytest.raises(QueryError, match=r"within timeout=0.2 seconds .* has been stopped"):
+            read(connection, asked, limits=Limits(timeout=0.2))
+    assert time.monotonic() - began < 30
+    monkeypatch.undo()
+    assert sql(connection, "SELECT 1 AS a").to_pylist() == [{"a": 1}]
+    connection.close()
+
+
+def test_a_time_too_short_for_anything_is_met(built):
+    for _ in range(20):
+        with pytest.raises(QueryError, match="within timeout"):
+            sql(built.connection, ENDLESS, limits=Limits(timeout=1e-9))
+
+
+@pytest.mark.parametrize("memory", ["1B", 1000, "100KB", "1M"])
 @pytest.mark.parametrize("read", [sql, sql_batches])
 def test_too_little_memory_for_what_comes_before_a_query_is_said(built, memory, read):
     connection = connect(built.store, built.snapshot, memory)
@@ -99,7 +160,9 @@ class Usage:
         {"timeout": float("nan")},
         {"timeout": "1"},
         {"memory": "much"},
-        {"memory": 5},
+        {"memory": 0},
+        {"memory": "0GB"},
+        {"memory": 1.5},
         {"memory": "-1GB"},
         {"memory": "1GB'; SELECT 1; --"},
     ],

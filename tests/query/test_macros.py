@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 
@@ -10,6 +11,7 @@ import pytest
 from scopelake.errors import QueryError
 from scopelake.query.contexts import top_contexts
 from scopelake.query.firing import features_at
+from scopelake.query.limits import Watch
 from scopelake.query.rank_contexts import Ranking
 from scopelake.query.resolve import list_saes
 from scopelake.query.sql import sql
@@ -53,22 +55,28 @@ def test_top_contexts_by_name_by_parameter_and_lateral_use(built):
     assert both == [{"most": 4, "sae": TWO}]
 
 
-def test_only_files_of_the_feature_are_read(built):
+def test_only_files_of_the_feature_are_read(counted):
     for query in (
         "SELECT count(*) FROM top_contexts(1, 3, corpus := 'chats')",
         "SELECT count(*) FROM top_contexts($l, $f, corpus := $c, k := 300)",
         "SELECT count(*) FROM coactive('layer_1_width_12', 3, corpus := 'chats')",
     ):
         given = {"l": 1, "f": 3, "c": "chats"} if "$" in query else None
-        plan = rows(built, f"EXPLAIN ANALYZE {query}", given)[0]["explain_value"]
-        flat = "".join(plan.replace("│", "").split())
-        assert "ScanningFiles:" in flat
+        plan = counted.connection.cursor_for(query, Watch(None)).execute(
+            f"EXPLAIN (ANALYZE, FORMAT JSON) {query}", given or []
+        )
+        scans = [node["extra_info"] for node in nodes(json.loads(plan.fetchone()[1]))
+                 if "Total Files Read" in node["extra_info"]]  # fmt: skip
+        assert scans
         # One SAE, one corpus: one file of each table of firings.
-        for part in flat.split("ScanningFiles:")[1:]:
-            names = part.split("Filename(s):")[1].split(".parquet")[0]
-            if "/contexts/" not in names:
-                assert part.split("TotalFilesRead:")[1].startswith("1F")
-                assert "layer_1_width_12/corpus=chats" in names
+        for scan in scans:
+            if "/contexts/" not in scan["Filename(s)"]:
+                assert scan["Total Files Read"] == "1"
+                assert "layer_1_width_12/corpus=chats" in scan["Filename(s)"]
+
+
+def nodes(plan):
+    yield from (node for child in plan["children"] for node in (child, *nodes(child)))
 
 
 @pytest.mark.parametrize("corpus", ["plain", "chats"])
@@ -94,14 +102,13 @@ def test_features_at_agrees_with_the_verb(built, corpus, position, k, sae):
 @pytest.mark.parametrize("corpus", [None, "plain", "chats"])
 @pytest.mark.parametrize("other", [ONE, TWO])
 @pytest.mark.parametrize(("feature", "k"), [(0, None), (3, 4), (11, 20)])
-def test_coactive_agrees_with_brute_force(built, feature, k, other, corpus):
+def test_coactive_agrees_with_brute_force(counted, feature, k, other, corpus):
     fires = {}
-    for r in built.rows:
+    for r in counted.rows:
         if r.kind != "bos" and corpus in (None, r.corpus):
             fires.setdefault((r.sae, r.feature), set()).add((r.corpus, r.context, r.position))
-    n_tokens = sum(
-        len(c.pieces) for c in built.contexts.values() if corpus in (None, c.corpus)
-    )  # the catalogue of this lake counts no BOS
+    # What the statistics of this lake divide by.
+    n_tokens = 2000 if corpus is None else 1000
     mine = fires.get((ONE, feature), set())
     expected = []
     for (sae, f), theirs in fires.items():
@@ -111,7 +118,7 @@ def test_coactive_agrees_with_brute_force(built, feature, k, other, corpus):
             expected.append((f, n, len(mine), len(theirs), n_tokens, lift, math.log2(lift)))
     expected.sort(key=lambda e: (-e[1] * e[-1], -e[1], e[0]))
     found = rows(
-        built,
+        counted,
         "FROM coactive($s, $f, k := $k, corpus := $c, other_sae := $o)",
         {"s": ONE, "f": feature, "k": k, "c": corpus, "o": other},
     )
@@ -179,6 +186,7 @@ def test_the_vocabulary_has_the_texts_of_whole_tokens(built):
         ("coactive('layer_2_width_12', 3)", "2 SAEs fit"),
         ("coactive('layer_1_width_12', 3, other_sae := 'x')", "named 'x'"),
         ("coactive('layer_1_width_12', 3, k := 0)", "k=0"),
+        ("coactive('layer_1_width_12', 3)", "statistics of .*layer_1.* on corpus 'chats' are not"),
     ],
 )
 def test_what_cannot_be_answered_is_refused_in_one_line(built, call, said):

@@ -136,23 +136,30 @@ def test_each_file_tells_delta_its_feature_range(store, make_firings):
     assert by_rows[0]["min.feature"] is None
 
 
-def context_rows(contexts: list[int], corpus: str = "web.v1") -> pa.Table:
+def context_rows(contexts: list[int], corpus: str = "web.v1", n_tokens: int = 4) -> pa.Table:
     row = {
         "corpus": corpus, "document": "d", "document_index": 0, "part": 0, "char_start": 0,
-        "char_end": 5, "text": "a b c", "n_tokens": 4, "token_ids": [2, 5, 6, 7],
-        "token_starts": [0, 0, 1, 3], "roles": [0] * 4, "turns": [-1, 0, 0, 0],
-        "kinds": [2, 0, 0, 0], "metadata": '{"a": 1}',
+        "char_end": 5, "text": "a b c", "n_tokens": n_tokens,
+        "token_ids": [2, 5, 6, 7] * (n_tokens // 4),
+        "token_starts": [0, 0, 1, 3] * (n_tokens // 4), "roles": [0] * n_tokens,
+        "turns": [-1, 0, 0, 0] * (n_tokens // 4), "kinds": [2, 0, 0, 0] * (n_tokens // 4),
+        "metadata": '{"a": 1}',
     }  # fmt: skip
     rows = [{**row, "context": c} for c in contexts]
     return pa.Table.from_pylist(rows, schema=SCHEMAS["contexts"])
 
 
-def test_contexts_come_back_and_have_small_row_groups(store):
-    table = context_rows(list(range(130)))
+@pytest.mark.parametrize(
+    ("n_tokens", "expected"),
+    [(1024, [16] * 8 + [2]), (512, [16] * 8 + [2]), (128, [64, 64, 2]), (48, [130]), (0, [130])],
+)
+def test_contexts_come_back_and_have_small_row_groups(store, n_tokens, expected):
+    """Of 16 contexts, and of more if they have no more than 8,192 tokens together."""
+    table = context_rows(list(range(130)), n_tokens=n_tokens)
     receipts = write_contexts(store.root, table, "web.v1", "corpus:web.v1")
     with pq.ParquetFile(store.root.path / receipts[0].path) as file:
         sizes = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
-    assert sizes == [16] * 8 + [2]
+    assert sizes == expected
     snapshot = commit(store, receipts, "corpus:web.v1")
     assert store.read("contexts", snapshot).sort_by("context").equals(table)
     assert pl.scan_delta(store.table_uri("contexts")).collect().height == 130

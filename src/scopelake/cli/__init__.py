@@ -24,6 +24,7 @@ from scopelake.cli import (
     coders,
     compare,
     corpora,
+    exchange,
     ingest,
     inspect,
     keep,
@@ -138,7 +139,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=scopelake.__version__)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     rooms = (
-        begin, corpora, coders, plan, ingest, inspect, ask, card, compare, search, sql, keep,
+        begin, corpora, coders, plan, ingest, inspect, ask, card, compare, search, exchange, sql,
+        keep,
     )  # fmt: skip
     for add in (verb for room in rooms for verb in room.VERBS):
         add(verbs)

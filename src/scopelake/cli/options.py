@@ -55,14 +55,19 @@ def placement(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def add_sae(parser: argparse.ArgumentParser) -> None:
+    """Add which SAE of the lake is meant."""
+    parser.add_argument("--layer", type=int, help="the SAE of this layer, if only one fits")
+    parser.add_argument("--site", choices=SITES, help="the SAE of this site")
+    parser.add_argument("--sae", help="name of the SAE, or a unique ending of it")
+
+
 def add_feature(
     parser: argparse.ArgumentParser, k: int = 20, of: str = "number of contexts"
 ) -> None:
     """Add which feature of which SAE is meant, and how many of what there shall be."""
     parser.add_argument("feature", type=int, help="its index in the SAE, from 0")
-    parser.add_argument("--layer", type=int, help="the SAE of this layer, if only one fits")
-    parser.add_argument("--site", choices=SITES, help="the SAE of this site")
-    parser.add_argument("--sae", help="name of the SAE, or a unique ending of it")
+    add_sae(parser)
     parser.add_argument("--corpus", help="only of this corpus; of all by default")
     parser.add_argument("-k", type=int, default=k, help=f"{of}; {k} by default")
 

@@ -23,6 +23,7 @@ _SPELT: Final = {
 }  # fmt: skip
 _VERBS: Final = (
     "add_corpus", "append_corpus", "features_at", "import_examples", "check_sae", "add_neighbors",
+    "import_delphi",
 )  # fmt: skip
 
 
