@@ -99,6 +99,7 @@ bench-query-peers: .venv-query-peers/.delphi
 
 bench-peers: .venv-parity/.peers
 	PYTHONPATH=benchmarks .venv-parity/bin/python benchmarks/peers.py
+	PYTHONPATH=benchmarks .venv-parity/bin/python benchmarks/peers_table.py
 
 bench-search: $(STAMP)
 	PYTHONPATH=benchmarks $(BIN)/python benchmarks/search.py
