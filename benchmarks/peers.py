@@ -330,6 +330,7 @@ def main() -> int:
         for which in args.coders:
             measures += storing(base, folder, which, args.repeats)
         measures += asking(folder, args.repeats)
+    print(file=sys.stderr)
     config = (
         f"tiny model, 6 residual or all 14 coders, {args.contexts} contexts of {LENGTH} tokens, "
         f"batches of {ROWS} contexts, float32; ours 10 bits and shards of {SHARD}, delphi "
