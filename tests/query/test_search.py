@@ -189,15 +189,22 @@ def test_an_expression_without_characters_breaks_nothing(built, lake):
         built, r"(?a:\B日|é\B)"
     )
     with pytest.raises(QueryError) as failed:
-        lake.sql(r"SELECT regexp_extract_all('é', '\B')")
+        lake.sql(r"SELECT regexp_extract_all(text, '\B') FROM contexts")
     assert "Stack" not in str(failed.value)
     assert rows_of(lake.search("cat", k=None)) == expected(built, "cat")
     assert lake.sql("SELECT count(*) AS n FROM contexts")["n"][0].as_py() == len(built.contexts)
 
 
-def test_marks_in_a_text_do_not_change_counts():
-    first, last = searching._MARKS[0]
-    text = f"a{first}{last}b{first}a{last}"
+def test_texts_with_marks_of_their_own_are_counted_too(built, lake, monkeypatch):
+    # As if letters of the texts were the marks of the first choice.
+    monkeypatch.setattr(searching, "_MARKS", (("a", "t"), *searching._MARKS))
+    for pattern in ("cat|sat", "x*", "(?s).", "[at]+"):
+        rows = expected(built, pattern)
+        found = lake.search(pattern, regex=True, k=None)
+        assert (found.n_matches, rows_of(found)) == (len(rows), rows)
+
+
+def test_matches_are_counted_where_there_are_no_marks():
     query = f"SELECT {searching._count_of_marked()} FROM (SELECT $2 AS text)"
-    for pattern, n in {"a": 2, "x*": 0, "a|": 2, f"{first}{last}": 1, ".": 7}.items():
-        assert duckdb.execute(query, [pattern, text]).fetchall() == [(n,)], pattern
+    for pattern, n in {"a": 2, "x*": 0, "a|": 2, ".": 4, r"\B": 0, "^|$": 0, "ab|b": 1}.items():
+        assert duckdb.execute(query, [pattern, "abéa"]).fetchall() == [(n,)], pattern
