@@ -55,7 +55,7 @@ VIEWS: Final[dict[str, ViewText]] = {
             "token_ids": "ids of the tokens in the tokenizer",
             "token_starts": "first character of each token in text; it ends where the next starts",
             "roles": f"who speaks each token: {_ROLES}",
-            "turns": "number of the chat message of each token, from 0",
+            "turns": "number of the chat message of each token, from 0; -1 where there is none",
             "kinds": f"what each token is: {_KINDS}",
             "metadata": _METADATA,
             "documents": "of a packed context its documents in order: position of the first "
@@ -71,7 +71,7 @@ VIEWS: Final[dict[str, ViewText]] = {
             "token_id": "id in the tokenizer",
             "token": "its text; empty if a later token has the whole of a character",
             "role": f"who speaks it: {_ROLES}",
-            "turn": "number of the chat message, from 0",
+            "turn": "number of the chat message, from 0; -1 where there is none",
             "kind": _KIND,
             "document": "id of the document",
         },

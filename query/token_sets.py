@@ -185,7 +185,10 @@ def _mark(cursor: duckdb.DuckDBPyConnection, sides: tuple[Side, Side], unit: str
     Returns:
         Contexts of which firings are not kept, and which are therefore in no set.
     """
-    keeps = {name: keep for side in sides for name, keep in side.corpora.items()}
+    keeps: dict[str, Keep] = {}
+    for name, keep in (item for side in sides for item in side.corpora.items()):
+        # Documents are kept by a hash of their id: those of the lower share are in the higher.
+        keeps[name] = min(keep, keeps.get(name, keep), key=lambda k: k.share)
     kept = {name: keep for name, keep in keeps.items() if not keep.is_all}
     n_lost = _keep_whole(cursor, kept) if kept else 0
     condition = f"corpus IN ({_listed(keeps)})"

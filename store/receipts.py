@@ -59,7 +59,7 @@ class Hashed:
     def write(self, data: bytes | bytearray) -> int:
         """Write bytes behind those that are there."""
         self._digest.update(data)
-        self.n_bytes += len(data)
+        self.n_bytes += memoryview(data).nbytes
         return self._file.write(data)
 
     def writelines(self, parts: Iterable[bytes | bytearray]) -> None:

@@ -93,8 +93,9 @@ class Asking(LakeHandle):
     ) -> str:
         """Return the SQL that ranks the contexts of `top_contexts`, as `sql` runs it.
 
-        Raises:
-            What `top_contexts` does of its arguments.
+        Arguments and errors are those of `top_contexts`. The rows are corpus, context, position and
+        activation of the strongest firing, and value, highest first; with `distinct` perhaps its
+        document too.
         """
         return self._ranking(
             feature, layer, site, sae,
@@ -282,7 +283,13 @@ class Asking(LakeHandle):
         return described(self._connection, check_text("name", name))
 
     def sql_init(self) -> str:
-        """Return SQL with which any DuckDB client makes this snapshot's views and macros."""
+        """Return SQL with which any DuckDB client makes this snapshot's views and macros.
+
+        The client needs the extension ``delta``, and a secret of its own for a lake in a bucket.
+
+        Raises:
+            LakeError: a table of the snapshot cannot be read.
+        """
         from scopelake.query.connect import init_sql
 
         return init_sql(self._store, self._snapshot)
@@ -292,6 +299,14 @@ class Asking(LakeHandle):
         corpus: str | None = None,
     ) -> zarr.Array[Any]:  # fmt: skip
         """Return stored dense activations, bfloat16 [context, position, width].
+
+        What lies behind a context's end, and at numbers that no context has, is zero.
+
+        Args:
+            layer: from 0.
+            site: where in the layer.
+            model: whose activations, if those of several are stored.
+            corpus: on which corpus, if there are several.
 
         Raises:
             LayerNotFoundError: no such array is stored; the message lists those that are.
@@ -339,7 +354,11 @@ class Asking(LakeHandle):
         )  # fmt: skip
 
     def info(self) -> LakeInfo:
-        """Return what the lake holds and how many bytes it takes."""
+        """Return what the lake holds and how many bytes it takes.
+
+        Raises:
+            LakeError: a table of the snapshot cannot be read.
+        """
         from scopelake.query.info import info
 
         return info(self._store, self._snapshot)

@@ -77,7 +77,7 @@ def test_what_a_billion_tokens_would_cost(capsys):
         (["--tokens", "9", "--shard-contexts", "0"], "a plan with --shard-contexts 0"),
         (["{lake}", "code", "--shard-contexts", "0"], "the corpus has its own"),
         (["--tokens", "9", "--keep", "some"], "give 'all', 'peaks' or 'sample:<share>'"),
-        (["--tokens", "9", "--memory", "lots"], "give for example '8GB'"),
+        (["--tokens", "9", "--memory", "lots"], "give one such as 8GB"),
         (["--tokens", "9", "--device", "cpu", "--device-map", "auto"], "give one of them"),
         (["--tokens", "9", "--tokens-per-second", "-1"], "a rate is above 0"),
         (["--tokens", "9", "--dtype", "float16"], "choose 'bfloat16' or 'float32'"),

@@ -7,6 +7,7 @@ import pytest
 import scopelake
 from scopelake import tiny
 from scopelake.errors import CorpusNotFoundError
+from scopelake.ingest.sources import PromptSource
 from scopelake.query.connect import Connection
 
 SAE = f"{tiny.CODERS_REPO}/resid_post_all/layer_3_width_1024_l0_small"
@@ -71,3 +72,17 @@ def test_no_connection_is_left_open(tmp_path, monkeypatch):
     with pytest.raises(CorpusNotFoundError):
         inspector.inspect("x", against="nowhere")
     assert len(closed) == len(opened)
+
+
+def test_statistics_that_a_prompt_did_without_are_made_by_the_next_ingest(tmp_path):
+    lake = scopelake.create(tmp_path / "lake")
+    reader = lake.inspector(model=tiny.MODEL_NAME, saes=SAE, device="cpu")._prompts
+    done = reader.ingest(lake._store, PromptSource(TEXT), describe=False)
+    lake.refresh()
+    before = lake.sql("SELECT * FROM codes ORDER BY ALL")
+    assert before.num_rows > 100
+    assert lake.sql("SELECT * FROM features").num_rows == 0
+    lake.ingest(done.corpus, model=tiny.MODEL_NAME, saes=SAE, device="cpu")
+    features = lake.sql("SELECT feature, top_tokens FROM features ORDER BY feature")
+    assert features["top_tokens"].to_pylist() == done.promoted[SAE].to_pylist()
+    assert lake.sql("SELECT * FROM codes ORDER BY ALL").equals(before)

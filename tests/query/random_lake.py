@@ -85,7 +85,7 @@ def draw_corpus(rng: np.random.Generator, name: str, n: int, *, packed: bool) ->
             begins = len(tokens)
             has_bos = (bos == "each" and i == 0) or (bos == "document" and part == 0)
             if has_bos:
-                tokens.append((BOS, SPELT[BOS] if chat else "", "none", 0, "bos"))
+                tokens.append((BOS, SPELT[BOS] if chat else "", "none", -1, "bos"))
             tokens += draw_tokens(rng, chat=chat)
             length = sum(len(text) for _, text, *_ in tokens[begins:])
             documents.append(Document(f"doc-{document}", document, part, f"l{document % 3}",
@@ -107,7 +107,7 @@ def draw_tokens(rng: np.random.Generator, *, chat: bool) -> list[tuple[int, str,
         token = int(rng.integers(1, FIRST_BYTE + 1))
         role = ROLES[rng.integers(1, 4)] if chat else "none"
         kind = KINDS[rng.choice([0, 1, 3])] if chat else "content"
-        turn = i // 3 if chat else 0
+        turn = i // 3 if chat else -1
         # What stands for a part of a character is followed by its end.
         ids = (token, FIRST_BYTE + 1) if token == FIRST_BYTE else (token,)
         found += [(one, SPELT[one], role, turn, kind) for one in ids]

@@ -98,7 +98,7 @@ def test_a_query_may_come_from_stdin(lake):
         (["SELECT 1", "--output", "{there}/x"], "its folder is not there"),
         (["SELECT 1", "--output", "{folder}"], "it is a folder"),
         (["SELECT 1", "--timeout", "0"], "--timeout 0.0"),
-        (["SELECT 1", "--memory", "much"], "give one such as 2GB"),
+        (["SELECT 1", "--memory", "much"], "give one such as 8GB"),
         (["SELECT sum(a.range) FROM range(100000000) a, range(1000000) b", "--timeout", "0.1"],
          "was still running and has been stopped"),
         (["COPY codes TO '{there}'"], "SQL only reads a lake"),

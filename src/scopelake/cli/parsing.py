@@ -20,9 +20,10 @@ _QUOTED: Final = re.compile(r"(?<!\S)(--[a-z-]+) '([\w.:/@-]+)'")
 """An option with a value that a shell takes without quotes."""
 _SPELT: Final = {
     "saes": "--sae", "others": "--other", "k": "-k", "n_contexts": "--contexts",
+    "n_bands": "--bands",
 }  # fmt: skip
 _VERBS: Final = (
-    "add_corpus", "append_corpus", "features_at", "import_examples", "check_sae", "add_neighbors",
+    "add_corpus", "append_corpus", "import_examples", "check_sae", "add_neighbors",
     "import_delphi",
 )  # fmt: skip
 

@@ -19,7 +19,8 @@ from scopelake.errors import (
 )
 from scopelake.query.compared_coders import Choice
 from scopelake.query.document_windows import DOCUMENT_TESTS as TESTS
-from scopelake.query.token_sets import TokenSet
+from scopelake.query.token_sets import Side, TokenSet, token_table
+from scopelake.store.keeping import Keep
 
 WIDTH = 6
 SAES = ("r-it/resid_post/l1", "r-it/resid_post/l2", "r-pt/resid_post/l1")
@@ -244,6 +245,18 @@ def test_features_of_several_saes_are_one_family(lakes):
         mine = found.table.filter(pc.equal(found.table["sae"], sae))
         columns = [c for c in alone.column_names if c != "q"]
         assert mine.select(columns).to_pylist() == alone.select(columns).to_pylist()
+
+
+@pytest.mark.parametrize("shares", [(0.9, 0.5), (0.5, 1.0)])
+def test_of_two_samples_of_documents_the_smaller_one_counts(lakes, shares):
+    lake = lakes(0)
+    sides = tuple(Side(TokenSet(corpus="c"), {"c": Keep(share)}) for share in shares)
+    asked = {"may_overlap": True, "unit": None, "test": None, "seed": 0}
+    there = [t for t in lake.chosen(TokenSet(corpus="c")) if Keep(0.5).has(t.document)]
+    assert 0 < len({t.document for t in there}) < 7
+    with token_table(lake.connection, sides, {}, **asked) as tokens:
+        assert tokens.n_tokens.sum(axis=0).tolist() == [len(there)] * 2
+        assert tokens.n_lost > 0
 
 
 def test_features_have_their_first_label(lakes):
