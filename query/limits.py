@@ -90,7 +90,10 @@ class Watch:
         # Again and again: what was about to begin has not heard it.
         while True:
             if self._running is not None:
-                self._running.interrupt()
+                try:
+                    self._running.interrupt()
+                except duckdb.ConnectionException:  # closed: it has ended
+                    return
             if self._done.wait(_AGAIN):
                 return
 
