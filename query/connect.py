@@ -255,6 +255,8 @@ def _begin(
     store: LakeStore, snapshot: Snapshot, memory: str | int | None
 ) -> duckdb.DuckDBPyConnection:
     connection = duckdb.connect(":memory:", config=_CONFIG)
+    # In a notebook or at a prompt DuckDB would draw bars of its own into what is printed.
+    connection.execute("SET enable_progress_bar = false")
     connection.execute(f"LOAD {literal(extension('delta'))}")
     if store.root.url.startswith(S3):
         _reach_objects(connection, store.root.url)

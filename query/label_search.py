@@ -131,6 +131,7 @@ class LabelSearch:
             "autoload_known_extensions": False,
         }
         database = duckdb.connect(":memory:", config=config)
+        database.execute("SET enable_progress_bar = false")
         database.execute(f"LOAD {literal(extension('fts'))}")
         database.register("given", labels)
         database.execute(
