@@ -7,8 +7,10 @@ import glob
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -148,6 +150,7 @@ def _rows(path: Path) -> Iterator[tuple[str, Row]]:
 
 def _csv_rows(path: Path, text: io.TextIOWrapper) -> Iterator[tuple[str, Row]]:
     reader = csv.DictReader(text, strict=True)
+    _check_once(str(path), reader.fieldnames or ())
     for row in reader:
         where = f"{path} line {reader.line_num}"
         if None in row:
@@ -164,7 +167,7 @@ def _json_rows(path: Path, text: io.TextIOWrapper) -> Iterator[tuple[str, Row]]:
             continue
         where = f"{path} line {number}"
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=partial(_object, where))
         except ValueError as error:
             raise LabelSourceError(
                 f"{where} was to be read; it is no JSON ({error}); mend it"
@@ -177,6 +180,21 @@ def _json_rows(path: Path, text: io.TextIOWrapper) -> Iterator[tuple[str, Row]]:
         yield where, row
 
 
+def _object(where: str, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    _check_once(where, [name for name, _ in pairs])
+    return dict(pairs)
+
+
+def _check_once(where: str, names: Sequence[str]) -> None:
+    """Refuse names that come twice: which of the two is meant, nobody can say."""
+    repeated = [name for name, n in Counter(names).items() if n > 1]
+    if repeated:
+        raise LabelSourceError(
+            f"{where} was to be read; it has {', '.join(map(repr, repeated))} more than once; "
+            "give each column a name of its own"
+        )
+
+
 def _parquet_rows(path: Path) -> Iterator[tuple[str, Row]]:
     if path.suffix.lower() in COMPRESSED_SUFFIXES:
         raise LabelSourceError(
@@ -184,6 +202,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Row]]:
         )
     number = 0
     with pq.ParquetFile(path) as file:
+        _check_once(str(path), file.schema_arrow.names)
         names = [n for n in file.schema_arrow.names if n in _COLUMNS]
         others = [n for n in file.schema_arrow.names if n not in _COLUMNS]
         for batch in file.iter_batches(_BATCH, columns=names):

@@ -309,3 +309,18 @@ def test_the_shell_adds_and_removes(lake, tmp_path, capsys):
     assert main(["label", str(lake.path)]) == 2
     assert main(["label", str(lake.path), "--remove", "me", "--replace"]) == 2
     assert "one or the other" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_a_column_that_comes_twice_is_refused(lake, tmp_path, suffix):
+    path = tmp_path / f"twice.{suffix}"
+    if suffix == "csv":
+        path.write_text("feature,label,feature\n1,a,2\n")
+    elif suffix == "jsonl":
+        path.write_text('{"feature": 1, "label": "a", "feature": 2}\n')
+    else:
+        columns = [pa.array([1]), pa.array(["a"]), pa.array([2])]
+        pq.write_table(pa.table(columns, names=["feature", "label", "feature"]), path)
+    with pytest.raises(LabelSourceError, match="has 'feature' more than once; give each"):
+        lake.add_labels(path, sae=ONE)
+    assert not there(lake)
