@@ -41,11 +41,14 @@ def blocks(page, language, *, run=True):
     ]
 
 
+NOTES = "import os\n\nprint(os.environ['HOME'])\n" * 30
+
+
 @pytest.fixture(scope="module")
 def shell(tmp_path_factory):
     """Return a function that runs a command beside a notes.txt, with our programs on the path."""
     folder = tmp_path_factory.mktemp("docs")
-    (folder / "notes.txt").write_text("import os\n\nprint(os.environ['HOME'])\n" * 30)
+    (folder / "notes.txt").write_text(NOTES)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
     def run(*command):
@@ -63,6 +66,14 @@ def shell(tmp_path_factory):
 def shown(shell):
     """What the README's first example prints; it makes my-lake."""
     return shell(sys.executable, "-P", "-c", blocks(README, "python")[0])
+
+
+def test_the_readme_writes_the_text_that_its_example_reads(tmp_path):
+    page = README.read_text()
+    block = next(b for b in blocks(README, "sh") if "> notes.txt" in b)
+    assert page.index(block) < page.index(blocks(README, "python")[0])
+    subprocess.run(["bash", "-ec", block], check=True, cwd=tmp_path)
+    assert (tmp_path / "notes.txt").read_text() == NOTES
 
 
 def test_the_readme_example_runs_as_printed(shown):
