@@ -17,7 +17,7 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from scopelake.errors import CorpusSourceError, LabelSourceError
+from scopelake.errors import CorpusSourceError, InvalidArgumentError, LabelSourceError
 from scopelake.ingest.compressed import COMPRESSED_SUFFIXES, opened, without_compression
 from scopelake.names import is_text
 
@@ -76,8 +76,14 @@ def find_label_files(source: str | Path | Sequence[str | Path]) -> list[Path]:
 
     Raises:
         LabelSourceError: there is none, or one is of another kind.
+        InvalidArgumentError: it is no path and no list of paths.
     """
-    named = [source] if isinstance(source, (str, Path)) else list(source)
+    named = [source] if isinstance(source, (str, Path)) else source
+    if not isinstance(named, Sequence) or not all(isinstance(one, (str, Path)) for one in named):
+        raise InvalidArgumentError(
+            f"labels in {source!r} were asked for; it is of type {type(source).__name__}; give a "
+            "path, or a list of paths"
+        )
     found = [path for one in named for path in _found(Path(one))]
     if not found:
         raise LabelSourceError(

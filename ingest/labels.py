@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from html import escape
 from typing import Any, Final
 from uuid import uuid4
 
@@ -20,7 +21,7 @@ from scopelake.errors import (
 )
 from scopelake.ingest.coder_identity import plain_model
 from scopelake.ingest.label_files import Labelled
-from scopelake.names import counted, shortened
+from scopelake.names import counted, shortened, visible
 from scopelake.store.commit import Writer
 from scopelake.store.lake_store import LakeStore
 from scopelake.store.planned import Commit
@@ -61,12 +62,15 @@ class AddedLabels:
         said += [f"{self.n_already:,} there already"] if self.n_already else []
         said += [f"{self.n_repeated:,} given more than once"] if self.n_repeated else []
         return (
-            f"{', '.join(said)}; source {shortened(self.sources)}; {shortened(self.saes)} "
+            f"{', '.join(said)}; source {visible(shortened(self.sources))}; {shortened(self.saes)} "
             f"(snapshot {self.snapshot})"
         )
 
     def __str__(self) -> str:
         return self.to_text()
+
+    def _repr_html_(self) -> str:
+        return "<br>".join(map(escape, self.to_text().splitlines()))
 
 
 @dataclass(frozen=True)
@@ -81,12 +85,15 @@ class RemovedLabels:
     def to_text(self) -> str:
         """Return it as a line."""
         return (
-            f"{counted(self.n_labels, 'label')} of source {self.source} taken out; "
+            f"{counted(self.n_labels, 'label')} of source {visible(self.source)} taken out; "
             f"{shortened(self.saes)} (snapshot {self.snapshot})"
         )
 
     def __str__(self) -> str:
         return self.to_text()
+
+    def _repr_html_(self) -> str:
+        return "<br>".join(map(escape, self.to_text().splitlines()))
 
 
 def add_labels(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
@@ -98,6 +98,11 @@ class CorpusSource:
             ObjectStoreError: an object store refuses or does not answer.
         """
         one = isinstance(source, (str, Path)) or is_dataset(source)
+        if not one and not isinstance(source, Iterable):
+            raise InvalidArgumentError(
+                f"a corpus of {source!r} was asked for; it is of type {type(source).__name__}; "
+                "give a path, a data set, or a list of these"
+            )
         specs = [source] if one else list(source)
         if not specs:
             raise CorpusSourceError("a corpus of no files was asked for; name at least one file")
@@ -194,6 +199,11 @@ def _last_name(where: str) -> str:
 def _parts_of(spec: Spec) -> list[Part]:
     if is_dataset(spec):
         return [from_object(spec)]
+    if not isinstance(spec, (str, Path)) or spec == "":
+        # As a path an empty text would be the current folder.
+        raise InvalidArgumentError(
+            f"a corpus of {spec!r} was asked for; that names no file; give a path, or a data set"
+        )
     text = str(spec)
     if text.startswith(S3):
         from scopelake.ingest.corpus_objects import find_objects

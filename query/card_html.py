@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 
+from scopelake.names import visible
 from scopelake.query.card_shapes import densities, in_words, number, share, shown_bins
 from scopelake.query.card_text import facts
-from scopelake.query.windows import visible
 
 if TYPE_CHECKING:
     from scopelake.query.card import FeatureCard

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from scopelake.names import visible
 from scopelake.query.card_shapes import densities, in_words, number, share, shown_bins
-from scopelake.query.windows import visible
 
 if TYPE_CHECKING:
     from scopelake.query.card import CoderFacts, FeatureCard

@@ -65,7 +65,7 @@ class Choice:
         found: dict[str, SaeInfo] = {}
         for name in self.sae or (None,):
             exact = [s for s in there if s.name == name]
-            named = exact or [s for s in there if name is None or s.name.endswith(name)]
+            named = exact or [s for s in there if name is None or (name and s.name.endswith(name))]
             fitting = [s for s in named if self._fits(s)]
             if not fitting:
                 # Says what there is.
@@ -114,7 +114,7 @@ def _of_set(
     if model is not None:
         models = sorted({str(facts[s.name]["model"]) for s in found})
         exact = [name for name in models if name == model]
-        fitting = exact or [name for name in models if name.endswith(model)]
+        fitting = exact or [name for name in models if model and name.endswith(model)]
         if not fitting:
             raise SaeNotFoundError(
                 f"SAEs of model {model!r} were asked for; those that fit are of "

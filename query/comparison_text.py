@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from scopelake.names import counted
+from scopelake.names import counted, visible
 from scopelake.query.card_shapes import number, share
-from scopelake.query.windows import visible
+from scopelake.query.document_windows import UNTESTED
 
 if TYPE_CHECKING:
     from scopelake.query.comparison import Comparison, SetSize
@@ -50,7 +50,7 @@ def comparison_text(found: Comparison, chosen: pa.Table, shown: pa.Table, *, col
     ]
     more = chosen.num_rows - len(rows)
     lines += [f"... and {more:,} more features"] if more else []
-    lines += [f"({note})" for note in found.notes]
+    lines += [f"({note})" for note in _last_notes(found)]
     return "\n".join(lines)
 
 
@@ -65,8 +65,13 @@ def comparison_html(found: Comparison) -> str:
     sizes = (("a", found.a), ("b", found.b))
     said = [f"<b>{name}</b> {escape(_size(size, found))}" for name, size in sizes]
     said.append(escape(_summary(found)))
-    notes = "".join(f"<br>{escape(note)}" for note in found.notes)
+    notes = "".join(f"<br>{escape(note)}" for note in _last_notes(found))
     return f"{'<br>'.join(said)}<table><tr>{head}</tr>{body}</table>{notes}"
+
+
+def _last_notes(found: Comparison) -> list[str]:
+    """Return the notes below the rows: all but why nothing was tested, which is above them."""
+    return [note for note in found.notes if not note.startswith(UNTESTED)]
 
 
 def _size(size: SetSize, found: Comparison) -> str:
@@ -83,7 +88,8 @@ def _summary(found: Comparison) -> str:
     """Return what was tested, and what came of it, on a line."""
     n = found.table.num_rows
     if found.test is None:
-        return f"{n:,} features, none tested"
+        why = "".join(f" ({note})" for note in found.notes if note.startswith(UNTESTED))
+        return f"{n:,} features, none tested{why}; by odds ratio, whose order is no finding"
     q = found.table["q"]
     n_found = int(pc.sum(pc.less_equal(q, _DISCOVERY)).as_py() or 0)
     silent = pc.sum(pc.equal(pc.add(found.table["firings_a"], found.table["firings_b"]), 0))

@@ -7,6 +7,7 @@ from html import escape
 import pyarrow as pa
 
 from scopelake.errors import InvalidArgumentError
+from scopelake.names import visible
 from scopelake.query.connect import Connection
 from scopelake.query.rank_contexts import Rows
 from scopelake.query.resolve import SaeInfo
@@ -17,7 +18,6 @@ from scopelake.query.windows import (
     context_texts,
     to_html,
     to_terminal,
-    visible,
     window_columns,
 )
 

@@ -25,6 +25,9 @@ DocumentTest = Literal["rank-sum", "signed-rank"]
 
 DOCUMENT_TESTS: Final[tuple[DocumentTest, ...]] = get_args(DocumentTest)
 
+UNTESTED: Final = "not tested"
+"""How the note begins that says why there is no test."""
+
 
 @dataclass(frozen=True)
 class Windows:
@@ -102,7 +105,7 @@ def _too_few(test: DocumentTest, n_a: int, n_b: int) -> str:
     else:
         there = f"{counted(n_a, 'document')} with tokens of a alone and {n_b:,} of b alone"
     return (
-        f"not tested: a {test} test needs two documents or more of each set, since tokens of one "
+        f"{UNTESTED}: a {test} test needs two documents or more of each set, since tokens of one "
         f"document hang together; there are {there}"
     )
 

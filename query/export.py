@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from html import escape
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
@@ -32,6 +33,7 @@ from scopelake.query.export_source import ExportSource
 from scopelake.query.exporter import Exporter, ExportOptions, Progress, Written
 from scopelake.query.partial import partial_on
 from scopelake.query.resolve import SaeInfo
+from scopelake.store.outside import check_outside
 
 MANIFEST: Final = "scopelake.json"
 README: Final = "README.md"
@@ -76,6 +78,9 @@ class Exported:
 
     def __str__(self) -> str:
         return self.to_text()
+
+    def _repr_html_(self) -> str:
+        return "<br>".join(map(escape, self.to_text().splitlines()))
 
 
 def exporter_of(form: str) -> Exporter:
@@ -164,8 +169,8 @@ def export(
         progress: called with (what, done, of how many).
 
     Raises:
-        InvalidArgumentError: something is at `path`, its parent is no folder, or an option is not
-            one of the format's.
+        InvalidArgumentError: something is at `path`, it is in a lake, its parent is no folder, or
+            an option is not one of the format's.
         DamagedFileError: a file of the lake is not what was written.
     """
     started = time.monotonic()
@@ -192,6 +197,7 @@ def _made_whole(path: Path) -> Iterator[Path]:
             "and copy it"
         )
     _check_absent(path)
+    check_outside(path)
     if not path.parent.is_dir():
         raise InvalidArgumentError(
             f"an export to {path} was asked for; {path.parent} is no folder; make it first"

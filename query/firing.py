@@ -18,12 +18,12 @@ from scopelake.errors import (
     InvalidArgumentError,
     QueryError,
 )
-from scopelake.names import KIND_BOS, FiringRanking, check_whole, counted
+from scopelake.names import KIND_BOS, FiringRanking, check_whole, counted, visible
 from scopelake.query.connect import Connection
 from scopelake.query.coverage import Coverage
 from scopelake.query.resolve import SaeInfo, resolve_sae
 from scopelake.query.scores import Scores, check_by, scores
-from scopelake.query.windows import context_texts, visible
+from scopelake.query.windows import context_texts
 from scopelake.store.context_numbers import NUMBER_COLUMNS, ContextNumbers
 from scopelake.store.firings import rank_in_group
 from scopelake.store.lake_store import LakeStore

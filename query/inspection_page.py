@@ -14,6 +14,7 @@ from scopelake.errors import InvalidArgumentError
 from scopelake.query.firing import MEANINGS
 from scopelake.query.inspection_script import BODY, SCRIPT, STYLE
 from scopelake.query.inspection_text import heading, mean_unexplained, places, short_names
+from scopelake.store.outside import check_outside
 
 if TYPE_CHECKING:
     from scopelake.query.inspection import Inspection
@@ -75,9 +76,10 @@ def check_file(path: str | Path) -> Path:
     """Refuse a file that could not be written, before the work whose result goes to it.
 
     Raises:
-        InvalidArgumentError: its folder is missing, or it is a folder, or it may not be written.
+        InvalidArgumentError: its folder is missing, it is a folder or in a lake, or it may not be
+            written.
     """
-    file = Path(path)
+    file = check_outside(path)
     is_new = not file.exists()
     try:
         with file.open("ab"):

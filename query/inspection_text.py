@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from html import escape
 from typing import TYPE_CHECKING, Any, Final
 
-from scopelake.names import counted
+from scopelake.names import counted, visible
 from scopelake.query.firing import MEANINGS
-from scopelake.query.windows import visible
 
 if TYPE_CHECKING:
     from scopelake.query.inspection import Inspection

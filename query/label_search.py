@@ -12,10 +12,9 @@ import duckdb
 import pyarrow as pa
 
 from scopelake.errors import InvalidArgumentError
-from scopelake.names import counted
+from scopelake.names import counted, visible
 from scopelake.query.connect import Connection, extension
 from scopelake.query.literals import literal
-from scopelake.query.windows import visible
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from scopelake.names import counted
+from scopelake.names import counted, visible
 from scopelake.query.connect import Connection
-from scopelake.query.windows import Key, Span, context_texts, visible
+from scopelake.query.windows import Key, Span, context_texts
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -100,6 +100,12 @@ def resolve_sae(
         FeatureNotFoundError: the SAE has no such feature.
     """
     asked = _asked(sae, layer, site)
+    if sae == "":
+        # Every name ends in it.
+        raise SaeNotFoundError(
+            f"{asked} was asked for; that is no name; give one of {_listed(there)}, or a unique "
+            "ending of it"
+        )
     fitting = [s for s in _named(there, sae) if site in (None, s.site)]
     if not fitting:
         raise SaeNotFoundError(

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 
-from scopelake.names import counted
-from scopelake.query.windows import visible
+from scopelake.names import counted, visible
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -172,7 +172,7 @@ def token_table(
         with explained(None):
             n_lost = _mark(cursor, sides, unit)
             if not may_overlap:
-                _check_disjoint(cursor)
+                _check_disjoint(cursor, sides)
             n_tokens = _documents(cursor)
             _check_filled(n_tokens, sides, n_lost)
             windows = place_windows(n_tokens, test, seed)
@@ -219,11 +219,12 @@ def _mark(cursor: duckdb.DuckDBPyConnection, sides: tuple[Side, Side], unit: str
     return n_lost
 
 
-def _check_disjoint(cursor: duckdb.DuckDBPyConnection) -> None:
+def _check_disjoint(cursor: duckdb.DuckDBPyConnection, sides: tuple[Side, Side]) -> None:
     (found,) = cursor.execute("SELECT count(*) FROM marked WHERE in_a AND in_b").fetchall()
     if found[0]:
+        a, b = (side.asked for side in sides)
         raise InvalidArgumentError(
-            f"sets a and b were to be compared; {counted(found[0], 'token')} of them "
+            f"sets a ({a}) and b ({b}) were to be compared; {counted(found[0], 'token')} of them "
             f"{'is' if found[0] == 1 else 'are'} in both; give sets without a token in common"
         )
 

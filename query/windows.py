@@ -13,20 +13,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from scopelake.names import KIND_BOS
+from scopelake.names import KIND_BOS, visible
 from scopelake.query.connect import Connection
 from scopelake.query.resolve import SaeInfo
 
 Key = tuple[str, int]
 """corpus, context"""
-
-_VISIBLE: Final = {
-    **{code: chr(0x2400 + code) for code in range(0x20)},
-    **dict.fromkeys(range(0x7F, 0xA0), "\ufffd"),
-    ord("\n"): "↵",
-    ord("\t"): "⇥",
-}
-
 
 Span = tuple[int, int]
 """Tokens [start, stop) of a context."""
@@ -205,11 +197,6 @@ def window_columns(rows: list[dict[str, Any]]) -> dict[str, pa.Array]:
         "tokens": pa.array([r["tokens"] for r in rows], pa.list_(pa.string())),
         "activations": pa.array([r["activations"] for r in rows], pa.list_(pa.float32())),
     }
-
-
-def visible(token: str) -> str:
-    """Return `token` with signs for control characters: text could command a terminal."""
-    return token.translate(_VISIBLE)
 
 
 def _by_corpus(keys: list[Key]) -> dict[str, list[int]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -147,8 +148,17 @@ def root_at(path: str | Path) -> Root:
     """Return the root at a folder or ``s3://<bucket>/<prefix>``; nothing is read or made yet.
 
     Raises:
-        InvalidArgumentError: a URL of another kind, or without a bucket.
+        InvalidArgumentError: no path, a URL of another kind, or one without a bucket.
     """
+    if not isinstance(path, (str, PathLike)):
+        raise InvalidArgumentError(
+            f"a lake at {path!r} was asked for; it is of type {type(path).__name__}; give a path"
+        )
+    if path == "":
+        # As a path it would be the current folder.
+        raise InvalidArgumentError(
+            "a lake at '' was asked for; that is no path; give one, or . for the current folder"
+        )
     text = str(path)
     if isinstance(path, str) and "://" in text:
         if not text.startswith(S3):

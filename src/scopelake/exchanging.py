@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -142,7 +142,7 @@ class Exchanging(LakeHandle):
         layer: int | None = None,
         site: Site | None = None,
         corpus: str | None = None,
-        features: Sequence[int] | None = None,
+        features: int | Sequence[int] | None = None,
         k: int | Literal["all"] | None = None,
         window: int | Literal["all"] | None = None,
         n_splits: int | None = None,
@@ -162,7 +162,7 @@ class Exchanging(LakeHandle):
             layer: see sae.
             site: see sae.
             corpus: on which the SAE was run, with all firings kept; needed if there are several.
-            features: only these; all by default.
+            features: only this one, or these; all by default.
             k: of ``neuronpedia`` and ``circuit-tracer``: contexts of a feature, strongest first,
                 20 by default, or ``all``.
             window: of these two: tokens on either side of the peak, 32 by default, or ``all`` for
@@ -188,19 +188,25 @@ class Exchanging(LakeHandle):
         from scopelake.query.export_source import ExportSource
         from scopelake.query.exporter import ExportOptions
 
-        exporter_of(format)
+        exporter_of(check_text("format", format))
+        path = path if isinstance(path, Path) else Path(check_text("path", path))
         options = ExportOptions(
             _many_or_all("k", k), _many_or_all("window", window),
             None if n_splits is None else check_whole("n_splits", n_splits),
         )  # fmt: skip
         info = self._resolve(sae, layer, site, corpus)
         named = corpus_to_export(self._connection, info, corpus)
-        wanted = None if features is None else [check_whole("feature", f) for f in features]
+        wanted = None if features is None else _features(features)
         source = ExportSource(
             self._connection, self._store, self._snapshot, decode, info, named,
             features_to_export(info, wanted),
         )  # fmt: skip
-        return export(source, format, Path(path), options, progress)
+        return export(source, format, path, options, progress)
+
+
+def _features(features: int | Sequence[int]) -> list[int]:
+    several = features if isinstance(features, Iterable) else [features]
+    return [check_whole("feature", feature) for feature in several]
 
 
 def _many_or_all(name: str, value: int | Literal["all"] | None) -> int | Literal["all"] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from scopelake import tiny
 from scopelake.errors import InvalidArgumentError
-from scopelake.names import Site, SiteLayer, check_text, check_whole
+from scopelake.names import Site, SiteLayer, check_filled, check_whole
 
 if TYPE_CHECKING:
     from scopelake.ingest.model import ModelFiles
@@ -25,9 +25,12 @@ def model_files(
 
     Raises:
         ModelError, HubError: it cannot be found.
+        InvalidArgumentError: it is no text and no path, or empty.
     """
     from scopelake.ingest.model import find_model
 
+    if not isinstance(model, Path):
+        check_filled("model", model)
     is_tiny = str(model) == tiny.MODEL_NAME
     files = find_model(tiny.model_path() if is_tiny else model, tokenizer_only=tokenizer_only)
     return replace(files, name=name or (tiny.MODEL_NAME if is_tiny else files.name))
@@ -52,9 +55,12 @@ def load_tokenizer(tokenizer: str | Path) -> Tokenizer:
 
     Raises:
         ModelError, HubError: it cannot be found or used.
+        InvalidArgumentError: it is no text and no path, or empty.
     """
     from scopelake.ingest.tokens import Tokenizer
 
+    if not isinstance(tokenizer, Path):
+        check_filled("tokenizer", tokenizer)
     files = model_files(tokenizer, tokenizer_only=True)
     return Tokenizer.load(files.path, files.name)
 
@@ -88,10 +94,16 @@ def coder_specs(saes: str | Path | Sequence[str | Path]) -> list[str | Path]:
         InvalidArgumentError: one is no text or path.
     """
     saes = [saes] if isinstance(saes, (str, Path)) else saes
+    if not isinstance(saes, Iterable):
+        raise InvalidArgumentError(
+            f"SAEs {saes!r} were asked for; that is of type {type(saes).__name__}; give text, a "
+            "path, or a list of these"
+        )
+    saes = list(saes)
     for spec in saes:
         if not isinstance(spec, Path):
-            check_text("SAE", spec)
-    return list(saes)
+            check_filled("SAE", spec)
+    return saes
 
 
 def bundled_coders() -> dict[str, Path]:

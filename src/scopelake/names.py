@@ -49,6 +49,12 @@ _SEEDS: Final = 1 << 32
 _BYTES: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]I?)?B?", re.IGNORECASE)
 _UNITS: Final = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12,
                  "KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40}  # fmt: skip
+_VISIBLE: Final = {
+    **{code: chr(0x2400 + code) for code in range(0x20)},
+    **dict.fromkeys(range(0x7F, 0xA0), "\ufffd"),
+    ord("\n"): "↵",
+    ord("\t"): "⇥",
+}
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
 
 
@@ -105,6 +111,11 @@ def slug(name: str) -> str:
     return name.replace("/", "~")
 
 
+def visible(token: str) -> str:
+    """Return `token` with signs for control characters: text could command a terminal."""
+    return token.translate(_VISIBLE)
+
+
 def is_text(value: str) -> bool:
     """Whether `value` has no half of a surrogate pair, which no file or table can hold."""
     return _SURROGATE.search(value) is None
@@ -122,6 +133,19 @@ def check_text(what: str, value: object) -> str:
             "mend it"
         )
     return value
+
+
+def check_filled(what: str, value: object) -> str:
+    """Return `value` if it is text that names something, else refuse it.
+
+    An empty text would be the current folder as a path, and the ending of every name.
+    """
+    text = check_text(what, value)
+    if not text.strip():
+        raise InvalidArgumentError(
+            f"{what} {text!r} was asked for; it is empty; give the name of one"
+        )
+    return text
 
 
 def check_whole(what: str, value: object) -> int:

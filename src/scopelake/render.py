@@ -109,6 +109,6 @@ def _cell(value: Any) -> str:  # noqa: ANN401
 
 
 def _lines(text: str) -> str:
-    from scopelake.query.windows import visible
+    from scopelake.names import visible
 
     return "\n".join(map(visible, text.split("\n")))

@@ -170,7 +170,11 @@ def test_too_few_documents_are_not_tested(lake):
     table = found.table
     assert table["p"].null_count == table["difference_low"].null_count == table.num_rows
     assert any(table["firings_a"].to_pylist())
-    assert "features, none tested" in found.to_text(3)
+    sizes_a, _, summary, *rest = found.to_text(3).splitlines()
+    assert "features, none tested (not tested: a rank-sum test needs two" in summary
+    assert summary.endswith("by odds ratio, whose order is no finding")
+    assert "not tested" not in "".join([sizes_a, *rest])
+    assert found._repr_html_().count("not tested") == 1
     assert found.top(3, higher="a").num_rows == 3
     with pytest.raises(InvalidArgumentError, match="no feature was tested"):
         found.plot()
@@ -250,7 +254,8 @@ def test_bad_questions_are_refused_on_one_line(lake, capsys):
     for arguments, said in (
         (["--a", USER, "--b", "position > 0", "--sae", SAE], "are in both; give sets without"),
         (["--a", "role = 'tool'", "--b", USER, "--sae", SAE], "set a (role = 'tool') was to be"),
-        (["--sae", SAE], "are in both"),
+        (["--sae", SAE], "set a and set b were not given"),
+        (["--a", USER, "--b", "true"], "and b (true) were to be compared"),
         (["--a", "role = ", "--b", USER], "it is not one SQL expression"),
         (["--a", "activation > 1", "--b", USER, "--sae", SAE], "columns of a set of tokens are"),
         (["--a", "role = 'user'; DROP TABLE x", "--b", USER], "it is not one SQL expression"),

@@ -43,6 +43,7 @@ from scopelake.errors import (
     ScopelakeError,
     ShardWarning,
 )
+from scopelake.names import visible
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with _terminated_is_interrupted(), _one_line_warnings():
             status: int = arguments.run(arguments) or 0
     except ScopelakeError as error:
-        message = spelt(" ".join(str(error).split()), vars(arguments))
+        message = visible(spelt(" ".join(str(error).split()), vars(arguments)))
         print(f"scopelake: {message}", file=sys.stderr)
         return 2
     except BrokenPipeError:

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import scopelake
 from scopelake.cli.parsing import add_json, add_lake, add_verb
+from scopelake.errors import InvalidArgumentError
 from scopelake.names import SITES
 from scopelake.render import to_json
 
@@ -26,7 +27,7 @@ def _add_compare(verbs: Any) -> None:  # noqa: ANN401
     for side in ("a", "b"):
         parser.add_argument(
             f"--{side}", metavar="WHERE",
-            help=f"set {side}: SQL predicate over tokens, e.g. \"role = 'user'\"; all by default",
+            help=f"set {side}: SQL predicate over tokens, e.g. \"role = 'user'\"",
         )  # fmt: skip
         for part, text in _PARTS.items():
             parser.add_argument(
@@ -65,19 +66,33 @@ def _compare(arguments: argparse.Namespace) -> None:
     from scopelake.query.token_sets import TokenSet
 
     check_top(arguments.k, arguments.q, arguments.higher)
-    sides = [
-        TokenSet(getattr(arguments, side), *(getattr(arguments, f"{side}_{p}") for p in _PARTS))
-        for side in ("a", "b")
-    ]
+    sides = [_given(arguments, side) for side in ("a", "b")]
+    _check_given(sides)
+    sets = [TokenSet(*parts) for parts in sides]
     names = ("layer", "site", "sae", "corpus", "unit", "test", "by", "confidence", "seed")
     found = scopelake.open(arguments.lake, arguments.snapshot).compare(
-        *sides, **{name: getattr(arguments, name) for name in names}
+        *sets, **{name: getattr(arguments, name) for name in names}
     )
     chosen = {"q": arguments.q, "higher": arguments.higher}
     if arguments.json:
         print(to_json(found.to_dict(arguments.k, **chosen)))
     else:
         print(found.to_text(arguments.k, color=sys.stdout.isatty(), **chosen))
+
+
+def _given(arguments: argparse.Namespace, side: str) -> list[str | None]:
+    return [getattr(arguments, side), *(getattr(arguments, f"{side}_{p}") for p in _PARTS)]
+
+
+def _check_given(sides: list[list[str | None]]) -> None:
+    """Refuse a set of which nothing is said: it would be all tokens, those of the other too."""
+    lacking = [n for n, parts in zip("ab", sides, strict=True) if all(p is None for p in parts)]
+    if lacking:
+        given = " and ".join(f"set {name}" for name in lacking)
+        raise InvalidArgumentError(
+            f"two sets of tokens were to be compared; {given} {'were' if lacking[1:] else 'was'} "
+            f"not given; give {' and '.join(f'--{name}' for name in lacking)}"
+        )
 
 
 VERBS: Final = (_add_compare,)

@@ -42,6 +42,7 @@ def _add_inspect(verbs: Any) -> None:  # noqa: ANN401
         "--no-keep", action="store_true", help="leave nothing in the lake; it is kept by default"
     )
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page to this file")
+    parser.add_argument("--overwrite", action="store_true", help="FILE may be there already")
     add_placement(parser)
     add_json(parser)
 
@@ -73,9 +74,17 @@ def _prompt(text: str | None, chat: str | bool | None) -> str | Sequence[Mapping
 def _inspect(arguments: argparse.Namespace) -> None:
     prompt = _prompt(arguments.prompt, arguments.chat)
     if arguments.html is not None:
+        from scopelake.cli.output import check_new
         from scopelake.query.inspection_page import check_file
 
+        if not arguments.html.is_dir():
+            check_new(arguments.html, overwrite=arguments.overwrite)
         check_file(arguments.html)
+    elif arguments.overwrite:
+        raise InvalidArgumentError(
+            "--overwrite was asked for without --html FILE; it says that FILE may be there "
+            "already; give both"
+        )
     found = scopelake.open(arguments.lake, arguments.snapshot).inspect(
         prompt,
         model=arguments.model,

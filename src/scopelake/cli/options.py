@@ -75,10 +75,14 @@ def add_feature(
 def add_window(parser: argparse.ArgumentParser) -> None:
     """Add how much of a context is shown."""
     parser.add_argument(
-        "--window", type=_window, default=16, metavar="N",
+        "--window", type=whole_or_all, default=16, metavar="N",
         help="tokens on either side, or all for the whole context; 16 by default",
     )  # fmt: skip
 
 
-def _window(text: str) -> int | None:
-    return None if text == "all" else int(text)
+def whole_or_all(text: str) -> int | None:
+    """Return the number that a text is, or None of ``all``."""
+    try:
+        return None if text == "all" else int(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number and not all") from error

@@ -13,6 +13,7 @@ from uuid import uuid4
 
 from scopelake.errors import InvalidArgumentError
 from scopelake.render import distinct, print_table, records, to_json
+from scopelake.store.outside import check_outside
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -25,7 +26,8 @@ def check_output(form: str, output: str | None, *, overwrite: bool) -> None:
     """Refuse, before a query runs, where its rows cannot go.
 
     Raises:
-        InvalidArgumentError: the file is there, its folder is not, or a pipe cannot take the form.
+        InvalidArgumentError: the file is there or in a lake, its folder is not there, or a pipe
+            cannot take the form.
     """
     if output in (None, "-"):
         if form == "parquet":
@@ -39,13 +41,22 @@ def check_output(form: str, output: str | None, *, overwrite: bool) -> None:
             )
         return
     assert output is not None
-    path = Path(output)
+    path = check_outside(output)
     if path.is_dir() or not path.parent.is_dir():
         found = "it is a folder" if path.is_dir() else "its folder is not there"
         raise InvalidArgumentError(f"{output} was to be written; {found}; choose another file")
+    check_new(path, overwrite=overwrite)
+
+
+def check_new(path: Path, *, overwrite: bool) -> None:
+    """Refuse a file that is there, unless it may be overwritten.
+
+    Raises:
+        InvalidArgumentError: it is there.
+    """
     if path.exists() and not overwrite:
         raise InvalidArgumentError(
-            f"{output} was to be written; it is there already; give --overwrite, or another file"
+            f"{path} was to be written; it is there already; give --overwrite, or another file"
         )
 
 

@@ -78,6 +78,7 @@ def spelt(message: str, options: Iterable[str]) -> str:
     def name_it(found: re.Match[str]) -> str:
         return f"{found[1]} {known.get(found[2], found[2])}"
 
+    message = message.replace("None for all", "all")
     message = _LEFT_OUT.sub(name_it, message)
     return _QUOTED.sub(r"\1 \2", _ARGUMENT.sub(spell, message).replace("\0True", ""))
 

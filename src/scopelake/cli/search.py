@@ -6,6 +6,7 @@ import argparse
 from typing import Any, Final
 
 import scopelake
+from scopelake.cli.options import whole_or_all
 from scopelake.cli.parsing import add_json, add_lake, add_verb, show
 from scopelake.names import SITES
 from scopelake.progress import step_progress
@@ -14,7 +15,8 @@ from scopelake.progress import step_progress
 def _add_search(verbs: Any) -> None:  # noqa: ANN401
     parser = add_verb(verbs, "search", _search, "show where a text is in the corpora")
     _add_pattern(parser)
-    parser.add_argument("-k", type=int, default=100, help="show so many; all are counted")
+    parser.add_argument("-k", type=whole_or_all, default=100, metavar="N",
+                        help="show so many, or all; all are counted")  # fmt: skip
     parser.add_argument(
         "--window", type=int, default=16, help="tokens on either side; 16 by default"
     )
