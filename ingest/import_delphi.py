@@ -7,7 +7,7 @@ the coder's weights: promoted tokens, norms, nearest features.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -208,11 +208,13 @@ class _Job:
                     f"a cache was to be imported into corpus {name!r}; another writer has made it "
                     "meanwhile; import it again"
                 )
-            return commit
+            # A row that is there stays, whoever wrote it: an ingest's says more than a cache does.
+            known = self._store.read("saes", snapshot, ["sae"])["sae"].to_pylist()
+            kept = {
+                t: r for t, r in commit.rows.items() if t != "saes" or self._coder.sae not in known
+            }
+            return replace(commit, rows=kept)
 
-        known = self._store.read("saes", self._store.snapshot(), ["sae"])["sae"].to_pylist()
-        if self._coder.sae in known:
-            del rows["saes"]
         tables = {t: pa.Table.from_pylist(r, schema=SCHEMAS[t]) for t, r in rows.items()}
         try:
             return self._writer.commit(

@@ -18,6 +18,7 @@ from scopelake.errors import (
     CorpusExistsError,
     InvalidArgumentError,
 )
+from scopelake.store.commit import Writer
 
 SAE = "mine/resid_post/layer_3_width_20"
 ROWS, LENGTH, WIDTH = 9, 16, 20
@@ -139,6 +140,26 @@ def test_caches_of_the_same_tokens_share_a_corpus(lake, tmp_path):
         lake.import_delphi(again, "other", **asked | {"layer": 4})
     assert lake.verify().is_whole
     assert not lake.verify().left_over
+
+
+def test_two_writers_of_one_coder_leave_one_row(lake, tmp_path, monkeypatch):
+    path = write_cache(tmp_path / "cache", *make_cache())
+    commit = Writer.commit
+    late = []
+
+    def other_comes_first(self, *given, **asked):
+        if not late:
+            late.append(True)
+            scopelake.open(lake.path).import_delphi(path, "theirs", **ASKED)
+        return commit(self, *given, **asked)
+
+    monkeypatch.setattr(Writer, "commit", other_comes_first)
+    lake.import_delphi(path, "ours", **ASKED)
+    lake = scopelake.open(lake.path)
+    assert lake.sql("SELECT sae FROM saes")["sae"].to_pylist() == [SAE]
+    for corpus in ("ours", "theirs"):
+        assert lake.top_contexts(4, sae=SAE, corpus=corpus, k=1).table.num_rows == 1
+    assert lake.verify().is_whole
 
 
 def test_what_was_exported_comes_back(lake, tmp_path):
