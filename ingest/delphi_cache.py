@@ -35,6 +35,9 @@ class Block:
     position: npt.NDArray[np.int64]
     feature: npt.NDArray[np.int64]
     activation: npt.NDArray[np.float32]
+    first: int
+    last: int
+    """Features of the split that they are in."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class DelphiCache:
 
     def blocks(self) -> Iterator[Block]:
         """Yield the firings, split by split."""
-        for first, path in self.splits:
+        for (first, path), last in zip(self.splits, self._lasts(), strict=True):
             with safe_open(path, framework="np") as file:
                 locations, activations = (file.get_slice(name) for name in _NEEDED[:2])
                 (n,) = activations.get_shape()
@@ -70,7 +73,10 @@ class DelphiCache:
                     some = slice(start, min(start + _FIRINGS_AT_ONCE, n))
                     where = locations[some].astype(np.int64)
                     values = activations[some].astype(np.float32)
-                    yield Block(where[:, 0], where[:, 1], where[:, 2] + first, values)
+                    yield Block(where[:, 0], where[:, 1], where[:, 2] + first, values, first, last)
+
+    def _lasts(self) -> list[int]:
+        return [first - 1 for first, _ in self.splits[1:]] + [self.width - 1]
 
 
 def read_cache(path: Path) -> DelphiCache:

@@ -257,12 +257,14 @@ class _Job:
                 "firings above 0 (float16 cannot hold values above 65,504): cache it in float32"
             )
         n_rows, length = corpus.shape
-        inside = (block.row < n_rows) & (block.position < length)
-        inside &= block.feature < self._cache.width
+        inside = (block.row >= 0) & (block.row < n_rows)
+        inside &= (block.position >= 0) & (block.position < length)
+        inside &= (block.feature >= block.first) & (block.feature <= block.last)
         if not inside.all():
             raise CoderFileError(
-                f"{self._cache.path} has firings outside its {n_rows:,} rows of {length} tokens "
-                f"and {self._cache.width:,} features; cache it again"
+                f"{self._cache.path} has firings outside its {n_rows:,} rows of {length} tokens, "
+                f"or outside the features {block.first} to {block.last} of their split; cache it "
+                "again"
             )
 
     def _write_shards(self, corpus: CacheCorpus, receipts: list[Receipt]) -> None:

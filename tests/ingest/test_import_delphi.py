@@ -185,7 +185,7 @@ def spoil(folder, **changed):
 def locations(folder, at, value):
     from safetensors.numpy import load_file
 
-    found = load_file(folder / "7_13.safetensors")["locations"]
+    found = load_file(folder / "7_13.safetensors")["locations"].astype(np.int64)
     found[at] = value
     spoil(folder, locations=found)
 
@@ -205,6 +205,11 @@ REFUSED = {
     "a row beyond": (lambda c: locations(c, (0, 0), ROWS), "outside its 9 rows of 16 tokens"),
     "a position beyond": (lambda c: locations(c, (0, 1), LENGTH), "outside its 9 rows"),
     "a feature beyond": (lambda c: locations(c, (0, 2), 300), "outside its 9 rows"),
+    "a feature of the next split": (lambda c: locations(c, (0, 2), 7), "features 7 to 13 of their"),
+    "the last feature of all": (lambda c: locations(c, (0, 2), 2**63 - 1), "outside its 9 rows"),
+    "a row before": (lambda c: locations(c, (0, 0), -1), "outside its 9 rows"),
+    "a position before": (lambda c: locations(c, (0, 1), -1), "outside its 9 rows"),
+    "a feature before": (lambda c: locations(c, (0, 2), -1), "outside its 9 rows"),
     "a firing twice": (lambda c: locations(c, 1, [0, 1, 0]) or locations(c, 2, [0, 1, 0]),
                        "fires twice"),
     "a split missing": (lambda c: (c / "7_13.safetensors").unlink(), "begins with feature 7 is"),
