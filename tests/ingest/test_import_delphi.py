@@ -7,7 +7,10 @@ from collections import defaultdict
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from safetensors.numpy import save_file
+from safetensors.torch import load_file as load_torch
+from safetensors.torch import save_file as save_torch
 
 import scopelake
 from scopelake import tiny
@@ -174,6 +177,18 @@ def test_what_was_exported_comes_back(lake, tmp_path):
     assert codes(lake, "mine/resid_post/again") == expected
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_activations_come_in_as_the_cache_has_them(lake, tmp_path, dtype):
+    tokens, firings = make_cache()
+    cache = write_cache(tmp_path / "cache", tokens, firings, dtype=np.float32)
+    for path in cache.glob("*.safetensors"):
+        tensors = load_torch(path)
+        save_torch(tensors | {"activations": tensors["activations"].to(dtype)}, path)
+    lake.import_delphi(cache, "text", **ASKED)
+    rounded = {w: torch.tensor(v).to(dtype).item() for w, v in shifted(tokens, firings).items()}
+    assert codes(lake) == rounded
+
+
 def spoil(folder, **changed):
     """Write one split of a cache anew with other tensors."""
     from safetensors.numpy import load_file
@@ -217,6 +232,12 @@ REFUSED = {
     "no tokens": (lambda c: spoil(c, tokens=None), "has no tokens; cache it with save_tokens"),
     "other tokens": (lambda c: spoil(c, tokens=make_cache(4)[0]), "splits have different tokens"),
     "fewer values": (lambda c: spoil(c, activations=np.ones(3, np.float16)), "are of shapes"),
+    "values of 64 bits": (lambda c: spoil(c, activations=np.ones(3, np.float64)),
+                          "activations are of type F64; they have to be of F16, BF16, F32"),
+    "places that are not whole": (lambda c: spoil(c, locations=np.ones((3, 3), np.float32)),
+                                  "locations are of type F32"),
+    "tokens that are not whole": (lambda c: spoil(c, tokens=np.ones((9, 16), np.float32)),
+                                  "tokens are of type F32"),
     "half a file": (lambda c: (c / "7_13.safetensors").write_bytes(b"half"), "no whole safetens"),
     "no config": (lambda c: (c / "config.json").unlink(), "config.json cannot be"),
 }  # fmt: skip
