@@ -5,7 +5,7 @@ STAMP := .venv/.ready
 export PYTHONSAFEPATH := 1
 
 .PHONY: demo test lint parity oldest soak bench bench-ingest bench-compact bench-dense bench-styles bench-memory bench-stream \
-	bench-corpus bench-scaling bench-examples bench-encode bench-gpu bench-plan bench-committer bench-query bench-query-peers bench-search bench-compare bench-inspect clean setup
+	bench-corpus bench-scaling bench-examples bench-encode bench-gpu bench-plan bench-committer bench-query bench-query-peers bench-peers bench-search bench-compare bench-inspect clean setup
 .SECONDARY:
 
 setup: $(STAMP)
@@ -96,6 +96,10 @@ bench-query: $(STAMP)
 
 bench-query-peers: .venv-query-peers/.delphi
 	PYTHONPATH=benchmarks .venv-query-peers/bin/python benchmarks/query_peers.py
+
+bench-peers: .venv-parity/.peers
+	PYTHONPATH=benchmarks .venv-parity/bin/python benchmarks/peers.py
+	PYTHONPATH=benchmarks .venv-parity/bin/python benchmarks/peers_table.py
 
 bench-search: $(STAMP)
 	PYTHONPATH=benchmarks $(BIN)/python benchmarks/search.py

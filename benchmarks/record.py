@@ -55,11 +55,13 @@ def machine() -> str:
     return f"{cpu}, {len(os.sched_getaffinity(0))} cores, python {platform.python_version()}"
 
 
-def write_results(name: str, measures: Sequence[Measure], config: str) -> Path:
-    """Write `measures` to results/<name>.csv, and print them."""
+def write_results(
+    name: str, measures: Sequence[Measure], config: str, packages: Sequence[str] = ()
+) -> Path:
+    """Write `measures` to results/<name>.csv with versions, also of `packages`, and print them."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.csv"
-    versions = " ".join(f"{package}={version(package)}" for package in _PACKAGES)
+    versions = " ".join(f"{package}={version(package)}" for package in (*_PACKAGES, *packages))
     when = datetime.now(UTC).strftime("%Y-%m-%d")
     with path.open("w", newline="", encoding="utf-8") as file:
         out = csv.writer(file, lineterminator="\n")

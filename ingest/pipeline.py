@@ -236,8 +236,14 @@ class _Job:
 
     def _ahead(self, is_over: Callable[[], bool]) -> None:
         """Compute what statistics will need of weights, while the last shard is written."""
-        if self._describe and not self.ledger.aside:
+        if not self._describe or self.ledger.aside:
+            return
+        try:
             self._facts.ahead(undescribed(self.store, self.plan), is_over)
+        except Exception as error:  # noqa: BLE001 - what is real comes again when it is needed
+            LOG.warning("nothing more is computed ahead", extra={"scopelake": {
+                "run": self.plan.run, "error": one_line(error),
+            }})  # fmt: skip
 
     def _check_all_there(self) -> None:
         """Refuse to end as if all were well with a shard lost, whoever made or committed it."""

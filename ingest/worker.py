@@ -82,6 +82,7 @@ class Worker:
         self.look_back, self._budget, self.stages = look_back, budget, stages
         self._device = threading.Lock()
         self._n_encoding, self._idle = 0, threading.Condition()
+        self._has_failed = False
         self._in_flight = threading.BoundedSemaphore(PIECES)
         self._stop, self._hold = threading.Event(), threading.Event()
 
@@ -116,11 +117,12 @@ class Worker:
     ) -> None:
         """Call `task` with `is_over` once no shard that is begun has more to encode.
 
-        It is not called if `stop` was.
+        It is not called if `stop` was, or if a shard failed, which is to be made again.
         """
         with self._idle:
             self._idle.wait_for(lambda: not self._n_encoding or self._stop.is_set())
-        if not self._stop.is_set():
+            is_idle = not (self._stop.is_set() or self._has_failed)
+        if is_idle:
             task(is_over)
 
     @contextmanager
@@ -178,6 +180,7 @@ class Worker:
                     with self.stages.timed("write"):
                         receipts += self._write(shard, piece, running, kept)
             except BaseException:
+                self._has_failed = True
                 discard(self._assignment.store.root, (r for r in receipts if r.table != "dense"))
                 self.look_back.forget(shard.index)
                 raise

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from scopelake.query.card_shapes import densities, in_words, number, share, shown_bins
@@ -93,9 +93,16 @@ def _roles(card: FeatureCard) -> list[str]:
         return []
     return [
         f"{row['role']:<6} {row['kind']:<9} {share(row['density']):>8} of "
-        f"{row['n_tokens']:,} tokens, mean {number(row['mean'])}, max {number(row['max'])}"
+        f"{row['n_tokens']:,} tokens{_strength(row)}"
         for row in rows
     ]
+
+
+def _strength(row: Mapping[str, Any]) -> str:
+    """Mean and max; nothing where it fires on no such token, and there is neither."""
+    if not row["firings"]:
+        return ""
+    return f", mean {number(row['mean'])}, max {number(row['max'])}"
 
 
 def _positions(card: FeatureCard) -> list[str]:

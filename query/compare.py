@@ -225,7 +225,9 @@ def _tested(tokens: Tokens, counts: FiringCounts, confidence: float) -> RankTest
         for side, fired in enumerate(counts.tested)
     ]
     if windows.test == "signed-rank":
-        difference = rates[0] - rates[1]
+        # Both parts have one length: of whole numbers equal differences stay equal.
+        more, both = counts.tested[0] - counts.tested[1], length[:, 0]
+        difference = np.divide(more, both, out=np.zeros(len(more)), where=both > 0)
         at = np.flatnonzero(difference)
         return signed_rank(counts.item[at], difference[at], n, windows.n_documents[0], confidence)
     # A document in this test has tokens of one set alone.

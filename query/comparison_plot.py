@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from textwrap import wrap
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -11,7 +12,10 @@ from scopelake.errors import InvalidArgumentError, MissingDependencyError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from scopelake.query.comparison import Comparison
+    from scopelake.query.comparison import Comparison, SetSize
+
+_TITLE_WIDTH: Final = 80
+"""Characters of small text that fit above the axes."""
 
 
 def plot(found: Comparison, q: float) -> Figure:
@@ -44,5 +48,11 @@ def plot(found: Comparison, q: float) -> Figure:
     axes.axvline(0, color="lightgrey", linewidth=0.8, zorder=0)
     axes.set(xlabel="log odds ratio, a to b", ylabel="-log10 of q")
     axes.legend(fontsize="small")
-    axes.set_title(f"{found.a.asked}  against  {found.b.asked}", fontsize="small")
+    axes.set_title("\n".join(_named("a", found.a) + _named("b", found.b)), fontsize="small",
+                   loc="left", parse_math=False)  # fmt: skip
     return figure
+
+
+def _named(name: str, size: SetSize) -> list[str]:
+    """What a set is, in lines that a predicate of any length does not run out of."""
+    return wrap(f"{name}: {size.asked}", _TITLE_WIDTH, subsequent_indent="    ")

@@ -86,6 +86,18 @@ class Connection:
     def _raw(self) -> duckdb.DuckDBPyConnection:
         return _begin(self._store, self._snapshot, self._memory)
 
+    def _cursor(self) -> duckdb.DuckDBPyConnection:
+        """Return a cursor of its own: other threads may have rows of theirs to fetch."""
+        try:
+            cursor = self._raw.cursor()
+            cursor.execute("SELECT 1")
+        except duckdb.FatalException:
+            # An error within DuckDB, in a query before, made it give up the database.
+            self.__dict__.pop("_raw", None)
+            self._has_macros = self._has_vocabulary = False
+            return self._raw.cursor()
+        return cursor
+
     def execute(
         self,
         query: str,
@@ -109,8 +121,7 @@ class Connection:
         """
         for table, filters in (whole_tables(query) if reads is None else reads).items():
             self._files.check(table, filters)
-        # A cursor of its own: other threads may have rows of theirs to fetch.
-        cursor = self._raw.cursor()
+        cursor = self._cursor()
         for name, rows in (tables or {}).items():
             cursor.register(name, rows)
         return cursor.execute(query, params)
@@ -126,7 +137,7 @@ class Connection:
         """
         for table, filters in reads.items():
             self._files.check(table, filters)
-        return self._raw.cursor()
+        return self._cursor()
 
     def rows(self, table: str, columns: Sequence[str], filters: Filters) -> pa.Table:
         """Return rows of a few keys, in no particular order.
@@ -185,6 +196,7 @@ class Connection:
             duckdb.OutOfMemoryException: there is no memory for it.
         """
         with self._lock:
+            self._cursor()  # which begins the database anew where it has to
             watch.runs(self._raw)
             self._make_macros()
             for table, filters in whole_tables(query).items():
@@ -243,6 +255,8 @@ def _begin(
     store: LakeStore, snapshot: Snapshot, memory: str | int | None
 ) -> duckdb.DuckDBPyConnection:
     connection = duckdb.connect(":memory:", config=_CONFIG)
+    # In a notebook or at a prompt DuckDB would draw bars of its own into what is printed.
+    connection.execute("SET enable_progress_bar = false")
     connection.execute(f"LOAD {literal(extension('delta'))}")
     if store.root.url.startswith(S3):
         _reach_objects(connection, store.root.url)

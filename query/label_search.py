@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import duckdb
 import pyarrow as pa
@@ -19,6 +20,9 @@ from scopelake.query.windows import visible
 if TYPE_CHECKING:
     import pandas as pd
 
+_BETWEEN: Final = r"[^\p{L}\p{N}]+"
+"""What stands between words: all but letters and digits, of any script."""
+
 
 @dataclass(frozen=True)
 class LabelMatches:
@@ -30,7 +34,7 @@ class LabelMatches:
     n_labels: int
     """How many were searched."""
     note: str = ""
-    """Nothing: all were searched."""
+    """Words that were not looked for: the commonest."""
 
     def to_pandas(self) -> pd.DataFrame:
         """Return the rows as a pandas frame."""
@@ -44,6 +48,7 @@ class LabelMatches:
             f"{visible(row['label'])} ({visible(row['source'])})"
             for row in self.table.to_pylist()
         ]
+        lines += [f"({self.note})"] if self.note else []
         return "\n".join(lines)
 
     def __str__(self) -> str:
@@ -56,7 +61,8 @@ class LabelMatches:
             for row in self.table.to_pylist()
         )
         head = "".join(f"<th>{n}</th>" for n in ("score", "feature", "SAE", "label", "source"))
-        return f"<b>{escape(self._head())}</b><table><tr>{head}</tr>{body}</table>"
+        table = f"<table><tr>{head}</tr>{body}</table>"
+        return f"<b>{escape(self._head())}</b>{table}{escape(self.note)}"
 
     def _head(self) -> str:
         found = counted(self.table.num_rows, "label")
@@ -110,7 +116,11 @@ class LabelSearch:
             "ORDER BY score DESC, sae, feature, source, label LIMIT $3"
         )
         table = cursor.execute(query, [words, sae, k]).to_arrow_table()
-        return LabelMatches(words, table, n_labels)
+        common = "SELECT DISTINCT sw FROM fts_main_labels.stopwords WHERE list_contains($1, sw)"
+        asked = re.findall(r"[^\W_]+", words.lower())
+        left = {word for (word,) in cursor.execute(common, [asked]).fetchall()}
+        note = f"not looked for, as too common: {', '.join(sorted(left))}" if left else ""
+        return LabelMatches(words, table, n_labels, note)
 
     @cached_property
     def _index(self) -> duckdb.DuckDBPyConnection:
@@ -121,10 +131,13 @@ class LabelSearch:
             "autoload_known_extensions": False,
         }
         database = duckdb.connect(":memory:", config=config)
+        database.execute("SET enable_progress_bar = false")
         database.execute(f"LOAD {literal(extension('fts'))}")
         database.register("given", labels)
         database.execute(
             "CREATE TABLE labels AS SELECT row_number() OVER () AS number, * FROM given"
         )
-        database.execute("PRAGMA create_fts_index('labels', 'number', 'label')")
+        database.execute(
+            f"PRAGMA create_fts_index('labels', 'number', 'label', ignore = {literal(_BETWEEN)})"
+        )
         return database

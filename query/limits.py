@@ -90,7 +90,10 @@ class Watch:
         # Again and again: what was about to begin has not heard it.
         while True:
             if self._running is not None:
-                self._running.interrupt()
+                try:
+                    self._running.interrupt()
+                except duckdb.ConnectionException:  # closed: it has ended
+                    return
             if self._done.wait(_AGAIN):
                 return
 
@@ -141,4 +144,12 @@ def explained(memory: str | int | None) -> Iterator[None]:
             "needs more, also with temporary files; ask for less, or give it more memory"
         ) from error
     except duckdb.Error as error:
-        raise QueryError(f"the query failed: {one_line(error)}; check it") from error
+        said = one_line(error)
+        raise QueryError(f"the query failed: {said}; {_mend(said)}") from error
+
+
+def _mend(said: str) -> str:
+    """What to do; AND binds before ->>, so that all metadata of a document is taken as a truth."""
+    if "to BOOL when casting from source column metadata" in said:
+        return "put parentheses around it: (metadata ->> 'key') = 'value'"
+    return "check it"

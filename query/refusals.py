@@ -49,6 +49,10 @@ _FORBIDDEN: Final = frozenset(
 )
 """Functions that tell of the process or write; all others only compute."""
 
+_OF_CHANCE: Final = frozenset(
+    ("gen_random_uuid", "nextval", "random", "setseed", "uuid", "uuidv4", "uuidv7")
+)
+
 _SHOWN: Final = ("", '"tables"', "__show_tables_expanded")
 """What ``SHOW`` may show, but for a query or a view."""
 
@@ -108,9 +112,24 @@ def check_tree(query: str) -> None:
                 raise _refused(f"function {name!r}")
 
 
+def check_fixed(expression: str) -> None:
+    """Refuse an expression whose value is not its row's own: of other rows, or of chance.
+
+    Raises:
+        QueryError: then.
+    """
+    for node in _walk(_parsed(f"SELECT (\n{expression}\n)")):
+        name = str(node.get("function_name", "")).lower()
+        if node.get("class") == "WINDOW" or name in _OF_CHANCE:
+            raise QueryError(
+                f"{expression!r} was asked for; {name or 'a window'} gives a token another value "
+                "each time, or by its place among others; use what is the token's own"
+            )
+
+
 def one_line(error: duckdb.Error) -> str:
-    """Return DuckDB's message without the echo of the query under it."""
-    head = str(error).split("\n\nLINE ")[0]
+    """Return DuckDB's message without the echo of the query under it, or where DuckDB failed."""
+    head = str(error).split("\n\nLINE ")[0].split("Stack Trace")[0]
     return " ".join(head.split())
 
 

@@ -180,7 +180,7 @@ def _counts(connection: Connection, asked: Search, part: _Part) -> dict[Key, int
         count = "(length(text) - length(replace(text, $1, ''))) // length($1)"
     else:
         pattern, is_there = asked.expression, "regexp_matches(text, $1)"
-        count = "len(list_filter(regexp_extract_all(text, $1), lambda found: found <> ''))"
+        count = _count_of_marked()
     query = (
         f"SELECT context, {count} AS n FROM {PRIVATE}.contexts "
         f"WHERE corpus = $2 AND context >= $3 AND context < $4 AND {is_there} ORDER BY context"
@@ -188,7 +188,26 @@ def _counts(connection: Connection, asked: Search, part: _Part) -> dict[Key, int
     values = [pattern, part.corpus, part.start, part.stop]
     rows = run(connection, query, values, {"contexts": [("corpus", "=", part.corpus)]})
     pairs = zip(rows["context"].to_pylist(), rows["n"].to_pylist(), strict=True)
-    return {(part.corpus, context): int(n) for context, n in pairs if n}
+    found = {(part.corpus, context): n for context, n in pairs if n != 0}
+    unknown = [key for key, n in found.items() if n is None]
+    counted_here = Counter(key for key, _ in _all_characters(connection, asked, unknown))
+    every = {key: counted_here[key] if n is None else n for key, n in found.items()}
+    return {key: n for key, n in every.items() if n}
+
+
+def _count_of_marked() -> str:
+    """SQL of how many matches with a character a text has; null of a text that has a mark itself.
+
+    Each match is put between two marks. (DuckDB's regexp_extract_all breaks off at matches without
+    a character that are within one.)
+    """
+    first, last = (f"chr({ord(mark)})" for mark in _MARKS[0])
+    marked = f"regexp_replace(text, $1, {first} || '\\0' || {last}, 'g')"
+    without = f"replace({marked}, {first} || {last}, '')"  # less those of no character
+    return (
+        f"CASE WHEN contains(text, {first}) OR contains(text, {last}) THEN NULL "
+        f"ELSE (length({without}) - length(text)) // 2 END"
+    )
 
 
 def _all_characters(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -86,6 +86,23 @@ def _check_places(connection: Connection, spans: pa.Table) -> None:
             f"span [{start[at]}, {stop[at]}) of context {context[at]} of {corpus[at]!r} was given; "
             f"{there}; give tokens that are there, one or more"
         )
+
+
+def merged_spans(spans: pa.Table) -> pa.Table:
+    """Return spans, those that share a token as one.
+
+    Args:
+        spans: of `SPAN_COLUMNS`, sorted by them.
+    """
+    merged: list[dict[str, Any]] = []
+    for span in spans.select(SPAN_COLUMNS).to_pylist():
+        last = merged[-1] if merged else None
+        place = ("corpus", "context")
+        if last and all(last[n] == span[n] for n in place) and span["start"] < last["stop"]:
+            last["stop"] = max(last["stop"], span["stop"])
+        else:
+            merged.append(span)
+    return pa.Table.from_pylist(merged, spans.select(SPAN_COLUMNS).schema)
 
 
 def tokens_of(spans: pa.Table) -> pa.Table:

@@ -24,7 +24,7 @@ LEAST: Final = 1e-300
 """Below it a probability is called this: it would be 0 soon."""
 
 _ROWS_AT_ONCE: Final = 2048
-_WIDE: Final = 1000.0
+_WIDE: Final = 1e5
 """Shapes of the gamma distribution from which Wilson and Hilferty's cube root stands for it."""
 _STRAIGHT: Final = 1e-6
 """Skewness below which the distribution is called normal."""

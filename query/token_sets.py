@@ -18,6 +18,7 @@ from scopelake.query.document_windows import DocumentTest, Windows, place_window
 from scopelake.query.limits import explained
 from scopelake.query.literals import literal
 from scopelake.query.rank_contexts import WHERE_COLUMNS
+from scopelake.query.refusals import check_fixed
 from scopelake.query.snapshot_files import whole_tables
 from scopelake.query.sql import check_predicate
 from scopelake.query.views import PRIVATE, token_rows
@@ -56,6 +57,7 @@ class TokenSet:
                 check_text(name, value)
         if self.where is not None:
             check_predicate(self.where)
+            check_fixed(self.where)
 
     def __str__(self) -> str:
         parts = [" ".join(self.where.split())] if self.where is not None else []
@@ -99,6 +101,7 @@ def check_unit(unit: str | None) -> None:
             f"unit {unit!r} was asked for; it is not one SQL expression; give one such as "
             "metadata ->> 'prompt'"
         ) from error
+    check_fixed(unit)
 
 
 @dataclass(frozen=True)

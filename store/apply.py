@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final
@@ -76,7 +77,9 @@ class Applier:
     def forget(self) -> None:
         """Let go of the open tables."""
         while self._tables:
-            self.store.give_back(*self._tables.popitem())
+            # That they stay open spares time; what was done is done without.
+            with suppress(LakeError, OSError):
+                self.store.give_back(*self._tables.popitem())
 
     def _add_snapshot(self, number: int, commit: Commit, touched: set[str]) -> None:
         name = commit.transaction

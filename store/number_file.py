@@ -65,7 +65,7 @@ def write_numbers(
             part = np.ascontiguousarray(values[start : start + row_group])
             chunks[name] = writers[name].chunk(part)
             file.writelines(chunks[name].pages)
-        groups.append(_group(chunks, writers, at, len(groups), by))
+        groups.append(_group(chunks, writers, at, by))
         at += sum(chunk.n_bytes for chunk in chunks.values())
     footer = _footer(rows, groups)
     file.write(footer + len(footer).to_bytes(4, "little") + _MAGIC)
@@ -98,7 +98,6 @@ def _group(
     chunks: Mapping[str, Chunk],
     writers: Mapping[str, ColumnWriter],
     start: int,
-    index: int,
     sorted_by: Sequence[int],
 ) -> Struct:
     """Return a RowGroup that begins at byte `start`."""
@@ -111,7 +110,7 @@ def _group(
     made = Struct().structs(1, held).i64(2, sum(chunk.n_plain for chunk in chunks.values()))
     made.i64(3, n_rows)
     made.structs(4, [Struct().i32(1, i).boolean(2, False).boolean(3, False) for i in sorted_by])
-    return made.i64(5, start).i64(6, at - start).i16(7, index)
+    return made.i64(5, start).i64(6, at - start)
 
 
 def _chunk(name: str, writer: ColumnWriter, chunk: Chunk, at: int) -> Struct:

@@ -41,6 +41,15 @@ _PAYS: Final = 0.97
 PHYSICAL: Final = {"int8": INT32, "int32": INT32, "int64": INT64, "float": FLOAT}
 """By type."""
 
+_SHORT: Final = ("PLAIN", "DELTA_BINARY_PACKED", "RLE_DICTIONARY")
+_FITTING: Final = {
+    "int8": _SHORT,
+    "int32": _SHORT,
+    "int64": ("PLAIN", "DELTA_BINARY_PACKED"),
+    "float": ("PLAIN", "BYTE_STREAM_SPLIT"),
+}
+"""Encodings by type."""
+
 _WIDTHS: Final = {INT32: "<i4", INT64: "<i8", FLOAT: "<f4"}
 _FORMATS: Final = {INT32: "<i", INT64: "<q", FLOAT: "<f"}
 
@@ -79,6 +88,9 @@ class ColumnWriter:
     """
 
     def __init__(self, type_: pa.DataType, encoding: str, level: int) -> None:
+        fitting = _FITTING[str(type_)]
+        if encoding not in fitting:
+            raise ValueError(f"a column of {type_} has one of {', '.join(fitting)}; not {encoding}")
         self.physical = PHYSICAL[str(type_)]
         self._encoding = encoding
         self._zstd = pa.Codec("zstd", compression_level=level)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-_TRUE, _FALSE, _I8, _I16, _I32, _I64, _BINARY, _LIST, _STRUCT = 1, 2, 3, 4, 5, 6, 8, 9, 12
+_TRUE, _FALSE, _I8, _I32, _I64, _BINARY, _LIST, _STRUCT = 1, 2, 3, 5, 6, 8, 9, 12
 _LONG_LIST = 15
 
 
@@ -28,12 +28,6 @@ class Struct:
         """Add a byte."""
         self._begin(field, _I8)
         self._bytes.append(value & 0xFF)
-        return self
-
-    def i16(self, field: int, value: int) -> Struct:
-        """Add an i16."""
-        self._begin(field, _I16)
-        self._bytes += _zigzag(value)
         return self
 
     def i32(self, field: int, value: int) -> Struct:

@@ -63,7 +63,7 @@ class Searching(LakeHandle):
             regex,
             ignore_case,
             None if corpus is None else check_text("corpus", corpus),
-            where,
+            None if where is None else check_text("where", where),
             None if k is None else check_whole("k", k),
         )
         window = check_whole("window", window)
@@ -88,9 +88,9 @@ class Searching(LakeHandle):
         of the spans in which it fires; BOS does not count.
 
         Args:
-            spans: what `search` found with ``k=None``, or a table (Arrow's or pandas') with the
-                columns corpus, context, start and stop: tokens [start, stop) of a context. No
-                token is in two of them.
+            spans: what `search` found with ``k=None`` (matches that share a token are one span), or
+                a table (Arrow's or pandas') with the columns corpus, context, start and stop:
+                tokens [start, stop) of a context. No token is in two of them.
             layer: features of the one SAE that fits layer, site and sae; of all SAEs that are
                 complete on these corpora if none of them is given.
             site: see layer.
@@ -161,6 +161,7 @@ class Searching(LakeHandle):
 
 def _table(spans: Any) -> pa.Table:  # noqa: ANN401
     from scopelake.query.matches import Matches
+    from scopelake.query.spans import merged_spans
 
     if isinstance(spans, Matches):
         if spans.table.num_rows < spans.n_matches:
@@ -169,7 +170,12 @@ def _table(spans: Any) -> pa.Table:  # noqa: ANN401
                 f"were asked for; there are {spans.n_matches:,}, and the others would be the rest; "
                 "search with k=None"
             )
-        return spans.table
+        if spans.n_matches == 0:
+            raise InvalidArgumentError(
+                f"features that separate matches of {spans.pattern!r} were asked for; it is "
+                "nowhere in what was searched; search for something else"
+            )
+        return merged_spans(spans.table)
     if isinstance(spans, pa.Table):
         return spans
     if hasattr(spans, "columns") and hasattr(spans, "index"):

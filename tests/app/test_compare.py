@@ -210,6 +210,22 @@ def test_a_plot_shows_what_was_tested(lake, monkeypatch):
         found.plot()
 
 
+def test_a_plot_names_sets_of_many_words_within_the_picture(lake):
+    first, second = (f"{said} AND (metadata ->> 'lang') IS NULL AND turn >= 0 AND position < 900"
+                     for said in (USER, MODEL))  # fmt: skip
+    figure = lake.compare(first, second, sae=SAE).plot()
+    (axes,) = figure.axes
+    assert " ".join(axes.get_title(loc="left").split()) == f"a: {first} b: {second}"
+    drawn = figure.get_tightbbox()
+    assert drawn.x0 >= 0
+    assert drawn.x1 <= figure.get_figwidth()
+
+
+def test_a_predicate_without_the_parentheses_it_needs_is_told_so(lake):
+    with pytest.raises(QueryError, match="put parentheses around it: .metadata ->> 'key'."):
+        lake.compare("role = 'user' AND metadata ->> 'lang' = 'py'", MODEL, sae=SAE)
+
+
 def test_the_shell_says_the_same(lake, capsys):
     path = str(lake.path)
     asked = ["compare", path, "--a", USER, "--b", MODEL, "--sae", SAE, "--corpus", "chats"]

@@ -232,6 +232,15 @@ def test_text_and_html_show_all_of_it_and_only_text(rich):
     assert max(heights) == 62.0
 
 
+def test_a_role_on_which_a_feature_is_silent_has_no_strength(rich):
+    for feature, fires in ((RARE, True), (SILENT, False)):
+        card = source(rich).card(rich.sae(), feature)
+        firings = card.by_role["firings"].to_pylist()
+        assert [n > 0 for n in firings] == [fires] * len(firings)
+        lines = card.to_text().split("by role\n")[1].splitlines()[: len(firings)]
+        assert ["mean" in line for line in lines] == [fires] * len(firings)
+
+
 def test_a_silent_feature_shows_itself(rich):
     card = source(rich).card(rich.sae(), SILENT, with_coactive=True)
     assert "0 firings on 2,000 tokens (0 %)" in card.to_text()

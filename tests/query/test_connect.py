@@ -77,6 +77,21 @@ def test_init_sql_makes_the_same_views_in_a_plain_duckdb(built, tmp_path):
     assert json.loads(done.stdout) == json.loads(json.dumps(ours))
 
 
+def test_at_a_prompt_duckdb_draws_no_bars_into_what_is_printed(built):
+    # Where no file is run, as at a prompt or in a notebook, it would: after 2 seconds of a query.
+    code = f"""
+import duckdb
+from scopelake.query.connect import connect
+from scopelake.store.lake_store import LakeStore
+store = LakeStore.open({built.store.root.url!r})
+ours = connect(store, store.snapshot()).session({{}})
+for connection in (duckdb.connect(), ours, ours.cursor()):
+    print(*connection.execute("SELECT current_setting('enable_progress_bar')").fetchone())
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.split() == ["True", "False", "False"]
+
+
 def test_a_snapshot_shows_its_own_rows_for_ever(tmp_path: Path):
     store = LakeStore.create(tmp_path / "lake")
     snapshots: list[Snapshot] = [store.snapshot()]

@@ -63,6 +63,23 @@ def test_the_best_come_first(lake):
     assert rows[0]["score"] >= rows[1]["score"] > 0
 
 
+def test_numbers_and_other_scripts_are_words(lake):
+    add(
+        lake._store,
+        [("m/r/c", 1, "the year 2023", "hand"), ("m/r/c", 2, "日本 und Straße", "hand")],
+    )
+    lake.refresh()
+    assert found(lake, "2023") == [("m/r/c", 1)]
+    assert found(lake, "日本") == found(lake, "straße") == [("m/r/c", 2)]
+
+
+def test_what_is_not_looked_for_is_said(lake):
+    assert lake.search_labels("the cat").note == "not looked for, as too common: the"
+    assert lake.search_labels("the of").table.num_rows == 0
+    assert "(not looked for, as too common: of, the)" in lake.search_labels("The of").to_text()
+    assert lake.search_labels("cat").note == ""
+
+
 def test_words_are_no_sql(lake):
     assert found(lake, "'; DROP TABLE labels; --") == [("m/r/b", 7)]
     assert lake.search_labels("cat").n_labels == len(LABELS)

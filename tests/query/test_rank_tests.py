@@ -5,12 +5,14 @@ from __future__ import annotations
 from itertools import combinations, product
 from math import erfc, exp, lgamma, log, sqrt
 from statistics import NormalDist
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scopelake.query.compare import _tested
 from scopelake.query.rank_tests import discovery_rates, rank_sum, signed_rank
 from scopelake.query.rate_intervals import Documents, rate_difference
 from scopelake.query.tails import LEAST, exact_tails, normal_tails, skewed_tails
@@ -170,8 +172,8 @@ def test_tails_are_integrals_of_the_density(skewness):
     lower, upper = skewed_tails(z, np.full(len(z), skewness))
     sign = 1 if skewness > 0 else -1
     wanted = [pearson_tail(sign * value, abs(skewness)) for value in z]
-    # Wilson and Hilferty's approximation begins at a shape of 1,000.
-    close = {"rel": 1e-6 if 4 / skewness**2 < 1000 else 2e-2, "abs": 1e-12}
+    # Wilson and Hilferty's approximation begins at a shape of 1e5.
+    close = {"rel": 1e-6 if 4 / skewness**2 < 1e5 else 2e-2, "abs": 1e-12}
     assert (upper if sign > 0 else lower) == pytest.approx(wanted, **close)
     assert lower + upper == pytest.approx(np.ones(len(z)))
 
@@ -242,3 +244,17 @@ def test_one_document_has_no_spread():
     assert found.difference[0] == pytest.approx(3 / 9 - 1 / 12)
     assert np.isnan(found.difference_low[0])
     assert np.isnan(found.log_odds_high[0])
+
+
+def test_equal_differences_of_rates_are_ties():
+    # As floats 3/10 - 2/10 is less than 1/10.
+    counts = SimpleNamespace(
+        tested=(np.repeat([3.0, 0.0], 100), np.repeat([2.0, 1.0], 100)),
+        document=np.arange(200), item=np.zeros(200, np.int64), n_items=1,
+    )  # fmt: skip
+    windows = SimpleNamespace(
+        test="signed-rank", length=np.full((200, 2), 10), n_documents=(200, 200)
+    )
+    found = _tested(SimpleNamespace(windows=windows), counts, 0.95)
+    assert found.z[0] == pytest.approx(0)
+    assert found.p[0] == pytest.approx(1)

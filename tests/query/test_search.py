@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 
+import duckdb
 import pytest
 
 from scopelake.cli import main
@@ -157,6 +158,8 @@ def test_what_cannot_be_searched_for_is_refused(lake):
         lake.search("cat", where="activation > 1")
     with pytest.raises(QueryError):
         lake.search("cat", where="1) OR (1=1")
+    with pytest.raises(InvalidArgumentError, match="where 5"):
+        lake.search("cat", where=5)
 
 
 def test_the_verb(built, lake, capsys):
@@ -177,3 +180,31 @@ def test_text_cannot_command_a_terminal_or_a_page(lake):
     page = lake.search("<b>", k=3)._repr_html_()
     assert "<mark>&lt;b&gt;</mark>" in page
     assert "nothing" in lake.search("nothing there").to_text()
+
+
+def test_an_expression_without_characters_breaks_nothing(built, lake):
+    # DuckDB's regexp_extract_all gives up its database here.
+    assert lake.search(r"\B", regex=True).n_matches == 0
+    assert rows_of(lake.search(r"\B日|é\B", regex=True, k=None)) == expected(
+        built, r"(?a:\B日|é\B)"
+    )
+    with pytest.raises(QueryError) as failed:
+        lake.sql(r"SELECT regexp_extract_all(text, '\B') FROM contexts")
+    assert "Stack" not in str(failed.value)
+    assert rows_of(lake.search("cat", k=None)) == expected(built, "cat")
+    assert lake.sql("SELECT count(*) AS n FROM contexts")["n"][0].as_py() == len(built.contexts)
+
+
+def test_texts_with_marks_of_their_own_are_counted_too(built, lake, monkeypatch):
+    # As if letters of the texts were the marks of the first choice.
+    monkeypatch.setattr(searching, "_MARKS", (("a", "t"), *searching._MARKS))
+    for pattern in ("cat|sat", "x*", "(?s).", "[at]+"):
+        rows = expected(built, pattern)
+        found = lake.search(pattern, regex=True, k=None)
+        assert (found.n_matches, rows_of(found)) == (len(rows), rows)
+
+
+def test_matches_are_counted_where_there_are_no_marks():
+    query = f"SELECT {searching._count_of_marked()} FROM (SELECT $2 AS text)"
+    for pattern, n in {"a": 2, "x*": 0, "a|": 2, ".": 4, r"\B": 0, "^|$": 0, "ab|b": 1}.items():
+        assert duckdb.execute(query, [pattern, "abéa"]).fetchall() == [(n,)], pattern

@@ -168,4 +168,20 @@ def test_the_verb(counted, lake, capsys):
     assert main(["separate", path, "cat", "--by", "recall", "--layer", "1"]) == 0
     assert "features by recall" in capsys.readouterr().out
     assert main(["separate", path, "no such text"]) == 2
-    assert "no span was given" in capsys.readouterr().err
+    assert "'no such text' were asked for; it is nowhere" in capsys.readouterr().err
+
+
+def test_matches_in_one_token_are_one_span(counted, lake):
+    found = lake.search("t", k=None)  # "the", "cat" and "catthe" have one or more
+    places = [tuple(r[n] for n in ("corpus", "context", "start", "stop"))
+              for r in found.table.to_pylist()]  # fmt: skip
+    assert len(set(places)) < len(places) or len(places) == found.n_matches
+    shared = lake.search("(?s).", regex=True, corpus="chats", k=None)
+    merged = lake.separate(shared, k=None)
+    tokens = {(r["context"], p) for r in shared.table.to_pylist()
+              for p in range(r["start"], r["stop"])}  # fmt: skip
+    assert merged.n_tokens == len(tokens)
+    assert merged.n_spans < shared.n_matches
+    hits = sum(r.corpus == "chats" and r.kind != "bos" and (r.context, r.position) in tokens
+               for r in counted.rows)  # fmt: skip
+    assert sum(row["hits"] for row in merged.table.to_pylist()) == hits

@@ -194,3 +194,12 @@ def test_what_is_not_such_a_column_is_refused(function, arguments):
 
 def test_it_is_built_here():
     assert pages.WHY_NOT is None
+
+
+@pytest.mark.parametrize(
+    ("type_", "encoding"), [(pa.int64(), "RLE_DICTIONARY"), (pa.float32(), "RLE_DICTIONARY"),
+                            (pa.float32(), "DELTA_BINARY_PACKED"), (pa.int8(), "BYTE_STREAM_SPLIT")]
+)  # fmt: skip
+def test_an_encoding_of_another_type_is_refused(type_, encoding):
+    with pytest.raises(ValueError, match=f"not {encoding}"):
+        pages.ColumnWriter(type_, encoding, 1)

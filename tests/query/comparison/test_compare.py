@@ -207,6 +207,11 @@ def test_units_stand_for_documents_in_all_corpora(lakes):
             lake.compare(a, b, unit=wrong)
     with pytest.raises(QueryError, match="columns of a set of tokens are corpus, context"):
         lake.compare(a, b, unit="nothing")
+    for wrong in ("row_number() OVER ()", "random()", "sum(position) OVER (PARTITION BY context)"):
+        with pytest.raises(QueryError, match="gives a token another value"):
+            lake.compare(a, b, unit=wrong)
+    with pytest.raises(QueryError, match="random gives"):
+        TokenSet("random() < 0.5")
 
 
 @pytest.mark.parametrize("packed", [False, True])
