@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+import torch
 import xxhash
 from safetensors import SafetensorError, safe_open
 
@@ -25,6 +26,9 @@ _CONFIG: Final = "config.json"
 _FIRINGS_AT_ONCE: Final = 1 << 20
 _TOKENS_AT_ONCE: Final = 1 << 20
 _NEEDED: Final = ("locations", "activations", "tokens")
+_WHOLE: Final = ("U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64")
+_DTYPES: Final = {"locations": _WHOLE, "activations": ("F16", "BF16", "F32"), "tokens": _WHOLE}
+"""What the import can take as it is: of more bits an activation would be rounded."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,9 @@ class Block:
     position: npt.NDArray[np.int64]
     feature: npt.NDArray[np.int64]
     activation: npt.NDArray[np.float32]
+    first: int
+    last: int
+    """Features of the split that they are in."""
 
 
 @dataclass(frozen=True)
@@ -62,15 +69,20 @@ class DelphiCache:
 
     def blocks(self) -> Iterator[Block]:
         """Yield the firings, split by split."""
-        for first, path in self.splits:
-            with safe_open(path, framework="np") as file:
-                locations, activations = (file.get_slice(name) for name in _NEEDED[:2])
+        for (first, path), last in zip(self.splits, self._lasts(), strict=True):
+            # numpy has no bfloat16 of its own.
+            with safe_open(path, framework="np") as file, safe_open(path, "pt") as in_torch:
+                locations = file.get_slice("locations")
+                activations = in_torch.get_slice("activations")
                 (n,) = activations.get_shape()
                 for start in range(0, n, _FIRINGS_AT_ONCE):
                     some = slice(start, min(start + _FIRINGS_AT_ONCE, n))
                     where = locations[some].astype(np.int64)
-                    values = activations[some].astype(np.float32)
-                    yield Block(where[:, 0], where[:, 1], where[:, 2] + first, values)
+                    values = activations[some].to(torch.float32).numpy()
+                    yield Block(where[:, 0], where[:, 1], where[:, 2] + first, values, first, last)
+
+    def _lasts(self) -> list[int]:
+        return [first - 1 for first, _ in self.splits[1:]] + [self.width - 1]
 
 
 def read_cache(path: Path) -> DelphiCache:
@@ -140,7 +152,9 @@ def _shape(file: Path, first: int, last: int) -> tuple[tuple[int, int], int]:
         with safe_open(file, framework="np") as opened:
             there: Sequence[str] = list(opened.keys())
             missing = [name for name in _NEEDED if name not in there]
-            shapes = {n: tuple(opened.get_slice(n).get_shape()) for n in _NEEDED if n in there}
+            slices = {name: opened.get_slice(name) for name in _NEEDED if name in there}
+            shapes = {name: tuple(one.get_shape()) for name, one in slices.items()}
+            dtypes = {name: one.get_dtype() for name, one in slices.items()}
     except (SafetensorError, OSError) as error:
         raise CoderFileError(
             f"{file} was to be read; it is no whole safetensors file ({error}); cache it again"
@@ -149,6 +163,7 @@ def _shape(file: Path, first: int, last: int) -> tuple[tuple[int, int], int]:
         raise CoderFileError(
             f"{file} was to be read; it has no {', '.join(missing)}; cache it with save_tokens=True"
         )
+    _check_dtypes(file, dtypes)
     locations, activations, tokens = (shapes[name] for name in _NEEDED)
     if len(activations) != 1 or locations != (activations[0], 3) or len(tokens) != 2:
         raise CoderFileError(
@@ -157,6 +172,15 @@ def _shape(file: Path, first: int, last: int) -> tuple[tuple[int, int], int]:
             "length]: cache it again"
         )
     return (tokens[0], tokens[1]), activations[0]
+
+
+def _check_dtypes(file: Path, dtypes: dict[str, str]) -> None:
+    for name, dtype in dtypes.items():
+        if dtype not in _DTYPES[name]:
+            raise CoderFileError(
+                f"{file} was to be read; its {name} are of type {dtype}; they have to be of "
+                f"{', '.join(_DTYPES[name])}: cache it again"
+            )
 
 
 def _tokens(file: Path) -> Iterator[npt.NDArray[np.int32]]:

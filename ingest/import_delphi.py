@@ -7,7 +7,7 @@ the coder's weights: promoted tokens, norms, nearest features.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -208,11 +208,13 @@ class _Job:
                     f"a cache was to be imported into corpus {name!r}; another writer has made it "
                     "meanwhile; import it again"
                 )
-            return commit
+            # A row that is there stays, whoever wrote it: an ingest's says more than a cache does.
+            known = self._store.read("saes", snapshot, ["sae"])["sae"].to_pylist()
+            kept = {
+                t: r for t, r in commit.rows.items() if t != "saes" or self._coder.sae not in known
+            }
+            return replace(commit, rows=kept)
 
-        known = self._store.read("saes", self._store.snapshot(), ["sae"])["sae"].to_pylist()
-        if self._coder.sae in known:
-            del rows["saes"]
         tables = {t: pa.Table.from_pylist(r, schema=SCHEMAS[t]) for t, r in rows.items()}
         try:
             return self._writer.commit(
@@ -255,12 +257,14 @@ class _Job:
                 "firings above 0 (float16 cannot hold values above 65,504): cache it in float32"
             )
         n_rows, length = corpus.shape
-        inside = (block.row < n_rows) & (block.position < length)
-        inside &= block.feature < self._cache.width
+        inside = (block.row >= 0) & (block.row < n_rows)
+        inside &= (block.position >= 0) & (block.position < length)
+        inside &= (block.feature >= block.first) & (block.feature <= block.last)
         if not inside.all():
             raise CoderFileError(
-                f"{self._cache.path} has firings outside its {n_rows:,} rows of {length} tokens "
-                f"and {self._cache.width:,} features; cache it again"
+                f"{self._cache.path} has firings outside its {n_rows:,} rows of {length} tokens, "
+                f"or outside the features {block.first} to {block.last} of their split; cache it "
+                "again"
             )
 
     def _write_shards(self, corpus: CacheCorpus, receipts: list[Receipt]) -> None:

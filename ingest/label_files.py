@@ -30,7 +30,7 @@ LABEL_SUFFIXES: Final = (".csv", ".jsonl", ".ndjson", ".parquet")
 _NEURONPEDIA: Final = frozenset({"modelId", "layer", "index", "description"})
 """Keys that a row of Neuronpedia's exports has, and only such a row."""
 
-_LAYER: Final = re.compile(r"(\d+)-")
+_LAYER: Final = re.compile(r"(\d{1,9})-")
 """How Neuronpedia names sources: ``12-gemmascope-res-16k``."""
 
 _COLUMNS: Final = (
@@ -39,7 +39,8 @@ _COLUMNS: Final = (
 )  # fmt: skip
 """All that is read of a Parquet file: exports also have embeddings."""
 
-_WHOLE: Final = re.compile(r"-?\d+")
+_WHOLE: Final = re.compile(r"-?\d{1,18}")
+"""What 64 bits hold: Python refuses to read numbers of thousands of digits."""
 _BATCH: Final = 10_000
 
 Row = Mapping[str, Any]

@@ -77,7 +77,7 @@ class CircuitTracerExporter:
                 listed.add(shown)
                 if done % _SHOW_EVERY == 0 or done == n:
                     progress("features", done, n)
-        layer, feature = _place(source, int(source.features[0]))
+        layer, feature = source.place(int(source.features[0]))
         usage = (_PACKED if source.is_all else _SINGLE).format(layer=layer, feature=feature)
         said = [
             *left_out(source, listed, options),
@@ -94,7 +94,7 @@ class _Single:
         self._source, self._out = source, out
 
     def put(self, feature: int, model: dict[str, Any]) -> None:
-        path = self._out / f"{pairing(*_place(self._source, feature))}.json"
+        path = self._out / f"{pairing(*self._source.place(feature))}.json"
         path.write_bytes(_json(model))
 
 
@@ -107,7 +107,7 @@ class _Packed:
         self._offsets: dict[int, list[int]] = {}
 
     def __enter__(self) -> _Packed:
-        for layer in dict.fromkeys(_place(self._source, int(f))[0] for f in self._source.features):
+        for layer in dict.fromkeys(self._source.place(int(f))[0] for f in self._source.features):
             self._files[layer] = (self._out / f"layer_{layer}.bin").open("xb")
             self._offsets[layer] = [0]
         return self
@@ -122,17 +122,10 @@ class _Packed:
         (self._out / "index.json.gz").write_bytes(gzip.compress(_json(index), mtime=0))
 
     def put(self, feature: int, model: dict[str, Any]) -> None:
-        layer, _ = _place(self._source, feature)
+        layer, _ = self._source.place(feature)
         body = zlib.compress(_json(model))
         self._files[layer].write(struct.pack("<I", len(body)) + body)
         self._offsets[layer].append(self._offsets[layer][-1] + 4 + len(body))
-
-
-def _place(source: ExportSource, feature: int) -> tuple[int, int]:
-    """Return the layer of a feature, and its number in it."""
-    layers = source.sae_row["layers"]
-    n = source.sae_row["features_per_layer"] or source.sae.width
-    return layers[feature // n], feature % n
 
 
 def _model(source: ExportSource, shown: Shown) -> dict[str, Any]:
@@ -143,7 +136,7 @@ def _model(source: ExportSource, shown: Shown) -> dict[str, Any]:
     percentiles = np.percentile(wide, np.arange(1, 101)).tolist() if some else []
     return {
         "transcoder_id": source.sae.name,
-        "index": _place(source, shown.feature)[1],
+        "index": source.place(shown.feature)[1],
         "examples_quantiles": [
             {"quantile_name": "Top", "examples": [_example(e) for e in shown.examples]}
         ],

@@ -24,14 +24,6 @@ _FIRINGS: Final = pa.schema(
 )  # fmt: skip
 _LABELS: Final = pa.schema([SCHEMAS["labels"].field(n) for n in ("feature", "label", "source")])
 
-_USAGE: Final = """
-from datasets import load_dataset
-
-firings = load_dataset(".", "firings", split="train")
-contexts = load_dataset(".", "contexts", split="train")
-features = load_dataset(".", "features", split="train")
-"""
-
 
 class DatasetsExporter:
     """Writes ``<config>/part-<n>.parquet`` of each config; the README is the dataset card."""
@@ -62,7 +54,10 @@ class DatasetsExporter:
             said.append("Firings of features that were not asked for.")
         configs = [name for name, n in n_rows.items() if n]
         return Written(
-            tuple(said), _USAGE, facts={"rows": n_rows}, front_matter=_card(source, configs)
+            tuple(said),
+            _usage(configs),
+            facts={"rows": n_rows},
+            front_matter=_card(source, configs),
         )
 
     def _firings(
@@ -124,6 +119,12 @@ def _write(
     if writer is not None:
         writer.close()
     return total
+
+
+def _usage(configs: list[str]) -> str:
+    """Return what loads all configs that are there."""
+    loads = [f'{name} = load_dataset(".", "{name}", split="train")' for name in configs]
+    return "\n".join(["from datasets import load_dataset", "", *loads])
 
 
 def _card(source: ExportSource, configs: list[str]) -> str:

@@ -36,12 +36,15 @@ _USAGE: Final = """
 import json
 from sae_dashboard.neuronpedia.neuronpedia_dashboard import NeuronpediaDashboardBatch
 
-batch = NeuronpediaDashboardBatch(**json.load(open("batch-0.json")))
+batch = NeuronpediaDashboardBatch(**json.load(open("{file}")))
 """
 
 
 class NeuronpediaExporter:
-    """Writes ``batch-<n>.json``, ``skipped_indexes.json`` and ``examples.parquet``."""
+    """Writes ``batch-<n>.json``, ``skipped_indexes.json`` and ``examples.parquet``.
+
+    Of a cross-layer transcoder the first two are in ``layer_<n>/``.
+    """
 
     name = "neuronpedia"
     about = "Feature dashboards for Neuronpedia (SAEDashboard 0.8.0)"
@@ -52,48 +55,93 @@ class NeuronpediaExporter:
     ) -> Written:
         """Write all files into an empty folder; see `Exporter`."""
         n = len(source.features)
-        waiting: list[dict[str, Any]] = []
-        done = 0
+        batches = _Batches(source, folder)
         with ExampleList(folder / "examples.parquet") as listed:
-            for shown in examples(source, options):
-                waiting.append(_feature(source, shown))
+            for done, shown in enumerate(examples(source, options), 1):
+                batches.add(shown)
                 listed.add(shown)
-                done += 1
-                if len(waiting) == _BATCH or done == n:
-                    self._write_batch(source, folder, (done - 1) // _BATCH, waiting)
-                    waiting = []
+                if done % _BATCH == 0 or done == n:
                     progress("features", done, n)
-        _write_skipped(source, folder)
+        batches.finish()
         said = [
             *left_out(source, listed, options),
             "Neuron alignment, correlated neurons and features, histograms of logits, decoder "
             "weights and vectors: they take weights that a lake does not have; their lists are "
             "empty.",
         ]
-        return Written(tuple(said), _USAGE, n_firings=listed.n_firings)
+        first = batches.folder_of(source.place(int(source.features[0]))[0]) / "batch-0.json"
+        usage = _USAGE.format(file=first.relative_to(folder).as_posix())
+        return Written(tuple(said), usage, n_firings=listed.n_firings)
 
-    def _write_batch(
-        self, source: ExportSource, folder: Path, number: int, features: list[dict[str, Any]]
-    ) -> None:
-        batch = {
-            "model_id": (source.model or "").rsplit("/", 1)[-1],
-            "layer": source.sae.layers[0],
-            "sae_set": source.sae.name,
-            "sae_id_suffix": None,
-            "features": features,
-        }
-        (folder / f"batch-{number}.json").write_text(
-            json.dumps(batch, ensure_ascii=False, allow_nan=False), encoding="utf-8"
+
+class _Batches:
+    """The files of each layer; of a coder with features of several layers in folders of their own.
+
+    Neuronpedia's sources are of one layer, and number the features anew in each.
+    """
+
+    def __init__(self, source: ExportSource, folder: Path) -> None:
+        self._source, self._folder = source, folder
+        self._of_layer = source.sae_row["features_per_layer"] or source.sae.width
+        self._layer: int | None = None
+        self._waiting: list[dict[str, Any]] = []
+        self._number = 0
+
+    def folder_of(self, layer: int) -> Path:
+        """Return where a layer's files lie."""
+        if self._of_layer == self._source.sae.width:
+            return self._folder
+        return self._folder / f"layer_{layer}"
+
+    def add(self, shown: Shown) -> None:
+        """Take a feature; they come in ascending order."""
+        layer, feature = self._source.place(shown.feature)
+        if layer != self._layer:
+            self.finish()
+            self._layer, self._number = layer, 0
+            self.folder_of(layer).mkdir(exist_ok=True)
+            self._write_skipped(shown.feature - feature)
+        self._waiting.append(_feature(self._source, shown, feature))
+        if len(self._waiting) == _BATCH:
+            self.finish()
+
+    def finish(self) -> None:
+        """Write what waits."""
+        if not self._waiting:
+            return
+        batch = self._head() | {"layer": self._layer, "sae_id_suffix": None,
+                                "features": self._waiting}  # fmt: skip
+        self._write(f"batch-{self._number}.json", batch)
+        self._waiting, self._number = [], self._number + 1
+
+    def _write_skipped(self, first: int) -> None:
+        """Write which features were not asked for, as SAEDashboard's runner does.
+
+        Args:
+            first: the lake's number of the layer's first feature.
+        """
+        others = np.setdiff1d(np.arange(self._of_layer), self._source.features - first)
+        skipped = {"layer": str(self._layer), "skipped_indexes": others.tolist()}
+        self._write("skipped_indexes.json", self._head() | skipped)
+
+    def _head(self) -> dict[str, Any]:
+        source = self._source
+        return {"model_id": (source.model or "").rsplit("/", 1)[-1], "sae_set": source.sae.name}
+
+    def _write(self, name: str, content: dict[str, Any]) -> None:
+        assert self._layer is not None
+        (self.folder_of(self._layer) / name).write_text(
+            json.dumps(content, ensure_ascii=False, allow_nan=False), encoding="utf-8"
         )
 
 
-def _feature(source: ExportSource, shown: Shown) -> dict[str, Any]:
+def _feature(source: ExportSource, shown: Shown, number: int) -> dict[str, Any]:
     activation = shown.firings.activation
     heights, middles = histogram(activation, _BINS)
     known = source.logits(shown.feature)
     highest = float(activation.max()) if len(activation) else 0.0
     return {
-        "feature_index": shown.feature,
+        "feature_index": number,
         **{name: [] for name in _UNKNOWN},
         "neg_str": known.bottom,
         "neg_values": known.bottom_logits,
@@ -128,15 +176,3 @@ def histogram(values: npt.NDArray[np.float32], n: int) -> tuple[list[int], list[
     wide = values.astype(np.float64)
     heights, edges = np.histogram(wide, n, (wide.min(), wide.max()))
     return heights.tolist(), ((edges[:-1] + edges[1:]) / 2).tolist()
-
-
-def _write_skipped(source: ExportSource, folder: Path) -> None:
-    """Write which features were not asked for, as SAEDashboard's runner does."""
-    others = np.setdiff1d(np.arange(source.sae.width), source.features)
-    skipped = {
-        "model_id": (source.model or "").rsplit("/", 1)[-1],
-        "layer": str(source.sae.layers[0]),
-        "sae_set": source.sae.name,
-        "skipped_indexes": others.tolist(),
-    }
-    (folder / "skipped_indexes.json").write_text(json.dumps(skipped))

@@ -19,7 +19,8 @@ from scopelake.query.connect import Connection
 from scopelake.query.resolve import SaeInfo
 from scopelake.store.catalog import IMPORTED
 from scopelake.store.feature_ranges import RowGroup, row_groups
-from scopelake.store.integrity import check_files
+from scopelake.store.folder_root import FolderRoot
+from scopelake.store.integrity import check_files, checked_copies
 from scopelake.store.lake_store import LakeStore
 from scopelake.store.layout import LAKE_FILE, table_folder
 from scopelake.store.schema import SCHEMAS, file_schema
@@ -36,6 +37,7 @@ _FIRING: Final = ("feature", "context", "position", "activation", "kind")
 Decode = Callable[[str, str, Sequence[int]], list[str] | None]
 """From a tokenizer's name, its digest and token ids to their texts, if it is here."""
 
+Filter = tuple[str, str, Any]
 Ints = npt.NDArray[np.int64]
 
 
@@ -129,12 +131,15 @@ class ExportSource:
         """Read two columns of all firings once: the bounds of row groups do not tell."""
         width = self.sae.width
         total, on_bos = np.zeros(width, np.int64), np.zeros(width, np.int64)
-        for group in self._groups:
-            rows = self._read(group, ("feature", "kind"))
-            feature = rows["feature"].to_numpy()
-            total += np.bincount(feature, minlength=width)
-            is_bos = rows["kind"].to_numpy() == KIND_BOS
-            on_bos += np.bincount(feature[is_bos], minlength=width)
+        paths, sums = self._files("postings", self._of_both)
+        for path in paths:
+            with checked_copies(self.store.root, [path], sums) as local:
+                for group in row_groups(local, [path]):
+                    rows = _read(local, group, ("feature", "kind"))
+                    feature = rows["feature"].to_numpy()
+                    total += np.bincount(feature, minlength=width)
+                    is_bos = rows["kind"].to_numpy() == KIND_BOS
+                    on_bos += np.bincount(feature[is_bos], minlength=width)
         chosen = np.zeros(width, bool)
         chosen[self.features] = True
         return np.where(chosen, total, 0), np.where(chosen, on_bos, 0)
@@ -142,9 +147,14 @@ class ExportSource:
     def chunks(self) -> Iterator[Chunk]:
         """Yield the firings, features ascending; every feature is in one chunk, whole."""
         start = 0
-        for stop in self._stops():
-            yield self._chunk(self.features[start:stop])
-            start = stop
+        stops = list(self._stops())
+        paths, sums = self._files("postings", self._of_both)
+        # Every file may have firings of every feature, and is read once a chunk.
+        with checked_copies(self.store.root, paths, sums) as local:
+            groups = list(row_groups(local, paths))
+            for stop in stops:
+                yield _chunk(local, groups, self.features[start:stop])
+                start = stop
 
     def _stops(self) -> Iterator[int]:
         """Yield where in `features` each chunk ends."""
@@ -157,36 +167,14 @@ class ExportSource:
         if len(self.features):
             yield len(self.features)
 
-    def _chunk(self, features: Ints) -> Chunk:
-        parts: list[pa.Table] = []
-        for group in self._groups:
-            low = np.searchsorted(features, group.low, "left")
-            if low == np.searchsorted(features, group.high, "right"):
-                continue
-            rows = self._read(group, _FIRING)
-            keep = np.isin(rows["feature"].to_numpy(), features)
-            parts.append(rows if keep.all() else rows.filter(pa.array(keep)))
-        schema = pa.schema([SCHEMAS["postings"].field(name) for name in _FIRING])
-        rows = pa.concat_tables([schema.empty_table(), *(p.cast(schema) for p in parts)])
-        columns = [rows[name].to_numpy() for name in _FIRING]
-        order = np.lexsort((columns[2], columns[1], columns[0]))
-        return Chunk(features, *(column[order] for column in columns))
+    @property
+    def _of_both(self) -> list[Filter]:
+        return [("sae", "=", self.sae.name), ("corpus", "=", self.corpus)]
 
-    @cached_property
-    def _groups(self) -> list[RowGroup]:
-        filters = [("sae", "=", self.sae.name), ("corpus", "=", self.corpus)]
-        return list(row_groups(self.store.root, self._checked("postings", filters)))
-
-    def _read(self, group: RowGroup, columns: Sequence[str]) -> pa.Table:
-        with pq.ParquetFile(self.store.root.open(group.path)) as file:
-            return file.read_row_group(group.index, columns=list(columns))
-
-    def _checked(self, table: str, filters: list[tuple[str, str, Any]]) -> list[str]:
-        """Return the files of a table, once they are hashed."""
+    def _files(self, table: str, filters: list[Filter]) -> tuple[list[str], Mapping[str, str]]:
+        """Return the files of a table, and checksums of those whose name does not carry it."""
         found, sums = self.connection.files(table, filters)
-        paths = [f"{table_folder(table)}/{name}" for name in found["path"].to_pylist()]
-        check_files(self.store.root, paths, sums)
-        return paths
+        return [f"{table_folder(table)}/{name}" for name in found["path"].to_pylist()], sums
 
     # -- contexts --------------------------------------------------------------------------------
 
@@ -198,7 +186,9 @@ class ExportSource:
         """
         schema = file_schema("contexts")
         wanted = schema if columns is None else pa.schema([schema.field(c) for c in columns])
-        for path in self._checked("contexts", [("corpus", "=", self.corpus)]):
+        paths, sums = self._files("contexts", [("corpus", "=", self.corpus)])
+        check_files(self.store.root, paths, sums)
+        for path in paths:
             with pq.ParquetFile(self.store.root.open(path)) as file:
                 there = [name for name in wanted.names if name in file.schema_arrow.names]
                 for batch in file.iter_batches(_CONTEXTS_AT_ONCE, columns=there):
@@ -254,6 +244,12 @@ class ExportSource:
         row = self._logits[1].get(feature, {})
         top, top_logits, bottom, bottom_logits = (row.get(name) or [] for name in _LOGITS)
         return Logits(self.token_texts(top), top_logits, self.token_texts(bottom), bottom_logits)
+
+    def place(self, feature: int) -> tuple[int, int]:
+        """Return the layer of a feature, and its number in it."""
+        layers = self.sae_row["layers"]
+        n = self.sae_row["features_per_layer"] or self.sae.width
+        return layers[feature // n], feature % n
 
     def labels(self) -> pa.Table:
         """Return feature, label, source of the features that are exported, in this order."""
@@ -323,3 +319,24 @@ class ExportSource:
     def _row(self, table: str, key: str, value: str) -> Mapping[str, Any]:
         rows = self.store.read(table, self.snapshot, filters=[(key, "=", value)]).to_pylist()
         return rows[0] if rows else {}
+
+
+def _chunk(local: FolderRoot, groups: Sequence[RowGroup], features: Ints) -> Chunk:
+    parts: list[pa.Table] = []
+    for group in groups:
+        low = np.searchsorted(features, group.low, "left")
+        if low == np.searchsorted(features, group.high, "right"):
+            continue
+        rows = _read(local, group, _FIRING)
+        keep = np.isin(rows["feature"].to_numpy(), features)
+        parts.append(rows if keep.all() else rows.filter(pa.array(keep)))
+    schema = pa.schema([SCHEMAS["postings"].field(name) for name in _FIRING])
+    rows = pa.concat_tables([schema.empty_table(), *(p.cast(schema) for p in parts)])
+    columns = [rows[name].to_numpy() for name in _FIRING]
+    order = np.lexsort((columns[2], columns[1], columns[0]))
+    return Chunk(features, *(column[order] for column in columns))
+
+
+def _read(local: FolderRoot, group: RowGroup, columns: Sequence[str]) -> pa.Table:
+    with pq.ParquetFile(local.open(group.path)) as file:
+        return file.read_row_group(group.index, columns=list(columns))

@@ -42,7 +42,7 @@ aside li p { display: flex; flex-wrap: wrap; gap: 0 10px; margin: 0 0 2px }
 aside li b { white-space: nowrap; color: #1b1f24 }
 aside li span { white-space: nowrap }
 aside li div code { font: 12px ui-monospace, monospace; background: #eef1f4; border-radius: 3px;
-  padding: 0 3px; margin-right: 3px; white-space: pre-wrap }
+  padding: 0 3px; margin-right: 3px; white-space: pre }
 @media (max-width: 900px) { main { grid-template-columns: 1fr; height: auto } }
 """
 

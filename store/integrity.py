@@ -47,8 +47,15 @@ def check_files(
 
 
 @contextmanager
-def checked_copies(root: Root, paths: Iterable[str]) -> Iterator[FolderRoot]:
+def checked_copies(
+    root: Root, paths: Iterable[str], known: Mapping[str, str] | None = None
+) -> Iterator[FolderRoot]:
     """Give a folder in which the files are, to be read at random; those of a folder themselves.
+
+    Args:
+        root: the lake's.
+        paths: Parquet files, relative to it.
+        known: checksums by name, of files whose name carries none.
 
     Raises:
         DamagedFileError: a file is missing or has another checksum.
@@ -56,7 +63,7 @@ def checked_copies(root: Root, paths: Iterable[str]) -> Iterator[FolderRoot]:
     wanted = list(paths)
     try:
         with root.fetch(wanted) as local:
-            _check_all(root, local, wanted, {})
+            _check_all(root, local, wanted, known or {})
             yield local
     except FileNotFoundError as error:
         raise DamagedFileError(

@@ -170,6 +170,11 @@ def _table(spans: Any) -> pa.Table:  # noqa: ANN401
                 f"were asked for; there are {spans.n_matches:,}, and the others would be the rest; "
                 "search with k=None"
             )
+        if spans.n_matches == 0:
+            raise InvalidArgumentError(
+                f"features that separate matches of {spans.pattern!r} were asked for; it is "
+                "nowhere in what was searched; search for something else"
+            )
         return merged_spans(spans.table)
     if isinstance(spans, pa.Table):
         return spans

@@ -7,7 +7,10 @@ from collections import defaultdict
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 from safetensors.numpy import save_file
+from safetensors.torch import load_file as load_torch
+from safetensors.torch import save_file as save_torch
 
 import scopelake
 from scopelake import tiny
@@ -18,6 +21,7 @@ from scopelake.errors import (
     CorpusExistsError,
     InvalidArgumentError,
 )
+from scopelake.store.commit import Writer
 
 SAE = "mine/resid_post/layer_3_width_20"
 ROWS, LENGTH, WIDTH = 9, 16, 20
@@ -141,6 +145,26 @@ def test_caches_of_the_same_tokens_share_a_corpus(lake, tmp_path):
     assert not lake.verify().left_over
 
 
+def test_two_writers_of_one_coder_leave_one_row(lake, tmp_path, monkeypatch):
+    path = write_cache(tmp_path / "cache", *make_cache())
+    commit = Writer.commit
+    late = []
+
+    def other_comes_first(self, *given, **asked):
+        if not late:
+            late.append(True)
+            scopelake.open(lake.path).import_delphi(path, "theirs", **ASKED)
+        return commit(self, *given, **asked)
+
+    monkeypatch.setattr(Writer, "commit", other_comes_first)
+    lake.import_delphi(path, "ours", **ASKED)
+    lake = scopelake.open(lake.path)
+    assert lake.sql("SELECT sae FROM saes")["sae"].to_pylist() == [SAE]
+    for corpus in ("ours", "theirs"):
+        assert lake.top_contexts(4, sae=SAE, corpus=corpus, k=1).table.num_rows == 1
+    assert lake.verify().is_whole
+
+
 def test_what_was_exported_comes_back(lake, tmp_path):
     tokens, firings = make_cache()
     lake.import_delphi(write_cache(tmp_path / "cache", tokens, firings), "text", **ASKED)
@@ -151,6 +175,18 @@ def test_what_was_exported_comes_back(lake, tmp_path):
               .to_pylist()}  # fmt: skip
     expected = {(row_of[c], p, f): v for (c, p, f), v in codes(lake).items()}
     assert codes(lake, "mine/resid_post/again") == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_activations_come_in_as_the_cache_has_them(lake, tmp_path, dtype):
+    tokens, firings = make_cache()
+    cache = write_cache(tmp_path / "cache", tokens, firings, dtype=np.float32)
+    for path in cache.glob("*.safetensors"):
+        tensors = load_torch(path)
+        save_torch(tensors | {"activations": tensors["activations"].to(dtype)}, path)
+    lake.import_delphi(cache, "text", **ASKED)
+    rounded = {w: torch.tensor(v).to(dtype).item() for w, v in shifted(tokens, firings).items()}
+    assert codes(lake) == rounded
 
 
 def spoil(folder, **changed):
@@ -164,7 +200,7 @@ def spoil(folder, **changed):
 def locations(folder, at, value):
     from safetensors.numpy import load_file
 
-    found = load_file(folder / "7_13.safetensors")["locations"]
+    found = load_file(folder / "7_13.safetensors")["locations"].astype(np.int64)
     found[at] = value
     spoil(folder, locations=found)
 
@@ -184,6 +220,11 @@ REFUSED = {
     "a row beyond": (lambda c: locations(c, (0, 0), ROWS), "outside its 9 rows of 16 tokens"),
     "a position beyond": (lambda c: locations(c, (0, 1), LENGTH), "outside its 9 rows"),
     "a feature beyond": (lambda c: locations(c, (0, 2), 300), "outside its 9 rows"),
+    "a feature of the next split": (lambda c: locations(c, (0, 2), 7), "features 7 to 13 of their"),
+    "the last feature of all": (lambda c: locations(c, (0, 2), 2**63 - 1), "outside its 9 rows"),
+    "a row before": (lambda c: locations(c, (0, 0), -1), "outside its 9 rows"),
+    "a position before": (lambda c: locations(c, (0, 1), -1), "outside its 9 rows"),
+    "a feature before": (lambda c: locations(c, (0, 2), -1), "outside its 9 rows"),
     "a firing twice": (lambda c: locations(c, 1, [0, 1, 0]) or locations(c, 2, [0, 1, 0]),
                        "fires twice"),
     "a split missing": (lambda c: (c / "7_13.safetensors").unlink(), "begins with feature 7 is"),
@@ -191,6 +232,12 @@ REFUSED = {
     "no tokens": (lambda c: spoil(c, tokens=None), "has no tokens; cache it with save_tokens"),
     "other tokens": (lambda c: spoil(c, tokens=make_cache(4)[0]), "splits have different tokens"),
     "fewer values": (lambda c: spoil(c, activations=np.ones(3, np.float16)), "are of shapes"),
+    "values of 64 bits": (lambda c: spoil(c, activations=np.ones(3, np.float64)),
+                          "activations are of type F64; they have to be of F16, BF16, F32"),
+    "places that are not whole": (lambda c: spoil(c, locations=np.ones((3, 3), np.float32)),
+                                  "locations are of type F32"),
+    "tokens that are not whole": (lambda c: spoil(c, tokens=np.ones((9, 16), np.float32)),
+                                  "tokens are of type F32"),
     "half a file": (lambda c: (c / "7_13.safetensors").write_bytes(b"half"), "no whole safetens"),
     "no config": (lambda c: (c / "config.json").unlink(), "config.json cannot be"),
 }  # fmt: skip

@@ -198,6 +198,12 @@ REFUSED = {
     "a.csv: feature,label\n1,a,b\n": (LabelSourceError, "more fields than the header"),
     "a.csv: feature,label\none,a\n": (LabelSourceError, "'feature' is 'one'"),
     "a.csv: feature,label\n1.5,a\n": (LabelSourceError, "'feature' is '1.5'"),
+    f"a.csv: feature,label\n{'9' * 5_000},a\n": (
+        LabelSourceError,
+        "'feature' is '9+\\.\\.\\., which",
+    ),
+    f"a.csv: feature,label\n{'9' * 18},a\n": (FeatureNotFoundError, "feature 9{18}; gs.* 0 to 7"),
+    f'a.jsonl: {{"feature": {"9" * 5_000}, "label": "a"}}\n': (LabelSourceError, "is no JSON"),
     "a.csv: feature,text\n1,a\n": (LabelSourceError, "has feature, text, but no 'label' or 'desc"),
     "a.csv: label\na\n": (LabelSourceError, "has label, but no 'feature' or 'index'"),
     "a.csv: feature,label\n": (LabelSourceError, "it has none"),
@@ -247,9 +253,10 @@ def test_explanations_of_another_model_or_layer_are_refused(lake, tmp_path, chan
 
 
 def test_explanations_must_name_a_layer_and_an_sae_is_needed(lake, tmp_path):
-    path = write_lines(tmp_path / "a.jsonl", [explanation(layer="res-jb")])
-    with pytest.raises(LabelSourceError, match="'12-gemmascope-res-16k'"):
-        lake.add_labels(path, sae=ONE)
+    for layer in ("res-jb", f"{'9' * 5_000}-res"):
+        path = write_lines(tmp_path / "a.jsonl", [explanation(layer=layer)])
+        with pytest.raises(LabelSourceError, match="'12-gemmascope-res-16k'"):
+            lake.add_labels(path, sae=ONE)
     path = write_lines(tmp_path / "b.jsonl", [explanation()])
     with pytest.raises(LabelSourceError, match="names no SAE; give sae="):
         lake.add_labels(path)

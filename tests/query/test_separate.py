@@ -168,7 +168,7 @@ def test_the_verb(counted, lake, capsys):
     assert main(["separate", path, "cat", "--by", "recall", "--layer", "1"]) == 0
     assert "features by recall" in capsys.readouterr().out
     assert main(["separate", path, "no such text"]) == 2
-    assert "no span was given" in capsys.readouterr().err
+    assert "'no such text' were asked for; it is nowhere" in capsys.readouterr().err
 
 
 def test_matches_in_one_token_are_one_span(counted, lake):

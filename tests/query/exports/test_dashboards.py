@@ -205,3 +205,38 @@ def test_chosen_features_of_circuit_tracer_are_files_named_by_their_pair(
                for i, f in found.items())  # fmt: skip
     oracle = known.expected("chats", bos=False)
     assert len(found[3]["examples_quantiles"][0]["examples"]) == len(oracle[3])
+
+
+@pytest.mark.parametrize("features", [None, [2, 5, 11]])
+def test_neuronpedia_numbers_anew_in_each_layer(known, source_of, tmp_path, features):
+    source = source_of("chats", features)
+    source.sae_row = dict(source.sae_row) | {"layers": [4, 6, 9], "features_per_layer": 4}
+    export(source, "neuronpedia", tmp_path / "out", ALL)
+    export(source_of("chats", features), "neuronpedia", tmp_path / "flat", ALL)
+    flat = {f["feature_index"]: f for f in read_neuronpedia(tmp_path / "flat")}
+    asked = range(WIDTH) if features is None else features
+    by_layer = defaultdict(list)
+    for feature in asked:
+        by_layer[4 if feature < 4 else 6 if feature < 8 else 9].append(feature)
+    folders = {p.name for p in (tmp_path / "out").iterdir() if p.is_dir()}
+    assert folders == {f"layer_{layer}" for layer in by_layer}
+    for layer, of_layer in by_layer.items():
+        folder = tmp_path / "out" / f"layer_{layer}"
+        assert json.loads((folder / "batch-0.json").read_text())["layer"] == layer
+        found = read_neuronpedia(folder)
+        assert found == [flat[f] | {"feature_index": f % 4} for f in of_layer]
+        skipped = json.loads((folder / "skipped_indexes.json").read_text())
+        own = [f % 4 for f in of_layer]
+        assert skipped["skipped_indexes"] == [i for i in range(4) if i not in own]
+        assert skipped["layer"] == str(layer)
+    assert set(places(tmp_path / "out")) == {f for f in asked if flat[f]["activations"]}
+    first = f"layer_{min(by_layer)}/batch-0.json"
+    assert f'open("{first}")' in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_coder_that_reads_several_layers_at_once_has_one_folder(source_of, tmp_path):
+    source = source_of("chats")
+    source.sae_row = dict(source.sae_row) | {"layers": [4, 6], "features_per_layer": WIDTH}
+    export(source, "neuronpedia", tmp_path / "out", ALL)
+    assert [f["feature_index"] for f in read_neuronpedia(tmp_path / "out")] == list(range(WIDTH))
+    assert json.loads((tmp_path / "out" / "batch-0.json").read_text())["layer"] == 4

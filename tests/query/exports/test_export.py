@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections import defaultdict
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from scopelake.query.export import (
 from scopelake.query.export_source import ExportSource
 from scopelake.query.exporter import ExportOptions
 from scopelake.query.resolve import Partial
+from scopelake.store.folder_root import FolderRoot
 from scopelake.store.lake_store import LakeStore
 
 DATA = Path(__file__).resolve().parents[2] / "data"
@@ -57,9 +59,13 @@ def test_a_dataset_has_firings_contexts_features_and_labels(known, source_of, tm
         if (r.sae, r.corpus) == (known.sae.name, "plain") and r.feature in wanted
     ]
     labels = [row for row in LABELS if row[0] in wanted]
+    readme = (tmp_path / "out" / "README.md").read_text()
     configs = {"contexts", "features"} | ({"firings"} if rows else set())
     configs |= {"labels"} if labels else set()
     assert set(get_dataset_config_names(str(tmp_path / "out"))) == configs
+    loaded = {name for name in ("firings", "contexts", "features", "labels")
+              if f'load_dataset(".", "{name}", split="train")' in readme}  # fmt: skip
+    assert loaded == configs
     if rows:
         assert [tuple(r.values()) for r in load("firings")] == sorted(rows)
     if labels:
@@ -132,6 +138,35 @@ def test_an_export_that_fails_leaves_nothing(source_of, tmp_path, monkeypatch, f
     with pytest.raises(KeyboardInterrupt):
         export(source_of(), form, tmp_path / "out", ExportOptions())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_files_elsewhere_are_copied_once_to_count_and_once_to_read(
+    source_of, tmp_path, monkeypatch
+):
+    copied, opened = [], []
+    plain_open = FolderRoot.open
+
+    @contextmanager
+    def fetch(self, paths):
+        folder = tmp_path / f"copies-{len(copied)}"
+        for path in paths:
+            copied.append(path)
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(self.path / path, folder / path)
+        yield FolderRoot(folder)
+
+    def open_there(self, path):
+        opened.append((self.path, path))
+        return plain_open(self, path)
+
+    monkeypatch.setattr(FolderRoot, "fetch", fetch)
+    monkeypatch.setattr(FolderRoot, "open", open_there)
+    source = source_of("plain", rows_at_once=300)
+    assert len(list(source.chunks())) > 3
+    lake = Path(source.store.root.url)
+    assert not [path for at, path in opened if at == lake and "postings" in path]
+    assert copied
+    assert all(copied.count(path) == 2 for path in copied)
 
 
 def test_damage_is_refused_and_nothing_is_left(known, tmp_path):
