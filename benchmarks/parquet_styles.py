@@ -3,7 +3,7 @@
     make bench-styles      8 million synthetic firings, and the tiny model's own
 
 Each variant changes one thing of the style that the store writes. Reading is one feature's (or one
-context's) rows out of the whole file, by row group and page index, with DuckDB.
+context's) rows out of the whole file, by row group, with DuckDB.
 """
 
 from __future__ import annotations

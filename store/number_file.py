@@ -26,10 +26,17 @@ _REQUIRED: Final = 0
 _INT_8: Final = 15
 
 
-def takes(rows: pa.Table) -> bool:
-    """Return whether the rows can be written: the encoder is built, and all are such numbers."""
+def takes(rows: pa.Table, encodings: Mapping[str, str]) -> bool:
+    """Return whether rows can be written: the encoder is built, and has these types so encoded.
+
+    Args:
+        rows: any.
+        encodings: as in `write_numbers`.
+    """
     return pages.WHY_NOT is None and all(
-        ColumnWriter.takes(column.type) and column.null_count == 0 for column in rows.columns
+        rows[name].null_count == 0
+        and ColumnWriter.takes(rows[name].type, encodings.get(name, "PLAIN"))
+        for name in rows.column_names
     )
 
 

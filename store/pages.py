@@ -88,18 +88,20 @@ class ColumnWriter:
     """
 
     def __init__(self, type_: pa.DataType, encoding: str, level: int) -> None:
-        fitting = _FITTING[str(type_)]
-        if encoding not in fitting:
-            raise ValueError(f"a column of {type_} has one of {', '.join(fitting)}; not {encoding}")
+        if not self.takes(type_, encoding):
+            fitting = _FITTING.get(str(type_), ())
+            raise ValueError(
+                f"a column of {type_} has one of {', '.join(fitting) or 'none'}; not {encoding}"
+            )
         self.physical = PHYSICAL[str(type_)]
         self._encoding = encoding
         self._zstd = pa.Codec("zstd", compression_level=level)
         self._pays: bool | None = None
 
     @staticmethod
-    def takes(type_: pa.DataType) -> bool:
-        """Return whether columns of this type can be written."""
-        return str(type_) in PHYSICAL
+    def takes(type_: pa.DataType, encoding: str) -> bool:
+        """Return whether columns of this type can be written in this encoding."""
+        return encoding in _FITTING.get(str(type_), ())
 
     @property
     def codec(self) -> int:

@@ -174,10 +174,11 @@ def _bounds(column: pa.ChunkedArray) -> tuple[Any, Any]:
 def write_rows(table: str, rows: pa.Table, file: BinaryIO | Hashed) -> None:
     """Write rows, in the table's order and file schema, as Parquet."""
     style = _style(table, rows)
-    if takes(rows):
+    encodings = {**dict.fromkeys(style.dictionary, "RLE_DICTIONARY"), **style.encodings}
+    if takes(rows, encodings):
         write_numbers(
             rows,
-            {**dict.fromkeys(style.dictionary, "RLE_DICTIONARY"), **style.encodings},
+            encodings,
             SORTED_BY.get(table, ()),
             file,
             row_group=style.row_group,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 
 import duckdb
@@ -48,7 +49,7 @@ def shapes(dtype, n):
 
 
 def written(rows, encodings, sorted_by=(), row_group=ROW_GROUP):
-    assert takes(rows)
+    assert takes(rows, encodings)
     file = io.BytesIO()
     write_numbers(rows, encodings, sorted_by, file, row_group=row_group, level=1)
     return file.getvalue()
@@ -134,7 +135,7 @@ def test_runs_of_any_values_and_lengths(runs, encoding, row_group):
 def test_what_does_not_compress_is_not_compressed():
     rng = np.random.default_rng(0)
     rows = pa.table({"a": rng.integers(0, 1 << 16, 50_000).astype(np.int32), "b": np.zeros(50_000)})
-    assert not takes(rows)  # of doubles
+    assert not takes(rows, {})  # of doubles
     raw = written(rows.select(["a"]), {"a": "RLE_DICTIONARY"}, row_group=10_000)
     metadata = pq.read_metadata(io.BytesIO(raw))
     for g in range(5):
@@ -144,9 +145,22 @@ def test_what_does_not_compress_is_not_compressed():
 
 
 def test_what_is_not_a_number_or_is_missing_is_not_taken():
-    assert not takes(pa.table({"a": ["text"]}))
-    assert not takes(pa.table({"a": pa.array([1, None], pa.int32())}))
-    assert takes(pa.table({"a": pa.array([], pa.int32())}))
+    assert not takes(pa.table({"a": ["text"]}), {})
+    assert not takes(pa.table({"a": pa.array([1, None], pa.int32())}), {})
+    assert takes(pa.table({"a": pa.array([], pa.int32())}), {})
+
+
+def test_an_encoding_that_is_not_ours_is_left_to_arrow(make_firings, monkeypatch):
+    own = parquet.STYLES["codes"]
+    style = dataclasses.replace(own, dictionary=(*own.dictionary, "context"), encodings={})
+    monkeypatch.setitem(parquet.STYLES, "codes", style)
+    schema, ordered = parquet.file_schema("codes"), make_firings(63).token_major()
+    rows = pa.table([pa.array(getattr(ordered, c)) for c in schema.names], schema=schema)
+    file = io.BytesIO()
+    parquet.write_rows("codes", rows, file)
+    found = pq.ParquetFile(file)
+    assert "arrow" in found.metadata.created_by
+    assert found.read().to_pydict() == rows.to_pydict()
 
 
 def test_a_table_that_is_a_slice_or_of_many_chunks():

@@ -6,9 +6,8 @@ import argparse
 from typing import Any, Final
 
 import scopelake
-from scopelake.cli.options import whole_or_all
+from scopelake.cli.options import add_sae, whole_or_all
 from scopelake.cli.parsing import add_json, add_lake, add_verb, show
-from scopelake.names import SITES
 from scopelake.progress import step_progress
 
 
@@ -55,7 +54,7 @@ def _add_separate(verbs: Any) -> None:  # noqa: ANN401
         verbs, "separate", _separate, "rank features by how well they tell a text from the rest"
     )
     _add_pattern(parser)
-    _add_sae(parser, "features of this SAE")
+    add_sae(parser)
     parser.add_argument(
         "--by", choices=("f1", "precision", "recall"), default="f1",
         help="precision: share of a feature's firings that are in matches; recall: share of the "
@@ -79,15 +78,9 @@ def _add_labels(verbs: Any) -> None:  # noqa: ANN401
     parser = add_verb(verbs, "search-labels", _labels, "show features whose labels have some words")
     add_lake(parser)
     parser.add_argument("words", help="one or more")
-    _add_sae(parser, "labels of this SAE")
+    add_sae(parser)
     parser.add_argument("-k", type=int, default=20, help="show so many; 20 by default")
     add_json(parser, "a label")
-
-
-def _add_sae(parser: argparse.ArgumentParser, what: str) -> None:
-    parser.add_argument("--sae", help=f"only {what}: its name, or a unique ending of it")
-    parser.add_argument("--layer", type=int, help="or the one of this layer")
-    parser.add_argument("--site", choices=SITES, help="or of this site")
 
 
 def _labels(arguments: argparse.Namespace) -> None:
