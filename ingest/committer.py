@@ -23,6 +23,7 @@ from scopelake.ingest.plan import (
 from scopelake.ingest.report import LOG
 from scopelake.ingest.shard_files import ShardFiles
 from scopelake.store.commit import Writer
+from scopelake.store.keeping import parse_keep
 from scopelake.store.planned import Commit
 from scopelake.store.receipts import Receipt
 from scopelake.store.run_states import interrupted_runs
@@ -69,7 +70,13 @@ class Committer:
         Returns:
             The snapshot with them, and those that must be made again: a repair has taken out what
             they looked back at.
+
+        Raises:
+            LostShardError: some of their files are lost; nothing is committed.
         """
+        if parse_keep(self._config.keep).is_all:
+            for files in made:
+                files.check_whole()
         stale: list[ShardFiles] = []
         receipts = [receipt for files in made for receipt in files.receipts]
         numbers = [files.shard.index for files in made]

@@ -6,13 +6,14 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from threading import Event
+from typing import Final
 
 from scopelake.ingest.budget import PIECES
 from scopelake.ingest.ledger import Ledger
 from scopelake.ingest.plan import Shard
 from scopelake.ingest.shard_files import ShardFiles
 from scopelake.ingest.stages import Stages
-from scopelake.ingest.worker import Worker
+from scopelake.ingest.worker import NotBegunError, Worker
 from scopelake.store.snapshot import Snapshot
 
 Commit = Callable[[Sequence[ShardFiles]], tuple[Snapshot, list[ShardFiles]]]
@@ -20,6 +21,10 @@ Commit = Callable[[Sequence[ShardFiles]], tuple[Snapshot, list[ShardFiles]]]
 
 Left = Callable[[Shard], Shard | None]
 """Returns what of a shard nobody has committed yet."""
+
+
+_SENT: Final = PIECES + 1
+"""Shards that are made or wait for it: the device does not wait for a commit."""
 
 
 @dataclass(frozen=True)
@@ -47,20 +52,29 @@ class Work:
                 return shard
         return None
 
+    def begin(self) -> None:
+        """Refuse to begin a shard if no more are to be begun.
+
+        Raises:
+            NotBegunError: then.
+        """
+        if self.is_stopping():
+            raise NotBegunError
+
 
 def run_here(worker: Worker, work: Work) -> None:
     """Make and commit every shard that waits, until it is to stop."""
     making: dict[Future[ShardFiles], Shard] = {}
     ahead: Future[None] | None = None
     over = Event()
-    with ThreadPoolExecutor(PIECES + 1, thread_name_prefix="scopelake-shard") as pool:
+    with ThreadPoolExecutor(_SENT + 1, thread_name_prefix="scopelake-shard") as pool:
         try:
             while True:
-                while len(making) < PIECES and (shard := work.next()) is not None:
-                    making[pool.submit(_Counted(work.on_batch).make, worker, shard)] = shard
+                while len(making) < _SENT and (shard := work.next()) is not None:
+                    making[pool.submit(_Counted(work).make, worker, shard)] = shard
                 if not making:
                     break
-                if len(making) < PIECES and ahead is None and not work.is_stopping():
+                if len(making) < _SENT and ahead is None and not work.is_stopping():
                     ahead = pool.submit(worker.when_idle, work.ahead, over.is_set)
                 # In order: what is in the lake is the beginning of the corpus.
                 first = next(iter(making))
@@ -84,6 +98,9 @@ def _settle(
     # What is made is committed before anything of the others may end the ingest.
     _commit([f.result() for _, f in done if f.exception() is None], worker, work)
     for shard, error in failed:
+        if isinstance(error, NotBegunError):
+            work.ledger.back(shard)
+            continue
         if not isinstance(error, Exception):
             raise error if error is not None else AssertionError
         work.ledger.failed(shard, error)
@@ -107,17 +124,17 @@ def _commit(made: Sequence[ShardFiles], worker: Worker, work: Work) -> None:
 class _Counted:
     """Makes a shard and takes what was counted off again if that fails."""
 
-    def __init__(self, on_batch: Callable[[int, int], None]) -> None:
-        self._on_batch, self._tokens, self._firings = on_batch, 0, 0
+    def __init__(self, work: Work) -> None:
+        self._work, self._tokens, self._firings = work, 0, 0
 
     def make(self, worker: Worker, shard: Shard) -> ShardFiles:
         try:
-            return worker.make(shard, self._count)
+            return worker.make(shard, self._count, self._work.begin)
         except BaseException:
-            self._on_batch(-self._tokens, -self._firings)
+            self._work.on_batch(-self._tokens, -self._firings)
             raise
 
     def _count(self, tokens: int, firings: int) -> None:
         self._tokens += tokens
         self._firings += firings
-        self._on_batch(tokens, firings)
+        self._work.on_batch(tokens, firings)

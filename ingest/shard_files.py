@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from scopelake.errors import LostShardError
 from scopelake.ingest.plan import Shard
 from scopelake.store.receipts import Receipt
 
@@ -28,6 +29,20 @@ class ShardFiles:
     def n_bytes(self) -> int:
         """Bytes of all files."""
         return sum(receipt.n_bytes for receipt in self.receipts)
+
+    def check_whole(self) -> None:
+        """Refuse files of which some are lost: either order has every firing that was encoded.
+
+        Raises:
+            LostShardError: then.
+        """
+        for table in ("codes", "postings"):
+            written = sum(r.n_rows for r in self.receipts if r.table == table)
+            if written != self.firings:
+                raise LostShardError(
+                    f"shard {self.shard.index} has {self.firings:,} firings; its files of {table} "
+                    f"have {written:,}; nothing of it was committed; ingest again"
+                )
 
 
 @dataclass(frozen=True)

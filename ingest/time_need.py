@@ -1,7 +1,7 @@
 """Seconds that an ingest takes: its stages alone, and what overlaps.
 
-While a shard is encoded the one before is written. On a GPU the slower of both counts; on a CPU
-both want the same cores, so that their work adds up.
+While a shard is encoded the one before is written and committed. On a GPU the slower of both
+counts; on a CPU both want the same cores, so that their work adds up.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ assumed from docs/performance.md."""
 STORING_CORES: Final = 3
 """Cores that storing keeps busy: two coders at once, either order in a thread, not all the time."""
 
-STATISTICS_A_CORE: Final = 3.0e7
+STATISTICS_A_CORE: Final = 5.0e7
 """Firings whose statistics a core computes in a second; assumed from docs/performance.md."""
 
 DENSE_RATE: Final = 420e6
@@ -82,8 +82,8 @@ class Stages:
         if device.kind == "cpu":
             computing = min(self.compute_cores or device.cores, device.cores)
             writing = min(self.store_cores, device.cores)
-            work = self.compute * computing + self.write * writing
-            busy = max(work / device.cores + self.commit, store)
+            work = self.compute * computing + self.write * writing + self.commit
+            busy = max(work / device.cores, store)
         else:
             busy = max(self.compute, store)
         # The last shard is written when nothing is left to be encoded, beside the readout.

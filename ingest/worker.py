@@ -12,7 +12,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,7 +107,8 @@ class Worker:
         self._hold.set()
 
     def stop(self) -> None:
-        """Give up the shards that are being made, at their next batch."""
+        """Give up the shards that are being made, at their next batch, and begin no more."""
+        self._hold.set()
         with self._idle:
             self._stop.set()
             self._idle.notify_all()
@@ -115,7 +116,7 @@ class Worker:
     def when_idle(
         self, task: Callable[[Callable[[], bool]], None], is_over: Callable[[], bool]
     ) -> None:
-        """Call `task` with `is_over` once no shard that is begun has more to encode.
+        """Call `task` with `is_over` once no shard that was given has more to encode.
 
         It is not called if `stop` was, or if a shard failed, which is to be made again.
         """
@@ -125,16 +126,18 @@ class Worker:
         if is_idle:
             task(is_over)
 
-    @contextmanager
-    def _encoding(self) -> Iterator[None]:
+    def _encoding(self) -> ExitStack:
+        """Count a shard that has something to encode, until what is returned is closed."""
         with self._idle:
             self._n_encoding += 1
-        try:
-            yield
-        finally:
-            with self._idle:
-                self._n_encoding -= 1
-                self._idle.notify_all()
+        encoding = ExitStack()
+        encoding.callback(self._encoded)
+        return encoding
+
+    def _encoded(self) -> None:
+        with self._idle:
+            self._n_encoding -= 1
+            self._idle.notify_all()
 
     def make(
         self,
@@ -165,8 +168,7 @@ class Worker:
 
         receipts: list[Receipt] = []
         names = [coder.name for coder in shard.coders]
-        with self._in_flight, ExitStack() as encoding:
-            encoding.enter_context(self._encoding())
+        with self._encoding() as encoding, self._in_flight:
             if self._hold.is_set():
                 raise NotBegunError
             if on_begin is not None:

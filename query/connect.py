@@ -79,7 +79,7 @@ class Connection:
         is_folder = isinstance(store.root, FolderRoot)
         self._points = PointReads(store.root, self._files) if is_folder else None
         self.coverage = Coverage(store, snapshot)
-        self._lock = Lock()
+        self._lock, self._beginning = Lock(), Lock()
         self._has_macros = self._has_vocabulary = False
 
     @cached_property
@@ -88,15 +88,16 @@ class Connection:
 
     def _cursor(self) -> duckdb.DuckDBPyConnection:
         """Return a cursor of its own: other threads may have rows of theirs to fetch."""
-        try:
-            cursor = self._raw.cursor()
-            cursor.execute("SELECT 1")
-        except duckdb.FatalException:
-            # An error within DuckDB, in a query before, made it give up the database.
-            self.__dict__.pop("_raw", None)
-            self._has_macros = self._has_vocabulary = False
-            return self._raw.cursor()
-        return cursor
+        with self._beginning:
+            try:
+                cursor = self._raw.cursor()
+                cursor.execute("SELECT 1")
+            except duckdb.FatalException:
+                # An error within DuckDB, in a query before, made it give up the database.
+                self.__dict__.pop("_raw", None)
+                self._has_macros = self._has_vocabulary = False
+                return self._raw.cursor()
+            return cursor
 
     def execute(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -26,6 +27,9 @@ from scopelake.store.snapshot import Snapshot
 
 _INSPECTION: Final = re.compile(r"inspection-\d+")
 _PROMPT: Final = re.compile(r"prompt(; |$)")
+
+_SAES: Final = 2
+"""Of which firings are counted at once."""
 
 Pieces = Callable[[Sequence[int]], list[str]]
 """From token ids to the text of each."""
@@ -172,16 +176,21 @@ def _with_percentiles(
 ) -> pa.Table:
     """Return firings with percentile and percentile_error; null on BOS, and without a corpus."""
     found, error = np.full((2, firings.num_rows), np.nan)
-    if comparison.corpus is not None:
+    if (usual := comparison.corpus) is not None:
         is_bos = pc.equal(tokens["kind"], KINDS[KIND_BOS]).to_numpy()
         counts = ~is_bos[firings["position"].to_numpy()]
-        for name, at in _by_sae(firings):
+
+        def of_sae(name: str, at: npt.NDArray[np.int64]) -> None:
             rows = at[counts[at]]
             columns = (firings[n].to_numpy()[rows] for n in ("feature", "activation"))
             found[rows], error[rows] = percentiles(
-                comparison.connection, comparison.saes[name], comparison.corpus, *columns,
+                comparison.connection, comparison.saes[name], usual, *columns,
                 bits=min(prompt.coverage.bits(name, corpus)),
             )  # fmt: skip
+
+        with ThreadPoolExecutor(_SAES) as pool:
+            for done in [pool.submit(of_sae, name, at) for name, at in _by_sae(firings)]:
+                done.result()
     for name, values in (("percentile", found), ("percentile_error", error)):
         firings = firings.append_column(name, pa.array(values, mask=np.isnan(values)))
     return firings

@@ -108,9 +108,8 @@ def _count_weaker(
         activation: of each firing some values, [m, n].
     """
     high = int(feature.max(initial=-1)) + 1
-    counts, values = activations_by_feature(
-        rows["feature"].to_numpy(), rows["activation"].to_numpy(), rows["kind"].to_numpy(), 0, high
-    )
+    part = rows["feature"].to_numpy(), rows["activation"].to_numpy(), rows["kind"].to_numpy()
+    counts, values = activations_by_feature([part], 0, high)
     there = _keys(np.repeat(np.arange(high, dtype=np.uint64), counts), values)
     below = np.searchsorted(there, _keys(np.broadcast_to(feature, activation.shape), activation))
     return below - (np.cumsum(counts) - counts)[feature]

@@ -333,57 +333,102 @@ done:
     return found;
 }
 
+/* Columns of firings of one file. */
+typedef struct {
+    Py_buffer feature, activation, kind;
+} Part;
+
+static Part *parts_of(PyObject *listed, Py_ssize_t *n)
+{
+    const Py_ssize_t wanted = PySequence_Size(listed);
+    Part *parts = wanted < 0 ? NULL : calloc((size_t)wanted + 1, sizeof(*parts));
+    if (!parts)
+        return wanted < 0 ? NULL : (Part *)PyErr_NoMemory();
+    for (*n = 0; *n < wanted; ++*n) {
+        Part *p = &parts[*n];
+        PyObject *columns = PySequence_GetItem(listed, *n);
+        const int taken = columns && PyArg_ParseTuple(columns, "y*y*y*", &p->feature,
+                                                      &p->activation, &p->kind);
+        Py_XDECREF(columns); /* The buffers hold what they are of. */
+        if (!taken)
+            break;
+        if (p->feature.len != 4 * p->kind.len || p->activation.len != 4 * p->kind.len) {
+            PyErr_SetString(PyExc_ValueError, "columns of firings are of different lengths");
+            ++*n;
+            break;
+        }
+    }
+    return parts;
+}
+
+/* Count each feature's firings, or put their activations where `next` says. */
+static void place(const Part *p, int64_t low, int64_t high, int64_t *next, float *value)
+{
+    const int32_t *feature = p->feature.buf;
+    const float *activation = p->activation.buf;
+    const int8_t *kind = p->kind.buf;
+    for (Py_ssize_t i = 0; i < p->kind.len; i++)
+        if (kind[i] != KIND_BOS && feature[i] >= low && feature[i] < high) {
+            const int64_t at = next[feature[i] - low]++;
+            if (value)
+                value[at] = activation[i];
+        }
+}
+
 PyDoc_STRVAR(bucket_doc,
-             "bucket(feature, activation, kind, low, high) -> (counts i64, activations f32): of "
-             "firings in any order, those in [low, high) that are not on BOS, by feature.");
+             "bucket(parts, low, high) -> (counts i64, activations f32): of parts of firings, each "
+             "(feature, activation, kind), those in [low, high) not on BOS, by feature.");
 
 static PyObject *bucket(PyObject *self, PyObject *args)
 {
-    Py_buffer b[3];
+    PyObject *listed, *counts = NULL, *values = NULL, *found = NULL;
     long long low, high;
-    if (!PyArg_ParseTuple(args, "y*y*y*LL", &b[0], &b[1], &b[2], &low, &high))
+    if (!PyArg_ParseTuple(args, "OLL", &listed, &low, &high))
         return NULL;
-    const int32_t *feature = b[0].buf;
-    const float *activation = b[1].buf;
-    const int8_t *kind = b[2].buf;
-    const Py_ssize_t n = b[2].len;
-    PyObject *counts = NULL, *values = NULL, *found = NULL;
+    Py_ssize_t n = 0;
+    Part *parts = parts_of(listed, &n);
     int64_t *next = NULL, total = 0;
-    if (b[0].len != 4 * n || b[1].len != 4 * n || high < low) {
-        PyErr_SetString(PyExc_ValueError, "columns of firings are of different lengths");
+    if (!parts || PyErr_Occurred())
+        goto done;
+    if (high < low) {
+        PyErr_SetString(PyExc_ValueError, "the first feature is above the last");
         goto done;
     }
     const int64_t width = high - low;
     if (!(counts = PyByteArray_FromStringAndSize(NULL, width * 8)))
         goto done;
     int64_t *count = (int64_t *)PyByteArray_AsString(counts);
-    Py_BEGIN_ALLOW_THREADS
-    memset(count, 0, (size_t)width * 8);
-    for (Py_ssize_t i = 0; i < n; i++)
-        if (kind[i] != KIND_BOS && feature[i] >= low && feature[i] < high)
-            count[feature[i] - low]++, total++;
-    Py_END_ALLOW_THREADS
-    values = PyByteArray_FromStringAndSize(NULL, total * 4);
     next = malloc(((size_t)width + 1) * sizeof(*next));
-    if (!values || !next) {
+    if (next) {
+        Py_BEGIN_ALLOW_THREADS
+        memset(count, 0, (size_t)width * 8);
+        for (Py_ssize_t i = 0; i < n; i++)
+            place(&parts[i], low, high, count, NULL);
+        for (int64_t i = 0; i < width; i++)
+            next[i] = total, total += count[i];
+        Py_END_ALLOW_THREADS
+        values = PyByteArray_FromStringAndSize(NULL, total * 4);
+    }
+    if (!values) {
         PyErr_NoMemory();
         goto done;
     }
     float *value = (float *)PyByteArray_AsString(values);
     Py_BEGIN_ALLOW_THREADS
-    next[0] = 0;
-    for (int64_t i = 0; i < width; i++)
-        next[i + 1] = next[i] + count[i];
     for (Py_ssize_t i = 0; i < n; i++)
-        if (kind[i] != KIND_BOS && feature[i] >= low && feature[i] < high)
-            value[next[feature[i] - low]++] = activation[i];
+        place(&parts[i], low, high, next, value);
     Py_END_ALLOW_THREADS
     found = PyTuple_Pack(2, counts, values);
 done:
     Py_XDECREF(counts);
     Py_XDECREF(values);
     free(next);
-    release(b, 3);
+    for (Py_ssize_t i = 0; i < n; i++) {
+        PyBuffer_Release(&parts[i].feature);
+        PyBuffer_Release(&parts[i].activation);
+        PyBuffer_Release(&parts[i].kind);
+    }
+    free(parts);
     return found;
 }
 

@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from typing import Any
 
 import numpy.typing as npt
@@ -24,6 +25,6 @@ def select(
     per_band: int,
 ) -> tuple[bytearray, bytearray, bytearray, bytearray]: ...
 def bucket(
-    feature: Column, activation: Column, kind: Column, low: int, high: int
+    parts: Sequence[tuple[Column, Column, Column]], low: int, high: int
 ) -> tuple[bytearray, bytearray]: ...
 def summarize(counts: Column, activations: Column) -> tuple[bytearray, bytearray]: ...

@@ -85,11 +85,12 @@ class Applier:
         name = commit.transaction
         if self.is_done(name):
             return
-        # Nobody else commits to a table between two snapshots: the others are as they were.
+        # Nobody else commits to a table between two snapshots: the others are as they were, and
+        # these as the step left them.
         before = self.store.snapshot(number - 1).versions
         versions = {
-            table: self._table(table).version() if table in touched or table not in before
-            else before[table]
+            table: self._tables[table].version() if table in touched
+            else before[table] if table in before else self._table(table).version()
             for table in TABLES
         }  # fmt: skip
         versions["snapshots"] = self._table("snapshots").version() + 1

@@ -4,6 +4,7 @@ counterpart in numpy, which gives the same and is used where nothing could be co
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -65,14 +66,22 @@ def select(
 
 
 def bucket(
-    feature: Column, activation: Column, kind: Column, low: int, high: int
+    parts: Iterable[tuple[Column, Column, Column]], low: int, high: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
     """Return the number of firings of each feature in [low, high), and their activations by it.
 
     BOS is left out. Firings are in any order, which those of a feature keep.
+
+    Args:
+        parts: each feature i32, activation f32, kind i8, [n].
+        low: the first feature.
+        high: the first that is not asked for.
     """
-    feature, activation, kind = (np.ascontiguousarray(c) for c in (feature, activation, kind))
-    counts, values = _native.bucket(feature, activation, kind, low, high)
+    held = [
+        (np.ascontiguousarray(f), np.ascontiguousarray(a), np.ascontiguousarray(k))
+        for f, a, k in parts
+    ]
+    counts, values = _native.bucket(held, low, high)
     return np.frombuffer(counts, np.int64), np.frombuffer(values, np.float32)
 
 

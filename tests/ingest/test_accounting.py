@@ -1,5 +1,6 @@
 """At its end an ingest knows of each shard: in the lake, set aside, or left by who stopped it."""
 
+import itertools
 import threading
 from dataclasses import replace
 
@@ -11,6 +12,8 @@ from scopelake import tiny
 from scopelake.cli import main
 from scopelake.errors import LostShardError
 from scopelake.ingest import crews, run_here, run_there
+from scopelake.ingest.budget import Budget
+from scopelake.ingest.worker import Worker
 
 SAES = ["resid_post_all/layer_1_width_1024_l0_small", "mlp_out_all/layer_3_width_512_l0_small"]
 TEXT = "".join(f"def depth_{i}(lake):\n    return lake[{i}]\n\n" for i in range(60))
@@ -90,16 +93,39 @@ def test_a_commit_that_leaves_out_a_coder_or_a_site_is_found_out(lake, monkeypat
     settle = run_here._commit
     sae = f"{tiny.CODERS_REPO}/{SAES[1]}" if table == "codes" else None
 
+    def without(files):
+        lost = [r for r in files.receipts if r.sae == sae]
+        # A worker that never was told of the coder does not count its firings either.
+        n = sum(r.n_rows for r in lost if r.table == "codes")
+        kept = tuple(r for r in files.receipts if r not in lost)
+        return replace(files, receipts=kept, firings=files.firings - n)
+
     def losing(made, worker, work):
-        kept = [
-            replace(f, receipts=tuple(r for r in f.receipts if f.shard.index != 2 or r.sae != sae))
-            for f in made
-        ]
+        kept = [without(f) if f.shard.index == 2 else f for f in made]
         settle(kept, worker, work)
 
     monkeypatch.setattr(run_here, "_commit", losing)
     what = SAES[1] if sae else "resid_post/2"
     n = check_lost_then_made(lake, {(sae, 2)}, rf"of 1 of them \(the first is 2\) .*{what}")
+    check_resumed(lake, monkeypatch, n)
+
+
+@pytest.mark.parametrize("table", ["codes", "postings"])
+def test_a_piece_of_a_shard_that_is_lost_is_found_out(lake, monkeypatch, table):
+    write, n_pieces = Worker._write, itertools.count()
+
+    def losing(self, shard, *rest):
+        receipts = write(self, shard, *rest)
+        if shard.index != 1 or next(n_pieces) != 1:
+            return receipts
+        return [r for r in receipts if r.table != table]
+
+    monkeypatch.setattr(Budget, "piece_tokens", lambda self: 100)
+    monkeypatch.setattr(Worker, "_write", losing)
+    n = check_lost_then_made(
+        lake, set().union(*(whole_shard(i) for i in range(1, 100))), rf"shard 1 .* of {table} have"
+    )
+    assert next(n_pieces) > 2
     check_resumed(lake, monkeypatch, n)
 
 

@@ -110,7 +110,7 @@ def test_a_shard_in_pieces_gives_what_a_whole_one_gives(tmp_path, monkeypatch):
 
 def test_an_ingest_in_pieces_that_was_stopped_is_not_called_complete(tmp_path, monkeypatch):
     monkeypatch.setattr(Budget, "piece_tokens", lambda self: 100)
-    lake, stop = make_lake(tmp_path, context_length=64, shard_contexts=20), threading.Event()
+    lake, stop = make_lake(tmp_path, context_length=64, shard_contexts=8), threading.Event()
     asked = {"model": tiny.MODEL_NAME, "saes": [tiny.coders_path() / SAE], "device": "cpu"}
     done = lake.ingest("text", stop=stop, progress=lambda now: now.n_bytes and stop.set(), **asked)
     assert done.n_left

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from scopelake.store import native
+from scopelake.store import _native, native
 from scopelake.store.firings import BANDS, Firings
 from scopelake.store.selection import select
 from scopelake.store.summary import activations_by_feature, sums_and_histograms
@@ -94,7 +94,10 @@ def test_peaks_of_contexts_whose_strongest_are_ties_and_bos():
 @pytest.mark.parametrize(("low", "high"), [(0, 40), (0, 1), (7, 31), (39, 40), (35, 90)])
 def test_activations_by_feature_sums_and_histograms(make_firings, plain, n, low, high):
     firings = with_every_activation(make_firings(n, seed=n + 1))
-    arguments = (firings.feature, firings.activation, firings.kind, low, high)
+    columns = (firings.feature, firings.activation, firings.kind)
+    # As if of three files, one of them empty.
+    parts = [tuple(c[at] for c in columns) for at in (slice(n // 3), slice(0), slice(n // 3, n))]
+    arguments = (parts, low, high)
     found = activations_by_feature(*arguments)
     same(found, plain(activations_by_feature, *arguments))
     same(sums_and_histograms(*found), plain(sums_and_histograms, *found))
@@ -119,7 +122,13 @@ def test_columns_that_do_not_fit_are_refused(make_firings):
     with pytest.raises(ValueError, match="nothing is kept"):
         native.select(columns, bounds, sampled, 0, 4)
     with pytest.raises(ValueError, match="different lengths"):
-        native.bucket(firings.feature[1:], firings.activation, firings.kind, 0, 40)
+        native.bucket([(firings.feature[1:], firings.activation, firings.kind)], 0, 40)
+    with pytest.raises(ValueError, match="the first feature is above the last"):
+        native.bucket([(firings.feature, firings.activation, firings.kind)], 4, 3)
+    with pytest.raises(TypeError, match="bytes-like"):
+        _native.bucket([(1, 2, 3)], 0, 40)
+    with pytest.raises(TypeError):
+        _native.bucket(3, 0, 40)
     with pytest.raises(ValueError, match="of other activations"):
         native.summarize(np.array([3]), np.ones(2, np.float32))
 
