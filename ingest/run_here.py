@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -62,53 +63,67 @@ class Work:
             raise NotBegunError
 
 
+@dataclass(frozen=True)
+class _Sent:
+    """A shard that is made or waits for it."""
+
+    shard: Shard
+    made: Future[ShardFiles]
+    settled: Event
+    """Set once it is committed, or is not to be."""
+
+
 def run_here(worker: Worker, work: Work) -> None:
     """Make and commit every shard that waits, until it is to stop."""
-    making: dict[Future[ShardFiles], Shard] = {}
+    making: deque[_Sent] = deque()
+    settled: deque[Event] = deque([_set_event() for _ in range(PIECES)], PIECES)
     ahead: Future[None] | None = None
     over = Event()
     with ThreadPoolExecutor(_SENT + 1, thread_name_prefix="scopelake-shard") as pool:
         try:
             while True:
                 while len(making) < _SENT and (shard := work.next()) is not None:
-                    making[pool.submit(_Counted(work).make, worker, shard)] = shard
+                    made = pool.submit(_Counted(work).make, worker, shard, settled[0].wait)
+                    settled.append(Event())
+                    making.append(_Sent(shard, made, settled[-1]))
                 if not making:
                     break
                 if len(making) < _SENT and ahead is None and not work.is_stopping():
                     ahead = pool.submit(worker.when_idle, work.ahead, over.is_set)
                 # In order: what is in the lake is the beginning of the corpus.
-                first = next(iter(making))
-                wait([first])
-                _settle([(making.pop(first), first)], worker, work)
+                wait([making[0].made])
+                _settle(making[0].shard, making[0].made, worker, work)
+                making.popleft().settled.set()
             over.set()
             if ahead is not None:
                 ahead.result()
         except BaseException:
             over.set()
             worker.stop()
+            for sent in making:
+                sent.settled.set()
             raise
 
 
-def _settle(
-    done: Sequence[tuple[Shard, Future[ShardFiles]]],
-    worker: Worker,
-    work: Work,
-) -> None:
-    failed = [(shard, future.exception()) for shard, future in done if future.exception()]
-    # What is made is committed before anything of the others may end the ingest.
-    _commit([f.result() for _, f in done if f.exception() is None], worker, work)
-    for shard, error in failed:
-        if isinstance(error, NotBegunError):
-            work.ledger.back(shard)
-            continue
-        if not isinstance(error, Exception):
-            raise error if error is not None else AssertionError
+def _set_event() -> Event:
+    event = Event()
+    event.set()
+    return event
+
+
+def _settle(shard: Shard, made: Future[ShardFiles], worker: Worker, work: Work) -> None:
+    error = made.exception()
+    if error is None:
+        _commit([made.result()], worker, work)
+    elif isinstance(error, NotBegunError):
+        work.ledger.back(shard)
+    elif isinstance(error, Exception):
         work.ledger.failed(shard, error)
+    else:
+        raise error
 
 
 def _commit(made: Sequence[ShardFiles], worker: Worker, work: Work) -> None:
-    if not made:
-        return
     with work.stages.timed("commit"):
         snapshot, stale = work.commit(made)
     if stale:
@@ -127,9 +142,10 @@ class _Counted:
     def __init__(self, work: Work) -> None:
         self._work, self._tokens, self._firings = work, 0, 0
 
-    def make(self, worker: Worker, shard: Shard) -> ShardFiles:
+    def make(self, worker: Worker, shard: Shard, wait: Callable[[], object]) -> ShardFiles:
         try:
-            return worker.make(shard, self._count, self._work.begin)
+            # It looks back at what the shards before those in memory left in the lake.
+            return worker.make(shard, self._count, self._work.begin, wait)
         except BaseException:
             self._work.on_batch(-self._tokens, -self._firings)
             raise

@@ -144,6 +144,7 @@ class Worker:
         shard: Shard,
         on_batch: Callable[[int, int], None] | None = None,
         on_begin: Callable[[], None] | None = None,
+        before_write: Callable[[], object] | None = None,
     ) -> ShardFiles:
         """Make a shard's files; those of an attempt that fails are removed again.
 
@@ -151,6 +152,7 @@ class Worker:
             shard: what of it is wanted.
             on_batch: called with (tokens, firings) after each batch.
             on_begin: called once fewer than `PIECES` others are being made.
+            before_write: called before each piece is written.
 
         Raises:
             StoppedError: `stop` was called.
@@ -179,6 +181,10 @@ class Worker:
                     tokens = self._read(shard)
                 kept = self._kept(tokens)
                 for piece in self._pieces(shard, tokens, count, encoding.close):
+                    if before_write is not None:
+                        before_write()
+                    if self._stop.is_set():
+                        raise StoppedError
                     with self.stages.timed("write"):
                         receipts += self._write(shard, piece, running, kept)
             except BaseException:
