@@ -13,7 +13,6 @@ from scopelake.ingest.rows_law import Profile, guessed_profile
 from scopelake.ingest.shapes import CoderShape, CorpusShape, ModelShape, Shards
 from scopelake.ingest.stored_sizes import (
     CONTEXT_TOKEN,
-    FILE_OVERHEAD,
     FIRING_TABLES,
     TABLES,
     CommitCounts,
@@ -24,6 +23,7 @@ from scopelake.ingest.stored_sizes import (
     features_bytes,
     log_size,
     name_bytes,
+    overhead,
     peaks_bytes,
     postings_bytes,
     samples_bytes,
@@ -205,7 +205,7 @@ def _coder(
     }
     if known:
         n_bytes = {
-            table: rows[table] * known.bytes_a_row[table] + n * FILE_OVERHEAD[table]
+            table: rows[table] * known.bytes_a_row[table] + overhead(table, rows[table], n)
             for table in FIRING_TABLES
         }
     sizes = [TableSize(table, rows[table], n_bytes[table], n) for table in FIRING_TABLES]

@@ -15,15 +15,15 @@ import numpy as np
 
 from scopelake.ingest.shapes import CoderShape
 
-_CODES_AT: Final = (5.2, 8.1, 10.1, 12.1, 14.1)
-_CODES: Final = (3.37, 3.75, 4.03, 4.30, 4.56)
+_CODES_AT: Final = (5.2, 6.7, 8.1, 10.1, 12.1, 14.1)
+_CODES: Final = (3.04, 3.46, 3.47, 3.75, 4.02, 4.28)
 """Bytes a firing of `codes` by log2(width / L0): a token's features lie that far apart."""
 _CODES_NARROW: Final = -0.30
 """Below 4,096 features, whose numbers go by dictionary."""
 _NARROW: Final = 4_096
 
 _POSTINGS_AT: Final = (5.2, 6.7, 8.1, 10.1, 12.1, 14.1)
-_POSTINGS: Final = (3.20, 3.30, 3.42, 3.67, 4.15, 4.74)
+_POSTINGS: Final = (2.96, 3.07, 3.20, 3.47, 4.00, 4.53)
 """Bytes a firing of `postings` by log2(width / L0), in contexts of 1,024 tokens."""
 _POSITION_BIT: Final = 0.125
 """Less for each halving of the context's length, whose positions are that much shorter."""
@@ -33,10 +33,10 @@ _POSTINGS_FEATURE: Final = 3.4
 _PEAK: Final = 3.9
 _PEAK_FEATURE: Final = 9.0
 """Bytes for each feature that has peaks in a file."""
-_SAMPLE: Final = 8.2
+_SAMPLE: Final = 8.05
 
 _BITS_AT: Final = (7, 8, 10, 12, 16, 23)
-_BITS: Final = (-0.60, -0.39, 0.0, 0.22, 0.65, 1.46)
+_BITS: Final = (-0.39, -0.19, 0.0, 0.24, 0.82, 1.65)
 """Bytes more or less a row, by mantissa bits of the activation."""
 
 _TALLY: Final = 8.4
@@ -45,9 +45,11 @@ _TALLY_BIN: Final = 1.06
 model's coders in shards of 64 and of 1,000 contexts lie within 18 % of this."""
 
 FILE_OVERHEAD: Final = {
-    "codes": 2_600, "postings": 3_500, "peaks": 2_500, "samples": 1_700, "tallies": 2_000,
+    "codes": 620, "postings": 650, "peaks": 610, "samples": 730, "tallies": 1_800,
 }  # fmt: skip
-"""Bytes of a file without rows: footer, page index, dictionaries."""
+"""Bytes of a file beside its rows."""
+_EMPTY_FILE: Final = 154
+"""Bytes of a file without rows."""
 
 _FEATURE: Final = 155
 _FEATURE_BARE: Final = 53
@@ -103,11 +105,16 @@ def extra_bytes(bits: int) -> float:
     return float(np.interp(bits, _BITS_AT, _BITS))
 
 
+def overhead(table: str, rows: float, n_files: int) -> float:
+    """Return the bytes of files beside those of their rows."""
+    return n_files * (FILE_OVERHEAD[table] if rows else _EMPTY_FILE)
+
+
 def codes_bytes(coder: CoderShape, firings: float, n_files: int, bits: int) -> float:
     """Return the bytes of a coder's `codes`."""
     each = float(np.interp(log2(coder.width / coder.l0), _CODES_AT, _CODES))
     each += (_CODES_NARROW if coder.width < _NARROW else 0) + extra_bytes(bits)
-    return firings * each + n_files * FILE_OVERHEAD["codes"]
+    return firings * each + overhead("codes", firings, n_files)
 
 
 def postings_bytes(
@@ -117,7 +124,7 @@ def postings_bytes(
     each = float(np.interp(log2(coder.width / coder.l0), _POSTINGS_AT, _POSTINGS))
     each += extra_bytes(bits) - _POSITION_BIT * max(0.0, log2(1024 / context_length))
     fires = n_files * coder.width * (1 - exp(-firings / max(n_files, 1) / coder.width))
-    return firings * each + fires * _POSTINGS_FEATURE + n_files * FILE_OVERHEAD["postings"]
+    return firings * each + fires * _POSTINGS_FEATURE + overhead("postings", firings, n_files)
 
 
 def peaks_bytes(coder: CoderShape, rows: float, n_files: int, bits: int) -> float:

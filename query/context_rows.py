@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from html import escape
 
 import pyarrow as pa
@@ -74,8 +75,11 @@ def add_windows(
 ) -> None:
     """Add rank, document and what is in the window (None: the context) to the ranked `rows`."""
     keys = [(row["corpus"], row["context"]) for row in rows]
-    texts = context_texts(connection, keys, _spans(rows, window))
-    fired = activations_in(connection, sae, feature, keys, bos=bos)
+    # Both read files most of the time, each some of its own.
+    with ThreadPoolExecutor(1) as pool:
+        firing = pool.submit(activations_in, connection, sae, feature, keys, bos=bos)
+        texts = context_texts(connection, keys, _spans(rows, window))
+        fired = firing.result()
     for rank, (row, key) in enumerate(zip(rows, keys, strict=True)):
         text = texts[key]
         start, stop = 0, text.n_tokens
