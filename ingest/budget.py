@@ -42,7 +42,7 @@ _FEATURE: Final = 1_200
 """Bytes that are kept of each feature's strongest contexts and samples, in the end."""
 
 _STATISTICS: Final = 80
-"""Bytes of a firing of which statistics are made."""
+"""Bytes of a firing of which statistics are made, where nothing is compiled."""
 
 _FEWEST_ROWS: Final = 100_000
 """Firings to make statistics of at once, however little memory there is."""

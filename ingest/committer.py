@@ -72,11 +72,14 @@ class Committer:
             they looked back at.
 
         Raises:
-            LostShardError: some of their files are lost; nothing is committed.
+            LostShardError: one's files are lost in part; the others are committed.
         """
-        if parse_keep(self._config.keep).is_all:
-            for files in made:
-                files.check_whole()
+        keeps_all = parse_keep(self._config.keep).is_all
+        for files in made:
+            if (lost := files.lost(keeps_all=keeps_all)) is not None:
+                if whole := [f for f in made if f.lost(keeps_all=keeps_all) is None]:
+                    self.shards(whole)
+                raise lost
         stale: list[ShardFiles] = []
         receipts = [receipt for files in made for receipt in files.receipts]
         numbers = [files.shard.index for files in made]

@@ -81,11 +81,14 @@ class Profile:
 
 
 def _rows(per_shard: list[_Array], before: _Array, total: _Array, k: int) -> float:
-    """Sum over features what each shard brings among the `k` best so far."""
-    seen, rows = before.copy(), 0.0
+    """Sum over features what each shard brings among the `k` best so far.
+
+    A shard does not know the one before it, which is in memory beside it.
+    """
+    known, seen, rows = before, before, 0.0
     for new in per_shard:
-        rows += float(np.minimum(np.minimum(new, k), new * k / np.maximum(seen, k)).sum())
-        seen += new
+        rows += float(np.minimum(np.minimum(new, k), new * k / np.maximum(known, k)).sum())
+        known, seen = seen, seen + new
     # The shards behind the first: up to k all count, then k in seen.
     rows += float((np.minimum(total, k) - np.minimum(seen, k)).clip(min=0).sum())
     return rows + float((k * np.log(np.maximum(total, k) / np.maximum(seen, k))).sum())

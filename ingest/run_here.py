@@ -25,7 +25,7 @@ Left = Callable[[Shard], Shard | None]
 
 
 _SENT: Final = PIECES + 1
-"""Shards that are made or wait for it: the device does not wait for a commit."""
+"""Shards that are made or wait for it: a commit shorter than a piece does not hold up the device."""
 
 
 @dataclass(frozen=True)
@@ -75,33 +75,37 @@ class _Sent:
 
 def run_here(worker: Worker, work: Work) -> None:
     """Make and commit every shard that waits, until it is to stop."""
-    making: deque[_Sent] = deque()
+    sent: deque[_Sent] = deque()
     settled: deque[Event] = deque([_set_event() for _ in range(PIECES)], PIECES)
     ahead: Future[None] | None = None
     over = Event()
     with ThreadPoolExecutor(_SENT + 1, thread_name_prefix="scopelake-shard") as pool:
         try:
             while True:
-                while len(making) < _SENT and (shard := work.next()) is not None:
+                while len(sent) < _SENT and (shard := work.next()) is not None:
                     made = pool.submit(_Counted(work).make, worker, shard, settled[0].wait)
                     settled.append(Event())
-                    making.append(_Sent(shard, made, settled[-1]))
-                if not making:
+                    sent.append(_Sent(shard, made, settled[-1]))
+                if not sent:
                     break
-                if len(making) < _SENT and ahead is None and not work.is_stopping():
+                if len(sent) < _SENT and ahead is None and not work.is_stopping():
                     ahead = pool.submit(worker.when_idle, work.ahead, over.is_set)
                 # In order: what is in the lake is the beginning of the corpus.
-                wait([making[0].made])
-                _settle(making[0].shard, making[0].made, worker, work)
-                making.popleft().settled.set()
+                wait([sent[0].made])
+                _settle(sent[0].shard, sent[0].made, worker, work)
+                # Set first: a shard that waits for it is released whatever comes between.
+                sent[0].settled.set()
+                sent.popleft()
             over.set()
             if ahead is not None:
                 ahead.result()
         except BaseException:
             over.set()
-            worker.stop()
-            for sent in making:
-                sent.settled.set()
+            try:
+                worker.stop()
+            finally:
+                for one in sent:
+                    one.settled.set()
             raise
 
 
@@ -142,10 +146,10 @@ class _Counted:
     def __init__(self, work: Work) -> None:
         self._work, self._tokens, self._firings = work, 0, 0
 
-    def make(self, worker: Worker, shard: Shard, wait: Callable[[], object]) -> ShardFiles:
+    def make(self, worker: Worker, shard: Shard, before_write: Callable[[], object]) -> ShardFiles:
         try:
             # It looks back at what the shards before those in memory left in the lake.
-            return worker.make(shard, self._count, self._work.begin, wait)
+            return worker.make(shard, self._count, self._work.begin, before_write)
         except BaseException:
             self._work.on_batch(-self._tokens, -self._firings)
             raise

@@ -30,19 +30,24 @@ class ShardFiles:
         """Bytes of all files."""
         return sum(receipt.n_bytes for receipt in self.receipts)
 
-    def check_whole(self) -> None:
-        """Refuse files of which some are lost: either order has every firing that was encoded.
+    def lost(self, *, keeps_all: bool) -> LostShardError | None:
+        """Return what is raised if some files are lost: either order has all that is kept.
 
-        Raises:
-            LostShardError: then.
+        Args:
+            keeps_all: whether every firing that was encoded is.
         """
-        for table in ("codes", "postings"):
-            written = sum(r.n_rows for r in self.receipts if r.table == table)
-            if written != self.firings:
-                raise LostShardError(
-                    f"shard {self.shard.index} has {self.firings:,} firings; its files of {table} "
-                    f"have {written:,}; nothing of it was committed; ingest again"
+        rows = {
+            table: sum(r.n_rows for r in self.receipts if r.table == table)
+            for table in ("codes", "postings")
+        }
+        wanted = self.firings if keeps_all else max(rows.values())
+        for table, written in rows.items():
+            if written != wanted:
+                return LostShardError(
+                    f"shard {self.shard.index} has {wanted:,} firings; its files of {table} have "
+                    f"{written:,}; nothing of it was committed; ingest again"
                 )
+        return None
 
 
 @dataclass(frozen=True)

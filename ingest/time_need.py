@@ -1,7 +1,8 @@
 """Seconds that an ingest takes: its stages alone, and what overlaps.
 
 While a shard is encoded the one before is written and committed. On a GPU the slower of both
-counts; on a CPU both want the same cores, so that their work adds up.
+counts, writing and committing taken as if they came one after the other, which bounds them; on a
+CPU both want the same cores, so that their work adds up.
 """
 
 from __future__ import annotations

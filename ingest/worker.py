@@ -152,7 +152,7 @@ class Worker:
             shard: what of it is wanted.
             on_batch: called with (tokens, firings) after each batch.
             on_begin: called once fewer than `PIECES` others are being made.
-            before_write: called before each piece is written.
+            before_write: called before the first piece is written.
 
         Raises:
             StoppedError: `stop` was called.
@@ -176,15 +176,12 @@ class Worker:
             if on_begin is not None:
                 on_begin()
             try:
-                running = self.look_back.of_all(names)
                 with self.stages.timed("read"):
                     tokens = self._read(shard)
-                kept = self._kept(tokens)
+                kept, running = self._kept(tokens), None
                 for piece in self._pieces(shard, tokens, count, encoding.close):
-                    if before_write is not None:
-                        before_write()
-                    if self._stop.is_set():
-                        raise StoppedError
+                    if running is None:
+                        running = self._look_back(names, before_write)
                     with self.stages.timed("write"):
                         receipts += self._write(shard, piece, running, kept)
             except BaseException:
@@ -192,10 +189,21 @@ class Worker:
                 discard(self._assignment.store.root, (r for r in receipts if r.table != "dense"))
                 self.look_back.forget(shard.index)
                 raise
+        assert running is not None, "a shard has a piece, also one without contexts"
         # As of now: what others committed meanwhile bounds the later pieces.
         seen = {name: frozenset(running[name].shards) for name in names}
         where = f"{socket.gethostname()}:{os.getpid()}"
         return ShardFiles(shard, tuple(receipts), seen, counted[0], counted[1], {}, where)
+
+    def _look_back(
+        self, names: Sequence[str], before_write: Callable[[], object] | None
+    ) -> Mapping[str, Running]:
+        """Return what the lake holds of coders once `before_write` has returned."""
+        if before_write is not None:
+            before_write()
+        if self._stop.is_set():
+            raise StoppedError
+        return self.look_back.of_all(names)
 
     def _kept(self, tokens: ShardTokens) -> npt.NDArray[np.int64] | None:
         """Return the contexts whose firings are stored; None: all."""

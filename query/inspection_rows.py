@@ -189,8 +189,8 @@ def _with_percentiles(
             )  # fmt: skip
 
         with ThreadPoolExecutor(_SAES) as pool:
-            for done in [pool.submit(of_sae, name, at) for name, at in _by_sae(firings)]:
-                done.result()
+            # Its results are awaited in turn: after an error no more is begun.
+            list(pool.map(of_sae, *zip(*_by_sae(firings), strict=True)))
     for name, values in (("percentile", found), ("percentile_error", error)):
         firings = firings.append_column(name, pa.array(values, mask=np.isnan(values)))
     return firings

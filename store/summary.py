@@ -24,8 +24,9 @@ QUANTILES: Final = {"p10": 0.10, "p50": 0.50, "p90": 0.90, "p99": 0.99}
 _FEWEST_ROWS: Final = 1_000_000
 """To hold at once: each range reads some rows besides of every file."""
 
-_FILES: Final = 6
-"""A firing takes 160 bytes while it is written, and 20 while statistics are made (measured)."""
+_FILES_AT_ONCE: Final = 6
+"""Of the largest file's size, as many rows as so many have are held at once: a firing takes 160
+bytes while it is written, and 20 while statistics are made (measured; compiled)."""
 
 _COLUMNS: Final = ("feature", "activation", "kind")
 
@@ -87,7 +88,7 @@ def _rows_at_once(groups: Iterable[RowGroup]) -> int:
     rows: Counter[str] = Counter()
     for group in groups:
         rows[group.path] += group.n_rows
-    return min(ROWS_AT_ONCE, max(_FEWEST_ROWS, _FILES * max(rows.values(), default=0)))
+    return min(ROWS_AT_ONCE, max(_FEWEST_ROWS, _FILES_AT_ONCE * max(rows.values(), default=0)))
 
 
 def _range_statistics(
@@ -170,7 +171,7 @@ def sums_and_histograms(
 
 
 def _read_range(root: Root, groups: list[RowGroup], low: int, high: int) -> Iterator[Part]:
-    """Yield, file by file, feature, activation and kind of what may have low <= feature < high."""
+    """Yield, file by file, feature, activation and kind of all with low <= feature < high."""
     for rows in read_range(root, groups, low, high, _COLUMNS):
         feature, activation, kind = (rows[name].to_numpy() for name in _COLUMNS)
         yield feature, activation, kind

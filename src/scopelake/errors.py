@@ -8,7 +8,7 @@
     |   |-- NotALakeError
     |   |-- LakeExistsError           (FileExistsError)
     |   |-- LakeBusyError             other writers came first again and again
-    |   |-- LostShardError            an ingest ended, and shards of it are nowhere
+    |   |-- LostShardError            shards of an ingest are nowhere, or in part
     |   |-- DamagedFileError          a file is missing or not what was written
     |   |-- FormatVersionError        a lake of another format version
     |   |-- ObjectStoreError          (OSError)      an object store does not do as asked
@@ -73,7 +73,7 @@ class LakeBusyError(LakeError):
 
 
 class LostShardError(LakeError):
-    """Shards of an ingest are neither in the lake nor known to have failed."""
+    """Shards of an ingest, or parts, are neither in the lake nor known to have failed."""
 
 
 class DamagedFileError(LakeError):

@@ -129,6 +129,32 @@ def test_a_piece_of_a_shard_that_is_lost_is_found_out(lake, monkeypatch, table):
     check_resumed(lake, monkeypatch, n)
 
 
+def test_whole_shards_are_committed_beside_one_that_is_not(lake, monkeypatch):
+    def together(worker, work):
+        first, second = (worker.make(work.next()) for _ in range(2))
+        kept = [r for r in second.receipts if r.table != "postings"]
+        work.commit([replace(second, receipts=tuple(kept)), first])
+
+    monkeypatch.setattr(crews, "run_here", together)
+    with pytest.raises(LostShardError, match=r"shard 1 .* of postings have 0; nothing of it was"):
+        lake.ingest("text", **ASKED)
+    assert committed(lake) == whole_shard(0)
+
+
+def test_where_not_all_is_kept_both_orders_still_have_the_same(lake, monkeypatch):
+    write = Worker._write
+
+    def losing(self, *rest):
+        receipts = write(self, *rest)
+        return [r for r in receipts if r.table != "postings" or r.sae == receipts[0].sae]
+
+    monkeypatch.setattr(Worker, "_write", losing)
+    with pytest.raises(LostShardError, match="of postings have"):
+        lake.ingest("text", keep="sample:0.999", **ASKED)
+    monkeypatch.undo()
+    assert lake.ingest("text", keep="sample:0.999", **ASKED).n_left == 0
+
+
 def test_what_is_left_by_a_stop_is_not_lost(lake):
     stop = threading.Event()
     done = lake.ingest("text", **ASKED, progress=lambda _: stop.set(), stop=stop)

@@ -206,7 +206,7 @@ def partly(tmp_path_factory):
     (folder / "text.jsonl").write_text("\n".join(lines[:50]))
     made = scopelake.create(folder / "lake")
     made.add_corpus("code", folder / "text.jsonl", tokenizer=tiny.MODEL_NAME, context_length=128,
-                    shard_contexts=200)  # fmt: skip
+                    shard_contexts=100)  # fmt: skip
     return made
 
 

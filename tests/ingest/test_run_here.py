@@ -65,3 +65,63 @@ def test_a_stop_begins_no_shard_that_waits(lake):
     assert done.n_left == n_shards(lake) - len(there)
     lake.ingest("text", **ASKED)
     assert committed(lake) == set(range(n_shards(lake)))
+
+
+class Waiting:
+    """Tells when shard `PIECES` is encoded, and what is written then."""
+
+    def __init__(self, monkeypatch):
+        self.encoded, self.written = threading.Event(), []
+        look_back, write = Worker._look_back, Worker._write
+        shard_of = threading.local()
+
+        def pieces(worker, shard, *rest):
+            shard_of.index = shard.index
+            yield from of_shard(worker, shard, *rest)
+
+        def looking_back(worker, names, before_write):
+            if shard_of.index == PIECES:
+                self.encoded.set()
+            return look_back(worker, names, before_write)
+
+        def writing(worker, shard, *rest):
+            self.written.append(shard.index)
+            return write(worker, shard, *rest)
+
+        of_shard = Worker._pieces
+        monkeypatch.setattr(Worker, "_pieces", pieces)
+        monkeypatch.setattr(Worker, "_look_back", looking_back)
+        monkeypatch.setattr(Worker, "_write", writing)
+
+
+def test_a_shard_looks_back_at_what_was_committed_before_those_in_memory(lake, monkeypatch):
+    waiting, commit, seen = Waiting(monkeypatch), run_here._commit, {}
+
+    def slow(made, worker, work):
+        index = made[0].shard.index
+        if index == 0:
+            assert waiting.encoded.wait(60)
+            assert PIECES not in waiting.written
+        seen[index] = set().union(*made[0].looked_back.values())
+        commit(made, worker, work)
+
+    monkeypatch.setattr(run_here, "_commit", slow)
+    lake.ingest("text", **ASKED)
+    assert all(set(range(i - PIECES + 1)) <= seen[i] for i in range(n_shards(lake)))
+
+
+def test_a_commit_that_fails_releases_the_shard_that_waits_for_it(lake, monkeypatch):
+    waiting = Waiting(monkeypatch)
+
+    def failing(made, worker, work):
+        assert waiting.encoded.wait(60)
+        raise OSError("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_here, "_commit", failing)
+        with pytest.raises(OSError, match="no room"):
+            lake.ingest("text", **ASKED)
+    assert PIECES not in waiting.written
+    assert committed(lake) == set()
+    lake.ingest("text", **ASKED)
+    assert committed(lake) == set(range(n_shards(lake)))

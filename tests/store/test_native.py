@@ -125,6 +125,11 @@ def test_columns_that_do_not_fit_are_refused(make_firings):
         native.bucket([(firings.feature[1:], firings.activation, firings.kind)], 0, 40)
     with pytest.raises(ValueError, match="the first feature is above the last"):
         native.bucket([(firings.feature, firings.activation, firings.kind)], 4, 3)
+    mine = [bytearray(4), bytearray(4), bytearray(1)]
+    with pytest.raises(ValueError, match="different lengths"):
+        _native.bucket([tuple(mine), (b"1234", b"1234", b"12")], 0, 40)
+    for column in mine:
+        column.append(0)  # which a buffer that was not given back forbids
     with pytest.raises(TypeError, match="bytes-like"):
         _native.bucket([(1, 2, 3)], 0, 40)
     with pytest.raises(TypeError):
