@@ -25,7 +25,7 @@ Left = Callable[[Shard], Shard | None]
 
 
 _SENT: Final = PIECES + 1
-"""Shards that are made or wait for it: a commit shorter than a piece does not hold up the device."""
+"""Shards made, or waiting to be: a commit shorter than a piece does not hold up the device."""
 
 
 @dataclass(frozen=True)
