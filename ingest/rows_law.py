@@ -60,7 +60,8 @@ class Profile:
         rates = [(self.contexts * n) for n in shards.contexts[:_EXACT_SHARDS]]
         before = self.contexts * shards.contexts_before
         total = self.contexts * (shards.contexts_before + shards.n_contexts)
-        return self.contexts_weight * _rows(rates, before, total, PEAKS_DEPTH)
+        rows = _rows(rates, before, total, PEAKS_DEPTH, knows_neighbour=True)
+        return self.contexts_weight * rows
 
     def samples(self, shards: Shards) -> float:
         """Return the rows of samples that the shards bring."""
@@ -68,7 +69,8 @@ class Profile:
         per_context = shards.n_tokens / max(shards.n_contexts, 1)
         before = self.bands * shards.contexts_before * per_context
         total = before + self.bands * shards.n_tokens
-        return self.bands_weight * _rows(rates, before, total, SAMPLES_PER_BAND)
+        rows = _rows(rates, before, total, SAMPLES_PER_BAND, knows_neighbour=False)
+        return self.bands_weight * rows
 
     def tallied(self, shards: Shards) -> tuple[float, float]:
         """Return the rows of tallies that the shards bring, and the bins in them."""
@@ -80,15 +82,20 @@ class Profile:
         return self.contexts_weight * rows, self.bands_weight * BINS * bins
 
 
-def _rows(per_shard: list[_Array], before: _Array, total: _Array, k: int) -> float:
+def _rows(
+    per_shard: list[_Array], before: _Array, total: _Array, k: int, *, knows_neighbour: bool
+) -> float:
     """Sum over features what each shard brings among the `k` best so far.
 
-    A shard does not know the one before it, which is in memory beside it.
+    A shard does not know the one before it, which is in memory beside it. Samples are as many as
+    follows from that, peaks as if it did: both measured (docs/scale.md).
     """
     known, seen, rows = before, before, 0.0
     for new in per_shard:
         rows += float(np.minimum(np.minimum(new, k), new * k / np.maximum(known, k)).sum())
         known, seen = seen, seen + new
+        if knows_neighbour:
+            known = seen
     # The shards behind the first: up to k all count, then k in seen.
     rows += float((np.minimum(total, k) - np.minimum(seen, k)).clip(min=0).sum())
     return rows + float((k * np.log(np.maximum(total, k) / np.maximum(seen, k))).sum())
