@@ -21,7 +21,7 @@ from scopelake.ingest.plan import Shard
 from scopelake.ingest.recipes import Recipe
 from scopelake.ingest.shard_files import ShardFiles
 from scopelake.ingest.stages import Stages
-from scopelake.ingest.worker import Assignment, Worker
+from scopelake.ingest.worker import Assignment, NotBegunError, Worker
 
 _OPENED: Final[dict[str, Any]] = {}
 """What this process keeps: the source of the last ingest and its `Worker`, by key."""
@@ -58,12 +58,19 @@ def ready_there(job: RemoteJob) -> None:
     _worker(job)
 
 
-def make_there(job: RemoteJob, shard: Shard) -> ShardFiles:
-    """Make a shard on a worker; while its files are written the worker takes another one."""
+def make_there(job: RemoteJob, shard: Shard) -> ShardFiles | None:
+    """Make a shard on a worker; while its files are written the worker takes another one.
+
+    Returns:
+        Its files; None if no more shards are begun.
+    """
     from distributed import secede
 
     worker = _worker(job)
-    made = worker.make(shard, on_begin=secede)
+    try:
+        made = worker.make(shard, on_begin=secede)
+    except NotBegunError:
+        return None  # an error would be logged as if something had failed
     worker.look_back.let_go(shard.index)
     return replace(made, seconds=worker.stages.drain())
 

@@ -13,7 +13,6 @@ from scopelake.ingest.plan import Shard
 from scopelake.ingest.remote import RemoteJob, end_there, make_there
 from scopelake.ingest.run_here import Work
 from scopelake.ingest.shard_files import ShardFiles
-from scopelake.ingest.worker import NotBegunError
 
 if TYPE_CHECKING:
     from distributed import Future
@@ -74,14 +73,15 @@ def _await(futures: set[Any]) -> None:
 
 def _settle(batch: Sequence[tuple[Future, Shard, str]], cluster: Cluster, work: Work) -> None:
     # What is made is committed before anything of the others may end the ingest.
-    _commit([future.result() for future, _, status in batch if status == "finished"], work)
+    made = {future: future.result() for future, _, status in batch if status == "finished"}
+    _commit([files for files in made.values() if files is not None], work)
     for future, shard, status in batch:
-        if status == "error" and isinstance(future.exception(), NotBegunError):
-            work.ledger.back(shard)
-        elif status == "error":
+        if status == "error":
             work.ledger.failed(shard, _error(future.exception()), is_elsewhere=True)
         elif status != "finished":  # cancelled, with the scheduler
             cluster.wait_for_scheduler()
+            work.ledger.back(shard)
+        elif made[future] is None:
             work.ledger.back(shard)
 
 

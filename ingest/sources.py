@@ -147,6 +147,14 @@ class PromptSource:
         """Whether it is a chat."""
         return not isinstance(self.prompt, str)
 
+    @property
+    def may_be_answered(self) -> bool:
+        """Whether it is a chat that ends with the user."""
+        return not isinstance(self.prompt, str) and any(
+            document.messages and document.messages[-1]["role"] == "user"
+            for document in self.documents()
+        )
+
     def describe(self) -> str:
         """Return what it is."""
         return "prompt"
@@ -163,6 +171,8 @@ class PromptSource:
             yield checked(Document("prompt", "the prompt", text=self.prompt))
         else:
             found = messages(list(self.prompt), "the prompt")
+            if not any(message["content"].strip() for message in found):
+                raise CorpusSourceError("an empty prompt was given; give a message some text")
             yield checked(Document("prompt", "the prompt", messages=found))
 
 

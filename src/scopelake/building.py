@@ -17,7 +17,7 @@ from scopelake.named import (
     model_files,
     site_layers,
 )
-from scopelake.names import FiringRanking, Site
+from scopelake.names import FiringRanking, Site, check_function
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -111,7 +111,7 @@ class Building(LakeHandle):
         files = model_files(model, model_name)
         check_tokenizer(row, files)
         recipe = ModelRecipe(files, device, dtype, device_map)
-        hooks = Hooks(progress, stop)
+        hooks = Hooks(check_function("progress", progress), stop)
         with crew_of(recipe, scheduler) as crew:
             summary = ingest(self._store, config, crew, coders, hooks, dry_run=dry_run)
         self.refresh()
@@ -176,7 +176,7 @@ class Building(LakeHandle):
             )
         snapshot = self._store.snapshot()
         recipe = StoredRecipe(self._store, snapshot, row, tuple(coders), model, device, files)
-        hooks = Hooks(progress, stop)
+        hooks = Hooks(check_function("progress", progress), stop)
         with crew_of(recipe, scheduler) as crew:
             summary = ingest(self._store, config, crew, coders, hooks, dry_run=dry_run)
         self.refresh()

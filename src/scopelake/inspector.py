@@ -45,6 +45,11 @@ class InspectionRequest:
                 f"generate={self.generate} was asked for a text; replies belong to chats; give "
                 "messages (--chat), or leave generate out"
             )
+        if self.generate is not None and not self.source.may_be_answered:
+            raise InvalidArgumentError(
+                f"generate={self.generate} was asked for a chat that does not end with the user; "
+                "the model answers the user; end with a message of theirs, or leave generate out"
+            )
 
     def _check_values(self) -> None:
         """Let each part refuse what is not of its domain."""

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from operator import index
-from typing import Final, Literal, get_args
+from typing import Final, Literal, TypeVar, get_args
 
 from scopelake.errors import InvalidArgumentError
 
@@ -119,6 +119,19 @@ def visible(token: str) -> str:
 def is_text(value: str) -> bool:
     """Whether `value` has no half of a surrogate pair, which no file or table can hold."""
     return _SURROGATE.search(value) is None
+
+
+F = TypeVar("F")
+
+
+def check_function(what: str, value: F | None) -> F | None:
+    """Return `value` if it can be called or is None, else refuse it."""
+    if value is not None and not callable(value):
+        raise InvalidArgumentError(
+            f"{what} {value!r} was asked for; it is of type {type(value).__name__}; give a "
+            "function, which is called as the work goes on, or None"
+        )
+    return value
 
 
 def check_text(what: str, value: object) -> str:

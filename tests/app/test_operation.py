@@ -13,7 +13,7 @@ import pytest
 import scopelake
 from scopelake import progress, tiny
 from scopelake.cli import main
-from scopelake.errors import CoderMismatchError
+from scopelake.errors import CoderMismatchError, InvalidArgumentError
 from scopelake.ingest.report import Progress
 
 SAE = "resid_post_all/layer_1_width_1024_l0_small"
@@ -82,7 +82,7 @@ INTERRUPTED = """
 import os, signal, sys
 from scopelake import progress
 from scopelake.cli import main
-from scopelake.errors import CoderMismatchError
+from scopelake.errors import CoderMismatchError, InvalidArgumentError
 signal.signal(signal.SIGINT, signal.default_int_handler)
 plain, n_sent = progress.ingest_progress, [0]
 
@@ -133,6 +133,25 @@ def test_the_log_has_an_object_for_every_event(lake, tmp_path):
     assert sorted(shards) == list(range(said[0]["shards"]))
     lake.refresh()
     assert sum(e.get("firings", 0) for e in said[1:-1]) == lake.info().firings
+
+
+@pytest.mark.parametrize(
+    ("log", "says"),
+    [("tables/x.jsonl", "only the lake's own files belong"), ("no/x.jsonl", "its folder is not")],
+)
+def test_a_log_that_has_no_place_is_refused(lake, tmp_path, log, says, capsys):
+    folder = lake.path if log.startswith("tables") else tmp_path
+    before = sorted(lake.path.rglob("*"))
+    assert main(arguments(lake, "--log", str(folder / log))) == 2
+    assert says in capsys.readouterr().err
+    assert sorted(lake.path.rglob("*")) == before
+
+
+def test_progress_that_cannot_be_called_is_refused_before_anything_is_written(lake):
+    before = sorted(lake.path.rglob("*"))
+    with pytest.raises(InvalidArgumentError, match="progress 'lines' .* give a function"):
+        lake.ingest("text", model=tiny.MODEL_NAME, saes=[tiny.coders_path()], progress="lines")
+    assert sorted(lake.path.rglob("*")) == before
 
 
 def test_a_run_says_what_it_was_made_of_and_where(lake):

@@ -301,6 +301,7 @@ def test_what_cannot_be_inspected_leaves_the_lake_as_it_was(
         for prompt, error, says in (
             ("", CorpusSourceError, "empty prompt"),
             ([], CorpusSourceError, "no messages"),
+            ([{"role": "user", "content": " "}], CorpusSourceError, "empty prompt"),
             ("a\ud800", CorpusSourceError, "the prompt .* its text has half of a surrogate pair"),
             ([{"role": "bot", "content": "x"}], CorpusSourceError, "of role 'bot'"),
             ([{"role": "user"}], CorpusSourceError, "without text 'role' and 'content'"),
@@ -316,6 +317,9 @@ def test_what_cannot_be_inspected_leaves_the_lake_as_it_was(
         ):
             with pytest.raises(error, match=says):
                 inspector.inspect(TEXT, keep=keep, **options)
+    answered = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    with pytest.raises(InvalidArgumentError, match="does not end with the user"):
+        inspector.inspect(answered, generate=3)
     wide = write_coder(tmp_path, d_in=64)
     with pytest.raises(CoderMismatchError):
         lake.inspect(TEXT, model=tiny.MODEL_NAME, saes=[wide], device="cpu")

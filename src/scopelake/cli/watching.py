@@ -15,6 +15,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from scopelake.cli.output import check_output
+
 _LOGGER = "scopelake"
 
 
@@ -81,6 +83,7 @@ def _logged(path: Path | None) -> Iterator[None]:
     if path is None:
         yield
         return
+    check_output("json", str(path), overwrite=True)
     logger = logging.getLogger(_LOGGER)
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(_JsonLines())
