@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from html import escape
 from typing import Any
 
 from scopelake.names import counted
 from scopelake.store.catalog import published_examples
+from scopelake.store.keeping import KEEP_ALL, Keep, partly_kept
 from scopelake.store.lake_store import LakeStore
 from scopelake.store.layout import DENSE
 from scopelake.store.run_states import INTERRUPTED, RUNNING, state_now
@@ -38,9 +40,14 @@ class CodesInfo:
     peaks_bytes: int
     complete: bool
     """Whether the statistics are written, which comes after the last shard."""
+    keep: str
+    """What the ingest kept of them: ``all``, ``peaks`` or ``sample:<share>``."""
 
     def bytes_a_firing(self) -> dict[str, float | None]:
-        """Return stored bytes for each firing: by order, both orders, peaks; None without any."""
+        """Return stored bytes for each firing: by order, both orders, peaks.
+
+        None without any, or where not all are kept: peaks are of all of them.
+        """
         return _bytes_a_firing([self])
 
 
@@ -128,7 +135,7 @@ class LakeInfo:
 
     @property
     def firings(self) -> int:
-        """Firings of all SAEs on all corpora."""
+        """Firings of all SAEs on all corpora, of those that are kept."""
         return sum(c.firings for c in self.codes)
 
     @property
@@ -195,7 +202,10 @@ def info(store: LakeStore, snapshot: Snapshot) -> LakeInfo:
             for r in corpora
         ),
         models=tuple(sorted(store.read("models", snapshot, ["model"])["model"].to_pylist())),
-        codes=_codes([f for f in files if (f["sae"], f["corpus"]) not in published]),
+        codes=_codes(
+            [f for f in files if (f["sae"], f["corpus"]) not in published],
+            partly_kept(store, snapshot),
+        ),
         examples=_examples([f for f in files if (f["sae"], f["corpus"]) in published]),
         dense=_dense(files),
         evaluations=_evaluations(store, snapshot),
@@ -229,7 +239,9 @@ def _examples(files: list[dict[str, Any]]) -> tuple[ExamplesInfo, ...]:
     return tuple(ExamplesInfo(*key, *entry) for key, entry in sorted(sums.items()))
 
 
-def _codes(files: list[dict[str, Any]]) -> tuple[CodesInfo, ...]:
+def _codes(
+    files: list[dict[str, Any]], partly: Mapping[tuple[str, str], Keep]
+) -> tuple[CodesInfo, ...]:
     sums: dict[tuple[str, str], dict[str, int]] = {}
     for file in files:
         if file["sae"] is None or file["corpus"] is None:
@@ -247,6 +259,7 @@ def _codes(files: list[dict[str, Any]]) -> tuple[CodesInfo, ...]:
             entry.get("postings", 0),
             entry.get("peaks", 0),
             "features" in entry,
+            str(partly.get((sae, corpus), KEEP_ALL)),
         )
         for (sae, corpus), entry in sorted(sums.items())
     )
@@ -262,6 +275,7 @@ def _dense(files: list[dict[str, Any]]) -> tuple[DenseInfo, ...]:
 
 
 def _bytes_a_firing(codes: list[CodesInfo] | tuple[CodesInfo, ...]) -> dict[str, float | None]:
+    codes = [c for c in codes if c.keep == str(KEEP_ALL)]
     n = sum(c.firings for c in codes)
     by_token = sum(c.codes_bytes for c in codes)
     by_feature = sum(c.postings_bytes for c in codes)
@@ -282,9 +296,10 @@ def _codes_lines(lake: LakeInfo) -> list[str]:
     corpus_width = max(len(c.corpus) for c in lake.codes)
     for c in lake.codes:
         state = "" if c.complete else "  (incomplete)"
+        kept = "" if c.keep == str(KEEP_ALL) else f" kept, of all that there were ({c.keep})"
         lines.append(
             f"    {c.sae:<{width}}  {c.corpus:<{corpus_width}} {c.firings:>13,} firings"
-            f"{_weights(c.bytes_a_firing())}{state}"
+            f"{kept}{_weights(c.bytes_a_firing())}{state}"
         )
     return lines
 

@@ -43,6 +43,16 @@ def kept(request, tmp_path_factory):
     return lake, parse_keep(request.param)
 
 
+def test_info_says_what_was_kept(whole, kept):
+    lake, keep = kept
+    (codes,) = lake.info().codes
+    assert codes.keep == str(keep)
+    assert f"firings kept, of all that there were ({keep})" in lake.info().to_text()
+    assert set(codes.bytes_a_firing().values()) == {None}
+    assert [c.keep for c in whole.info().codes] == ["all"]
+    assert "kept" not in whole.info().to_text()
+
+
 @pytest.mark.parametrize("text", ["all", "peaks", "sample:0.01"])
 def test_what_is_kept_reads_as_it_is_written(text):
     assert str(parse_keep(text)) == text
