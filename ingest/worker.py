@@ -181,7 +181,7 @@ class Worker:
                 kept, running = self._kept(tokens), None
                 for piece in self._pieces(shard, tokens, count, encoding.close):
                     if running is None:
-                        running = self._look_back(names, before_write)
+                        running = self._running(names, before_write)
                     with self.stages.timed("write"):
                         receipts += self._write(shard, piece, running, kept)
             except BaseException:
@@ -195,7 +195,7 @@ class Worker:
         where = f"{socket.gethostname()}:{os.getpid()}"
         return ShardFiles(shard, tuple(receipts), seen, counted[0], counted[1], {}, where)
 
-    def _look_back(
+    def _running(
         self, names: Sequence[str], before_write: Callable[[], object] | None
     ) -> Mapping[str, Running]:
         """Return what the lake holds of coders once `before_write` has returned."""

@@ -296,7 +296,7 @@ def _codes_lines(lake: LakeInfo) -> list[str]:
     corpus_width = max(len(c.corpus) for c in lake.codes)
     for c in lake.codes:
         state = "" if c.complete else "  (incomplete)"
-        kept = "" if c.keep == str(KEEP_ALL) else f" kept, of all that there were ({c.keep})"
+        kept = "" if c.keep == str(KEEP_ALL) else f" kept (keep={c.keep})"
         lines.append(
             f"    {c.sae:<{width}}  {c.corpus:<{corpus_width}} {c.firings:>13,} firings"
             f"{kept}{_weights(c.bytes_a_firing())}{state}"

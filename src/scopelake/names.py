@@ -121,10 +121,10 @@ def is_text(value: str) -> bool:
     return _SURROGATE.search(value) is None
 
 
-F = TypeVar("F")
+_F = TypeVar("_F")
 
 
-def check_function(what: str, value: F | None) -> F | None:
+def check_function(what: str, value: _F | None) -> _F | None:
     """Return `value` if it can be called or is None, else refuse it."""
     if value is not None and not callable(value):
         raise InvalidArgumentError(

@@ -47,7 +47,7 @@ def test_info_says_what_was_kept(whole, kept):
     lake, keep = kept
     (codes,) = lake.info().codes
     assert codes.keep == str(keep)
-    assert f"firings kept, of all that there were ({keep})" in lake.info().to_text()
+    assert f"firings kept (keep={keep})" in lake.info().to_text()
     assert set(codes.bytes_a_firing().values()) == {None}
     assert [c.keep for c in whole.info().codes] == ["all"]
     assert "kept" not in whole.info().to_text()

@@ -72,7 +72,7 @@ class Waiting:
 
     def __init__(self, monkeypatch):
         self.encoded, self.written = threading.Event(), []
-        look_back, write = Worker._look_back, Worker._write
+        look_back, write = Worker._running, Worker._write
         shard_of = threading.local()
 
         def pieces(worker, shard, *rest):
@@ -90,7 +90,7 @@ class Waiting:
 
         of_shard = Worker._pieces
         monkeypatch.setattr(Worker, "_pieces", pieces)
-        monkeypatch.setattr(Worker, "_look_back", looking_back)
+        monkeypatch.setattr(Worker, "_running", looking_back)
         monkeypatch.setattr(Worker, "_write", writing)
 
 
