@@ -67,10 +67,12 @@ def await_no_tasks(client):
         assert time.monotonic() < deadline
 
 
-def await_given_up(client, n_left):
-    """Wait until the worker knows of so many tasks only: a cancel is told to it a little later."""
-    deadline = time.monotonic() + 60
-    while max(client.run(lambda dask_worker: len(dask_worker.state.tasks)).values()) > n_left:
+def await_known(client, n_tasks):
+    """Wait until the worker knows of so many tasks: what it is told comes a little later."""
+    deadline = time.monotonic() + 50
+    while client.run(lambda dask_worker: len(dask_worker.state.tasks)) != dict.fromkeys(
+        client.scheduler_info()["workers"], n_tasks
+    ):
         assert time.monotonic() < deadline
 
 
@@ -105,9 +107,10 @@ def test_what_was_not_begun_is_cancelled(tmp_path, client):
         # It runs beside the task that has the only thread.
         cluster.everywhere(mark, "beside")
         assert begun(tmp_path) == ["beside", "first"]
+        await_known(client, 2)  # it has one in hand
         cluster.cancel(waiting)
         assert all(future.cancelled() for future in waiting)
-        await_given_up(client, 1)
+        await_known(client, 1)
         Event("go on", client=client).set()
         assert first.result() == "first"
         assert cluster.submit(mark, "last").result() == "last"
@@ -124,8 +127,9 @@ def test_results_that_are_not_wanted_any_more_are_not_made(tmp_path, client):
     results = Cluster(client)(act, range(8))
     assert next(results) == 0
     await_begun(tmp_path, "1")
+    await_known(client, 3)  # the first result, what is begun, and one in hand
     results.close()
-    await_given_up(client, 1)
+    await_known(client, 1)
     Event("go on with tasks", client=client).set()
     await_no_tasks(client)
     assert client.submit(mark, "last", pure=False).result() == "last"
