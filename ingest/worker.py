@@ -25,6 +25,7 @@ from scopelake.ingest.capture import site_width
 from scopelake.ingest.coders import CoderFiles
 from scopelake.ingest.encode_shard import Piece, encode_shard
 from scopelake.ingest.look_back import LookBack
+from scopelake.ingest.machine import give_back_memory
 from scopelake.ingest.plan import IngestConfig, Shard
 from scopelake.ingest.shard_files import ShardFiles
 from scopelake.ingest.stages import Stages
@@ -189,6 +190,7 @@ class Worker:
                 discard(self._assignment.store.root, (r for r in receipts if r.table != "dense"))
                 self.look_back.forget(shard.index)
                 raise
+        give_back_memory()
         assert running is not None, "a shard has a piece, also one without contexts"
         # As of now: what others committed meanwhile bounds the later pieces.
         seen = {name: frozenset(running[name].shards) for name in names}
