@@ -129,6 +129,11 @@ class Budget:
         self._most = {c.name: c.width / 2 for c in coders}
         self._n_features = sum(c.width for c in coders)
         self._left: int | None = None
+        self._readout = 0
+
+    def expect_readout(self, n_bytes: int) -> None:
+        """Take in what the decoders' way to the logits takes, once all shards are there."""
+        self._readout = n_bytes
 
     def begin(self, needs: Needs, taken: int | None = None) -> None:
         """Take what the process takes besides shards.
@@ -147,7 +152,7 @@ class Budget:
         of_firings = _per_token(self._rates) / _FIRINGS
         least = int(needs.longest * max(needs.token / _BATCH, of_firings))
         # What the process takes is never the same twice.
-        needed = 1.05 * (self.limit - self._left + least)
+        needed = 1.05 * max(self.limit - self._left + least, taken + self._readout)
         if self._left < least:
             raise TooLittleMemoryError(
                 f"memory of {self.limit:,} bytes was asked for; the model, its coders and this "
@@ -157,11 +162,10 @@ class Budget:
                 "fewer coders, or a corpus of smaller shards"
             )
 
-    def check_readout(self, n_bytes: int, taken: int | None = None) -> None:
-        """Refuse a limit that does not hold what is needed once all shards are there.
+    def check_readout(self, taken: int | None = None) -> None:
+        """Refuse a limit that does not hold what `expect_readout` was told of.
 
         Args:
-            n_bytes: that the decoders' way to the logits takes.
             taken: as in `begin`.
 
         Raises:
@@ -169,12 +173,12 @@ class Budget:
         """
         taken = taken_memory() if taken is None else taken
         taken += COMMITS + _FEATURE * self._n_features
-        if n_bytes and self.limit - taken < n_bytes:
+        if self._readout and self.limit - taken < self._readout:
             raise TooLittleMemoryError(
                 f"memory of {self.limit:,} bytes was asked for; the model, its coders and this "
                 f"process take {taken / 1e9:.3g} GB, and the unembedding, for the tokens that "
-                f"features promote, {n_bytes / 1e9:.3g} GB in the end; give "
-                f"{1.05 * (taken + n_bytes) / 1e9:.2f}GB"
+                f"features promote, {self._readout / 1e9:.3g} GB in the end; give "
+                f"{1.05 * (taken + self._readout) / 1e9:.2f}GB"
             )
 
     def batch_tokens(self) -> int:

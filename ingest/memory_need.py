@@ -111,8 +111,9 @@ def memory_need(load: Load, device: Device) -> MemoryNeed:
     refusal = None
     try:
         taken = sum(p.n_bytes for p in held)
+        budget.expect_readout(_readout(load, device))
         budget.begin(_needs(load, device), taken)
-        budget.check_readout(_readout(load, device), taken)
+        budget.check_readout(taken)
     except TooLittleMemoryError as error:
         refusal = str(error)
     first = budget.piece_tokens()

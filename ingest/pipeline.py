@@ -281,11 +281,12 @@ class _Job:
 
     def _ready(self) -> Callable[[Work], None]:
         coders = [c for c in self.plan.coders if any(c in s.coders for s in self.plan.shards)]
-        run = self.crew.ready(self._assignment, coders, self.budget, self.totals.stages)
         known = self.crew.columns or {}
         promoting = [c for c in coders if c.targets[0].site != "attn_out" and c.name not in known]
         if self._describe and promoting:
-            self.budget.check_readout(self.source.readout_need())
+            self.budget.expect_readout(self.source.readout_need())
+        run = self.crew.ready(self._assignment, coders, self.budget, self.totals.stages)
+        self.budget.check_readout()
         return run
 
     def _is_stopping(self) -> bool:

@@ -1,6 +1,7 @@
 """Memory: what it may be, how shards are cut to fit, and that they do."""
 
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -125,11 +126,28 @@ def test_an_ingest_in_pieces_that_was_stopped_is_not_called_complete(tmp_path, m
 def test_the_unembedding_counts_though_it_comes_last(coders):
     budget = budget_of(10**9, coders)
     features = 1200 * sum(coder.width for coder in coders)
-    budget.check_readout(0, taken=10**15)
+    budget.check_readout(taken=10**15)
+    budget.expect_readout(5 * 10**8)
     fits = budget.limit - COMMITS - features - 5 * 10**8
-    budget.check_readout(5 * 10**8, taken=fits)
+    budget.check_readout(taken=fits)
     with pytest.raises(TooLittleMemoryError, match=r"the unembedding, .* 0.5 GB in the end; give"):
-        budget.check_readout(5 * 10**8, taken=fits + 1)
+        budget.check_readout(taken=fits + 1)
+
+
+def test_a_refusal_names_the_one_figure_that_is_enough_for_all(coders):
+    def refusal(readout, limit):
+        budget = Budget(limit, coders, 16_384)
+        budget.expect_readout(readout)
+        with pytest.raises(TooLittleMemoryError) as refused:
+            budget.begin(Needs(token=1000, dense=0, longest=10), taken=0)
+        return float(re.search(r"give ([0-9.]+)GB", str(refused.value))[1])
+
+    small, large = refusal(0, 10**6), refusal(5 * 10**9, 10**6)
+    assert large > small
+    budget = Budget(int(large * 1e9), coders, 16_384)
+    budget.expect_readout(5 * 10**9)
+    budget.begin(Needs(token=1000, dense=0, longest=10), taken=0)
+    budget.check_readout(taken=0)
 
 
 @pytest.mark.parametrize("is_stored", [False, True], ids=["live", "stored"])
