@@ -33,8 +33,13 @@ def give_back_memory() -> None:
     By itself glibc does so at a heap's end only, and what shards leave between them grows. It takes
     some milliseconds; elsewhere than on glibc it does nothing.
     """
-    if "CS_GNU_LIBC_VERSION" in getattr(os, "confstr_names", {}):
-        ctypes.CDLL(None).malloc_trim(0)
+    if (libc := glibc()) is not None:
+        libc.malloc_trim(0)
+
+
+def glibc() -> ctypes.CDLL | None:
+    """Return the C library of this process if it is glibc."""
+    return ctypes.CDLL(None) if "CS_GNU_LIBC_VERSION" in getattr(os, "confstr_names", {}) else None
 
 
 def peak_memory() -> int | None:

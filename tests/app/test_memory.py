@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+VARIABLES = {"ARROW_DEFAULT_MEMORY_POOL", "_RJEM_MALLOC_CONF", "MALLOC_MMAP_THRESHOLD_",
+             "MALLOC_ARENA_MAX"}  # fmt: skip
 FREED = """
 import numpy as np
 from scopelake.cli.memory import keep_memory_steady
@@ -21,12 +23,18 @@ print(taken - taken_memory())
 """
 
 
-def freed(**environment):
+def run(code, **environment):
+    """Return what a process prints; the command line, called in this one, has set variables."""
+    plain = {name: value for name, value in os.environ.items() if name not in VARIABLES}
     done = subprocess.run(
-        [sys.executable, "-c", FREED], capture_output=True, text=True, check=True,
-        env=os.environ | environment,
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True,
+        env=plain | environment,
     )  # fmt: skip
-    return int(done.stdout)
+    return done.stdout
+
+
+def freed(**environment):
+    return int(run(FREED, **environment))
 
 
 @pytest.mark.skipif(
@@ -46,5 +54,6 @@ def test_allocators_of_libraries_are_told_before_they_are_loaded():
         "import pyarrow\n"
         "print(pyarrow.default_memory_pool().backend_name, os.environ['_RJEM_MALLOC_CONF'])\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines()[-1].startswith("system narenas:1")
+    assert run(code).splitlines()[-1].startswith("system narenas:1")
+    own = run(code, ARROW_DEFAULT_MEMORY_POOL="mimalloc", _RJEM_MALLOC_CONF="narenas:2")
+    assert own.splitlines()[-1] == "mimalloc narenas:2"

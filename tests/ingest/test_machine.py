@@ -9,7 +9,6 @@ import pytest
 from scopelake.ingest.machine import give_back_memory
 
 FREED = """
-import sys
 import numpy as np
 from scopelake.ingest.machine import give_back_memory, taken_memory
 

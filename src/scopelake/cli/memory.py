@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 from typing import Final
+
+from scopelake.ingest.machine import glibc
 
 _GLIBC: Final = (
     # Of mallopt, from glibc's malloc.h: bytes from which a block is mapped by itself, ...
@@ -30,8 +31,7 @@ def keep_memory_steady() -> None:
     """
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     os.environ.setdefault("_RJEM_MALLOC_CONF", _DELTA)
-    if "CS_GNU_LIBC_VERSION" in getattr(os, "confstr_names", {}):
-        libc = ctypes.CDLL(None)
+    if (libc := glibc()) is not None:
         for parameter, value, variable in _GLIBC:
             if variable not in os.environ:
                 libc.mallopt(parameter, value)
