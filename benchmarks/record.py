@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -55,13 +55,20 @@ def machine() -> str:
     return f"{cpu}, {len(os.sched_getaffinity(0))} cores, python {platform.python_version()}"
 
 
+def _versioned(package: str) -> str:
+    try:
+        return f"{package}={version(package)}"
+    except PackageNotFoundError:
+        return f"{package}=none"
+
+
 def write_results(
     name: str, measures: Sequence[Measure], config: str, packages: Sequence[str] = ()
 ) -> Path:
     """Write `measures` to results/<name>.csv with versions, also of `packages`, and print them."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.csv"
-    versions = " ".join(f"{package}={version(package)}" for package in (*_PACKAGES, *packages))
+    versions = " ".join(map(_versioned, (*_PACKAGES, *packages)))
     when = datetime.now(UTC).strftime("%Y-%m-%d")
     with path.open("w", newline="", encoding="utf-8") as file:
         out = csv.writer(file, lineterminator="\n")

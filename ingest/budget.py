@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from scopelake.errors import TooLittleMemoryError
-from scopelake.ingest.machine import machine_memory, taken_memory
+from scopelake.ingest.machine import machine_memory, n_cores, taken_memory
 from scopelake.names import SiteLayer, parse_bytes
 
 HELD: Final = 8
@@ -20,8 +20,9 @@ HELD: Final = 8
 WRITTEN: Final = 160
 """Bytes of a firing that is being written, in both orders, with peaks and samples."""
 
-WRITERS: Final = 2
-"""Coders whose files are written, or whose statistics are made, at once."""
+_MOST_WRITERS: Final = 8
+"""More of them wait for each other: 4 wrote 14.7 million firings a second on 16 cores, 8 wrote 16.8
+to 18.3 (docs/performance.md)."""
 
 PIECES: Final = 2
 """Pieces in memory: one is encoded while the one before is written."""
@@ -62,6 +63,15 @@ def parse_memory(memory: str | int | None, machine: int | None = None) -> int:
     if memory is None or memory == "auto":
         return int(_AUTO * (machine or machine_memory()))
     return parse_bytes("memory", memory)
+
+
+def writers(cores: int | None = None) -> int:
+    """Return of how many coders files are written, or statistics made, at once: 2 to 8.
+
+    Args:
+        cores: that the process may use, two for each; None: this one's.
+    """
+    return max(2, min(_MOST_WRITERS, (n_cores() if cores is None else cores) // 2))
 
 
 @dataclass(frozen=True)
@@ -119,10 +129,13 @@ class Budget:
         limit: bytes that it may take in all.
         coders: those whose firings are counted.
         batch_tokens: most tokens in a batch, whatever the memory.
+        cores: of the machine; None: those that this process may use.
     """
 
-    def __init__(self, limit: int, coders: Sequence[Firing], batch_tokens: int) -> None:
-        self.limit, self._batch_tokens = limit, batch_tokens
+    def __init__(
+        self, limit: int, coders: Sequence[Firing], batch_tokens: int, cores: int | None = None
+    ) -> None:
+        self.limit, self._batch_tokens, self.writers = limit, batch_tokens, writers(cores)
         # Of a coder that does not say 1 % of the features are taken to fire on every token.
         self._rates = {c.name: (c.l0 or 0.01 * c.width) * len(c.sites) for c in coders}
         self._is_measured = dict.fromkeys(self._rates, False)
@@ -149,7 +162,7 @@ class Budget:
         taken = taken_memory() if taken is None else taken
         taken += COMMITS + _FEATURE * self._n_features
         self._left = self.limit - taken - PIECES * needs.dense
-        of_firings = _per_token(self._rates) / _FIRINGS
+        of_firings = self._per_token(self._rates) / _FIRINGS
         least = int(needs.longest * max(needs.token / _BATCH, of_firings))
         # What the process takes is never the same twice.
         needed = 1.05 * max(self.limit - self._left + least, taken + self._readout)
@@ -192,11 +205,11 @@ class Budget:
         As long as a coder has not fired, half of its features may fire on every token.
         """
         rates = {n: self._rates[n] if self._is_measured[n] else self._most[n] for n in self._rates}
-        return max(1, int(_FIRINGS * self._room() / max(_per_token(rates), 1e-9)))
+        return max(1, int(_FIRINGS * self._room() / max(self._per_token(rates), 1e-9)))
 
     def statistics_rows(self) -> int:
-        """Return the most firings that each of `WRITERS` may make statistics of at once."""
-        return max(_FEWEST_ROWS, int(self.spare() / WRITERS / _STATISTICS))
+        """Return the most firings that each of `writers` may make statistics of at once."""
+        return max(_FEWEST_ROWS, int(self.spare() / self.writers / _STATISTICS))
 
     def spare(self) -> int:
         """Return the bytes that the process may take beside what it takes now."""
@@ -221,7 +234,7 @@ class Budget:
         )
         return {
             "activations of one batch": batch * self._needs.token,
-            "firings of two pieces": int(piece * _per_token(self._rates)),
+            "firings of two pieces": int(piece * self._per_token(self._rates)),
             "dense activations of two shards": PIECES * self._needs.dense,
             "writing and committing": COMMITS,
             "what peaks and samples look back at": _FEATURE * self._n_features,
@@ -232,9 +245,9 @@ class Budget:
             raise RuntimeError("begin comes first")
         return self._left
 
-
-def _per_token(by_coder: Mapping[str, float]) -> float:
-    """Bytes that a token's firings take, while they wait and while they are written."""
-    rates = sorted(by_coder.values(), reverse=True)
-    # Each coder also counts the firings of each token.
-    return PIECES * (HELD * sum(rates) + 4 * len(rates)) + WRITTEN * sum(rates[:WRITERS])
+    def _per_token(self, by_coder: Mapping[str, float]) -> float:
+        """Bytes that a token's firings take, while they wait and while they are written."""
+        rates = sorted(by_coder.values(), reverse=True)
+        # Each coder also counts the firings of each token.
+        waiting = PIECES * (HELD * sum(rates) + 4 * len(rates))
+        return waiting + WRITTEN * sum(rates[: self.writers])

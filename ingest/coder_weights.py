@@ -18,6 +18,7 @@ from safetensors import safe_open
 from scopelake.errors import CoderFileError
 from scopelake.ingest.coder_header import SKIP
 from scopelake.ingest.coders import CoderFiles
+from scopelake.kernels.encode import prepare
 from scopelake.kernels.weights import DecoderWeights, EncoderWeights
 
 SLICE_BYTES: Final = 64 << 20
@@ -53,7 +54,8 @@ def load_encoders(
                 f"coder {coder.name} has a negative threshold; a JumpReLU's is 0 or more; fetch "
                 f"{params.name} again"
             )
-        encoders.append(EncoderWeights(**tensors))
+        weights = EncoderWeights(tensors["w_enc"], tensors["b_enc"], tensors["threshold"])
+        encoders.append(prepare(weights))
     return tuple(encoders)
 
 

@@ -19,7 +19,7 @@ import pyarrow as pa
 import torch
 
 from scopelake.errors import CoderWarning
-from scopelake.ingest.budget import WRITERS
+from scopelake.ingest.budget import writers
 from scopelake.ingest.capture import text_model
 from scopelake.ingest.coder_weights import decoder_rows
 from scopelake.ingest.coders import CoderFiles
@@ -36,9 +36,15 @@ TILE_BYTES: Final = 64 << 20
 """Of the logits of so many features at most."""
 
 
-def readout_need(d_model: int, vocab: int) -> int:
-    """Return the bytes that the way to the logits takes, and the logits of coders at once."""
-    return 4 * d_model * vocab + WRITERS * TILE_BYTES
+def readout_need(d_model: int, vocab: int, cores: int | None = None) -> int:
+    """Return the bytes that the way to the logits takes, and the logits of coders at once.
+
+    Args:
+        d_model: width of the stream.
+        vocab: tokens of the model.
+        cores: as in `budget.writers`.
+    """
+    return 4 * d_model * vocab + writers(cores) * TILE_BYTES
 
 
 def decoder_columns(

@@ -6,14 +6,13 @@ forward pass and an encoding reach is assumed, by the width of the model.
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass
 from typing import Final, Literal
 
 import torch
 
-from scopelake.ingest.machine import machine_memory
+from scopelake.ingest.machine import machine_memory, n_cores
 
 Basis = Literal["exact", "stated", "grid", "measured", "assumed", "guessed", "mixed"]
 """Where a number comes from."""
@@ -43,12 +42,14 @@ class Device:
     """Bytes of the machine's memory."""
     cores: int
     """Of the machine, that this process may use."""
+    gemm_bfloat16: float | None = None
+    """FLOP/s of a product in bfloat16, with which a GPU encodes; None: as `gemm`."""
 
 
-H100: Final = Device("h100", "gpu", 790e12, 50e12, "assumed", 80 * 10**9, 128 * _GIB, 16)
-"""An H100-class card. 790 TFLOP/s in bfloat16 is a ceiling that was measured on an H200; 50 TFLOP/s
-in float32 is three quarters of the 67 in NVIDIA's data sheet (SXM, no tensor cores).
-16 cores and 128 GiB of memory are an assumption."""
+H100: Final = Device("h100", "gpu", 720e12, 44e12, "assumed", 80 * 10**9, 128 * _GIB, 16)
+"""An H100 with 16 cores and 128 GiB of memory beside it, as it was measured: products of 8,192 to
+16,384 rows ran at 684 to 758 TFLOP/s in bfloat16, in float32 at 41 to 46. Other machines with that
+card differ."""
 
 PROFILES: Final = {"h100": H100}
 """Devices that a plan can be made for without having them."""
@@ -66,7 +67,8 @@ def this_device(device: torch.device, dtype: torch.dtype) -> Device:
         "measured",
         int(torch.cuda.get_device_properties(device).total_memory) if is_gpu else None,
         machine_memory(),
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        n_cores(),
+        _gemm(device, torch.bfloat16) if is_gpu else None,
     )
 
 
@@ -89,15 +91,22 @@ def _gemm(device: torch.device, dtype: torch.dtype) -> float:
 def forward_share(device: Device, d_model: int) -> float:
     """Return what share of the product's rate a forward pass is assumed to reach.
 
-    On CPUs 0.3 was measured with the tiny model, 128 wide; 0.4 on GPUs is an assumption.
+    On CPUs 0.3 was measured with the tiny model, 128 wide; on an H100 0.29 with 1,152 (1b) and 0.44
+    with 2,560 (4b), in batches of 16,384 tokens. Other widths lie on a curve through these.
     """
-    return 0.4 if device.kind == "gpu" else 0.8 * d_model / (d_model + 213)
+    if device.kind == "gpu":
+        return 0.76 * d_model / (d_model + 1_880)
+    return 0.8 * d_model / (d_model + 213)
 
 
-def encode_share(device: Device, d_in: int) -> float:
-    """Return what share of the product's rate encoding is assumed to reach.
+def encode_rate(device: Device, d_in: int, width: int) -> float:
+    """Return the FLOP/s that encoding is assumed to reach.
 
-    On CPUs about 1.15 was measured from 640 wide on (docs/performance.md), less where narrower; on
-    GPUs torch's operators in float32 are assumed to lose a tenth to reading and writing.
+    On CPUs about 1.15 of the product in float32 was measured from 640 wide on, less where narrower.
+    On an H100 Triton's kernels took 3.1 to 4.3 times as long as the product in bfloat16 with 16,384
+    features, 2.0 to 3.1 with 65,536 and 1.8 to 2.2 with 262,144 (docs/performance.md); without them
+    it is 5 to 9 times as slow.
     """
-    return 0.9 if device.kind == "gpu" else 1.2 * d_in / (d_in + 200)
+    if device.kind == "gpu":
+        return (device.gemm_bfloat16 or device.gemm) * 0.52 * width / (width + 14_000)
+    return device.gemm_float32 * 1.2 * d_in / (d_in + 200)

@@ -24,6 +24,7 @@ from scopelake.kernels.encode import Task, encode_all
 from scopelake.kernels.to_host import Arrival, HostRing
 from scopelake.kernels.weights import EncoderWeights, SparseCodes, join_layers
 from scopelake.names import SiteLayer
+from scopelake.store.context_codes import ContextCodes, ContextPart
 from scopelake.store.firings import Firings
 
 Dense = dict[SiteLayer, npt.NDArray[ml_dtypes.bfloat16]]
@@ -40,7 +41,7 @@ class Piece:
     """
 
     def __init__(
-        self, tokens: ShardTokens, parts: dict[str, list[_Part]], dense: Dense | None
+        self, tokens: ShardTokens, parts: dict[str, list[ContextPart]], dense: Dense | None
     ) -> None:
         self._tokens, self._parts, self.dense = tokens, parts, dense
 
@@ -54,27 +55,13 @@ class Piece:
         """Names of the coders whose firings are still here."""
         return list(self._parts)
 
+    def codes(self, coder: str) -> ContextCodes:
+        """Return a coder's firings, and let go of them: they are taken once."""
+        return ContextCodes(self._tokens.first_context, self._tokens.kinds, self._parts.pop(coder))
+
     def take(self, coder: str) -> Firings:
         """Return a coder's firings, token-major, and let go of them: they are taken once."""
-        parts = self._parts.pop(coder)
-        # Contexts are put in order, nothing is sorted.
-        parts.sort(key=lambda part: part.index)
-        first, kinds = self._tokens.first_context, self._tokens.kinds
-        n_firings = [len(part.features) for part in parts]
-        empty = np.empty(0, np.int32)
-        counts = np.concatenate([empty, *(p.counts for p in parts)])
-        contexts = np.array([first + p.index for p in parts], dtype=np.int64)
-        positions = np.concatenate(
-            [empty, *(np.arange(len(p.counts), dtype=np.int32) for p in parts)]
-        )
-        of_token = np.concatenate([empty.astype(np.int8), *(kinds[p.index] for p in parts)])
-        return Firings(
-            context=np.repeat(contexts, n_firings),
-            position=np.repeat(positions, counts),
-            feature=np.concatenate([empty, *(p.features for p in parts)]),
-            activation=np.concatenate([empty.astype(np.float32), *(p.activations for p in parts)]),
-            kind=np.repeat(of_token, counts),
-        )
+        return self.codes(coder).firings()
 
 
 def batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
@@ -167,7 +154,7 @@ class _Gathered:
 
     def __init__(self, shard: Shard, tokens: ShardTokens, dense: Dense) -> None:
         self._shard, self._tokens, self._dense = shard, tokens, dense
-        self.parts: dict[str, list[_Part]] = {c.name: [] for c in shard.coders}
+        self.parts: dict[str, list[ContextPart]] = {c.name: [] for c in shard.coders}
 
     def fill(
         self,
@@ -216,20 +203,8 @@ class _Gathered:
             for index, (start, stop) in zip(sent.group, pairwise(ends), strict=True):
                 at = slice(int(indptr[start]), int(indptr[stop]))
                 counts = np.diff(indptr[start : stop + 1]).astype(np.int32)
-                part = _Part(index, counts, features[at], activations[at])
+                part = ContextPart(index, counts, features[at], activations[at])
                 self.parts[coder.name].append(part)
-
-
-@dataclass(frozen=True)
-class _Part:
-    """A coder's firings in one context."""
-
-    index: int
-    """Of the context in its piece."""
-    counts: npt.NDArray[np.int32]
-    """Firings of each token."""
-    features: npt.NDArray[np.int32]
-    activations: npt.NDArray[np.float32]
 
 
 def _encode(

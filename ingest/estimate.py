@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from scopelake.ingest.cost_plan import CoderCost, CostPlan, Quantity, total
-from scopelake.ingest.devices import Basis, Device, encode_share, forward_share
+from scopelake.ingest.devices import Basis, Device, encode_rate, forward_share
 from scopelake.ingest.flops import encode_flops_a_token, forward_flops, layers_run, readout_flops
 from scopelake.ingest.memory_need import Cut, Load, memory_need, misfits
 from scopelake.ingest.rows_law import Profile, guessed_profile
@@ -31,12 +31,10 @@ from scopelake.ingest.stored_sizes import (
 )
 from scopelake.ingest.time_need import (
     DENSE_RATE,
-    FIRINGS_A_CORE,
     LOAD_RATE,
-    STATISTICS_A_CORE,
-    STORING_CORES,
     Stages,
     commit_seconds,
+    storing_rates,
 )
 from scopelake.names import SiteLayer
 from scopelake.store.keeping import KEEP_ALL, Keep
@@ -276,10 +274,10 @@ def guess_stages(work: Work, device: Device, firings: float, tables: Sequence[Ta
     n_layers = layers_run(work.sites)
     forward_rate = device.gemm * forward_share(device, work.model.d_model)
     encode = sum(
-        encode_flops_a_token(c) * s.n_tokens / (device.gemm_float32 * encode_share(device, c.d_in))
+        encode_flops_a_token(c) * s.n_tokens / encode_rate(device, c.d_in, c.features_per_layer)
         for c, s in work.coders
     )
-    cores = min(device.cores, STORING_CORES)
+    storing = storing_rates(device)
     dense = sum(t.n_bytes for t in tables if t.table == "dense")
     active = [coder for coder, shards in work.coders if len(shards)]
     logits = sum(readout_flops(work.model, coder) for coder in active)
@@ -289,11 +287,11 @@ def guess_stages(work: Work, device: Device, firings: float, tables: Sequence[Ta
         forward=forward_flops(work.model, work.corpus, n_layers) / forward_rate,
         encode=encode,
         gather=0.0,
-        write=firings / FIRINGS_A_CORE / cores + dense / DENSE_RATE,
+        write=firings / storing.firings + dense / DENSE_RATE,
         commit=commit_seconds(len(work.shards), work.n_files),
         readout=logits / device.gemm_float32,
-        finish=firings / STATISTICS_A_CORE / cores,
-        store_cores=cores,
+        finish=firings / storing.statistics,
+        store_cores=storing.cores,
     )
 
 

@@ -11,6 +11,7 @@ from scopelake.errors import (
     LakeBusyError,
     ScopelakeError,
     TooLittleMemoryError,
+    WriterLostError,
 )
 from scopelake.ingest.plan import Shard
 from scopelake.ingest.report import LOG
@@ -119,8 +120,10 @@ def is_refusal(error: Exception) -> bool:
     """Whether an error is not of a shard's own making.
 
     What an encoder or a model does with some input is: activations that are not finite, memory
-    that one shard overflows.
+    that one shard overflows, also of a process that writes it.
     """
+    if isinstance(error, WriterLostError):
+        return False
     if isinstance(error, InvalidArgumentError):
         return isinstance(error, TooLittleMemoryError)
     return isinstance(error, ScopelakeError | OSError)

@@ -21,6 +21,13 @@ def machine_memory() -> int:
     return found
 
 
+def n_cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def taken_memory() -> int:
     """Return the bytes of memory that this process takes now."""
     taken: int = psutil.Process().memory_info().rss

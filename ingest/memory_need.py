@@ -12,11 +12,12 @@ from typing import Final
 
 from scopelake.errors import TooLittleMemoryError
 from scopelake.ingest.activations import live_token_bytes
-from scopelake.ingest.budget import Budget, Needs, parse_memory
+from scopelake.ingest.budget import Budget, Needs, parse_memory, writers
 from scopelake.ingest.decoder_rows import readout_need
 from scopelake.ingest.devices import Device
 from scopelake.ingest.shapes import CoderShape, CorpusShape, ModelShape, Shards
 from scopelake.names import SiteLayer
+from scopelake.store.writing import PROCESS_BYTES
 
 _PROCESS: Final = 575 * 2**20
 """Of a process that has imported torch, transformers and Arrow, on a CPU (measured)."""
@@ -107,7 +108,7 @@ def memory_need(load: Load, device: Device) -> MemoryNeed:
     on_device = _device_parts(load, device)
     held = _held(load, device)
     limit = parse_memory(load.memory, device.host_memory)
-    budget = Budget(limit, load.coders, load.batch_tokens)
+    budget = Budget(limit, load.coders, load.batch_tokens, device.cores)
     refusal = None
     try:
         taken = sum(p.n_bytes for p in held)
@@ -144,7 +145,11 @@ def _held(load: Load, device: Device) -> tuple[Part, ...]:
             process, Part("the model's weights", weights), Part("encoders of all coders", encoders),
         )  # fmt: skip
     spread = weights - _weights_there(load, device)
-    return (process, Part("the model's weights that are not on the device", spread))
+    beside = writers(device.cores) * PROCESS_BYTES
+    return (
+        process, Part("processes that write", beside),
+        Part("the model's weights that are not on the device", spread),
+    )  # fmt: skip
 
 
 def _peak(load: Load, device: Device, shards: list[Part]) -> list[Part]:
@@ -161,7 +166,7 @@ def _readout(load: Load, device: Device) -> int:
     """Return what is taken of the host at the end for the tokens that features promote."""
     if device.kind != "cpu" or not any(coder.has_readout for coder in load.loaded):
         return 0
-    return readout_need(load.model.d_model, load.model.vocab)
+    return readout_need(load.model.d_model, load.model.vocab, device.cores)
 
 
 def _device_parts(load: Load, device: Device) -> tuple[Part, ...]:
@@ -169,7 +174,7 @@ def _device_parts(load: Load, device: Device) -> tuple[Part, ...]:
         return ()
     return (
         Part("the model's weights", _weights_there(load, device)),
-        Part("encoders of all coders", sum(_encoders(load))),
+        Part("encoders of all coders", sum(map(_there, load.loaded))),
         Part("activations of one batch", _batch(load)),
     )
 
@@ -179,7 +184,12 @@ def _weights_there(load: Load, device: Device) -> int:
     weights = load.model.n_params * load.value_bytes
     if not load.is_spread or device.memory is None:
         return weights
-    return min(weights, max(0, device.memory - sum(_encoders(load)) - _batch(load)))
+    return min(weights, max(0, device.memory - sum(map(_there, load.loaded)) - _batch(load)))
+
+
+def _there(coder: CoderShape) -> int:
+    """Return the bytes of a coder's encoders on a GPU: in float32, and in bfloat16 besides."""
+    return coder.encoder_bytes * 3 // 2
 
 
 def _encoders(load: Load) -> list[int]:
@@ -219,8 +229,8 @@ def _device_advice(load: Load, device: Device) -> str:
     a_token = _batch(load) / load.batch_tokens
     free = (device.memory or 0) - _weights_there(load, device)
     room = free - a_token * load.corpus.context_length
-    encoders = sum(c.encoder_bytes for c in load.loaded)
-    if room < max((c.encoder_bytes for c in load.loaded), default=0):
+    encoders = sum(map(_there, load.loaded))
+    if room < max(map(_there, load.loaded), default=0):
         larger = "use a larger device"
         return larger if load.is_spread else f"{larger}, or --device-map auto, which spreads it"
     if encoders <= room:

@@ -17,7 +17,7 @@ import pyarrow as pa
 import torch
 
 from scopelake.errors import EncoderWarning, LostShardError, ScopelakeError, ShardWarning
-from scopelake.ingest.budget import WRITERS, Budget, parse_memory
+from scopelake.ingest.budget import Budget, parse_memory
 from scopelake.ingest.capture import site_width
 from scopelake.ingest.coders import CoderFiles
 from scopelake.ingest.committer import Committer
@@ -319,18 +319,19 @@ class _Job:
     def _finish(self, coders: list[CoderFiles], evaluated: list[CoderFiles], state: str) -> None:
         """Write the statistics of coders that are complete on this corpus, and evaluations."""
         rows_at_once = self.budget.statistics_rows()
+        threads = max(1, self.budget.writers // max(1, len(coders)))
         files = statistics_files(self.store, self.plan, self.config.keep) if coders else {}
 
         def statistics(coder: CoderFiles) -> Receipt:
             return write_statistics(
                 self.store, self.plan, coder, self._facts.of(coder), files[coder.name],
-                rows_at_once, self.config.keep, scratch,
+                rows_at_once, threads, self.config.keep, scratch,
             )  # fmt: skip
 
         with (
             self.totals.stages.timed("finish", beside="readout"),
             self.store.root.scratch() as scratch,
-            ThreadPoolExecutor(WRITERS) as pool,
+            ThreadPoolExecutor(self.budget.writers) as pool,
         ):
             receipts = list(pool.map(statistics, coders))
         rows = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import closing
 from dataclasses import dataclass
 from threading import Event
 from typing import Final
@@ -74,7 +75,12 @@ class _Sent:
 
 
 def run_here(worker: Worker, work: Work) -> None:
-    """Make and commit every shard that waits, until it is to stop."""
+    """Make and commit every shard that waits, until it is to stop; then close the worker."""
+    with closing(worker):
+        _run(worker, work)
+
+
+def _run(worker: Worker, work: Work) -> None:
     sent: deque[_Sent] = deque()
     settled: deque[Event] = deque([_set_event() for _ in range(PIECES)], PIECES)
     ahead: Future[None] | None = None

@@ -92,6 +92,7 @@ def write_statistics(
     weights: Mapping[str, pa.Array],
     files: Sequence[str],
     most_rows: int,
+    threads: int,
     keep: str,
     scratch: Path,
 ) -> Receipt:
@@ -103,14 +104,17 @@ def write_statistics(
         coder: the coder.
         weights: its `weight_columns`.
         files: its `statistics_files`.
-        most_rows: firings to hold at once.
+        most_rows: firings that each thread may hold at once.
+        threads: that make the statistics.
         keep: as in `statistics_files`.
         scratch: as in `write_parquet`.
     """
     corpus = plan.corpus
     n_tokens = int(corpus["n_tokens"]) - int(corpus["n_bos"])
     if parse_keep(keep).is_all:
-        found = feature_statistics(store.root, files, coder.width, n_tokens, most_rows=most_rows)
+        found = feature_statistics(
+            store.root, files, coder.width, n_tokens, most_rows=most_rows, threads=threads
+        )
     else:
         found = tallied_statistics(read_tallies(store.root, files), coder.width, n_tokens)
     columns = {name: found[name] for name in found.column_names}

@@ -10,17 +10,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from scopelake.ingest.budget import writers
 from scopelake.ingest.devices import Device
 
-FIRINGS_A_CORE: Final = 7.0e6
+_FIRINGS_A_CORE: Final = 7.0e6
 """Firings that a core rounds, sorts and writes in both orders in a second, with peaks and samples;
 assumed from docs/performance.md."""
 
-STORING_CORES: Final = 3
+_STORING_CORES: Final = 3
 """Cores that storing keeps busy: two coders at once, either order in a thread, not all the time."""
 
-STATISTICS_A_CORE: Final = 5.0e7
+_STATISTICS_A_CORE: Final = 5.0e7
 """Firings whose statistics a core computes in a second; assumed from docs/performance.md."""
+
+_FIRINGS_A_WRITER: Final = 4.5e6
+"""The same beside a GPU, for each of `budget.writers`, two cores each: 36 million a second of 8 in
+four processes, on 16 cores."""
+
+_STATISTICS_A_WRITER: Final = 1.5e7
+"""117 and 163 million a second of 8, as measured there."""
 
 DENSE_RATE: Final = 420e6
 """Bytes of dense activations written in a second by one thread (docs/performance.md)."""
@@ -46,6 +54,27 @@ def commit_growth(n_shards: int, n_files: int) -> float:
 
 
 @dataclass(frozen=True)
+class StoringRates:
+    """Firings a second."""
+
+    firings: float
+    """Written in both orders, with peaks and samples."""
+    statistics: float
+    """Of which statistics are made."""
+    cores: float
+    """That writing keeps busy."""
+
+
+def storing_rates(device: Device) -> StoringRates:
+    """Return how fast a device's host stores."""
+    if device.kind == "gpu":
+        n = writers(device.cores)
+        return StoringRates(n * _FIRINGS_A_WRITER, n * _STATISTICS_A_WRITER, 2 * n)
+    cores = min(device.cores, _STORING_CORES)
+    return StoringRates(cores * _FIRINGS_A_CORE, cores * _STATISTICS_A_CORE, cores)
+
+
+@dataclass(frozen=True)
 class Stages:
     """Seconds of the stages of an ingest, each as if it ran alone."""
 
@@ -61,7 +90,7 @@ class Stages:
     """Logits of decoders, once for each coder."""
     finish: float
     """Statistics of features, once for each coder."""
-    store_cores: float = STORING_CORES
+    store_cores: float = _STORING_CORES
     """Cores that writing keeps busy."""
     compute_cores: float | None = None
     """Cores that the forward pass and encoding keep busy on a CPU; None: all."""

@@ -20,12 +20,12 @@ import numpy as np
 import numpy.typing as npt
 
 from scopelake.ingest.activations import ActivationSource, ShardTokens
-from scopelake.ingest.budget import PIECES, WRITERS, Budget, Needs
+from scopelake.ingest.budget import PIECES, Budget, Needs
 from scopelake.ingest.capture import site_width
 from scopelake.ingest.coders import CoderFiles
 from scopelake.ingest.encode_shard import Piece, encode_shard
 from scopelake.ingest.look_back import LookBack
-from scopelake.ingest.machine import give_back_memory
+from scopelake.ingest.machine import give_back_memory, taken_memory
 from scopelake.ingest.plan import IngestConfig, Shard
 from scopelake.ingest.shard_files import ShardFiles
 from scopelake.ingest.stages import Stages
@@ -36,7 +36,8 @@ from scopelake.store.keeping import parse_keep
 from scopelake.store.lake_store import LakeStore
 from scopelake.store.receipts import Receipt
 from scopelake.store.running import Running
-from scopelake.store.writer import discard, write_firings
+from scopelake.store.writer import discard
+from scopelake.store.writing import Beside, Inside, WriteJob, Writing
 
 
 class StoppedError(Exception):
@@ -68,6 +69,8 @@ class Worker:
         look_back: what the lake holds of each coder.
         budget: memory that may be used.
         stages: counts the time.
+        writing: writes firings; None: threads of this process on a CPU, which takes all cores
+            anyway, and processes beside it where a GPU computes.
     """
 
     def __init__(
@@ -78,9 +81,14 @@ class Worker:
         look_back: LookBack,
         budget: Budget,
         stages: Stages,
+        writing: Writing | None = None,
     ) -> None:
         self._assignment, self._source, self._weights = assignment, source, weights
         self.look_back, self._budget, self.stages = look_back, budget, stages
+        if writing is None:
+            is_cpu = source.model.device.type == "cpu"
+            writing = Inside() if is_cpu else Beside(budget.writers)
+        self._writing = writing
         self._device = threading.Lock()
         self._n_encoding, self._idle = 0, threading.Condition()
         self._has_failed = False
@@ -100,8 +108,13 @@ class Worker:
                 self._source.token_bytes(sites),
                 sum(site_width(self._source.model, site) for site in dense_sites),
                 *(int(corpus[n]) for n in ("context_length", "shard_contexts", "n_tokens")),
-            )
+            ),
+            taken_memory() + self._writing.n_bytes,
         )
+
+    def close(self) -> None:
+        """End what was started to write; no shard may be being made."""
+        self._writing.close()
 
     def hold(self) -> None:
         """Begin no more shards; those that are begun are made."""
@@ -272,24 +285,24 @@ class Worker:
         assignment = self._assignment
 
         def write(name: str) -> list[Receipt]:
-            return write_firings(
+            job = WriteJob(
                 assignment.store.root,
-                piece.take(name),
+                piece.codes(name),
                 sae=name,
                 corpus=assignment.config.corpus,
                 shard=shard.index,
                 run=assignment.run,
                 bits=assignment.config.activation_bits,
-                running=looked_back[name],
                 kept=kept,
                 scratch=scratch,
             )
+            return self._writing.write(job, looked_back[name])
 
         receipts: list[Receipt] = []
         failed: list[BaseException] = []
         with (
             assignment.store.root.scratch() as scratch,
-            ThreadPoolExecutor(WRITERS, thread_name_prefix="scopelake-write") as pool,
+            ThreadPoolExecutor(self._budget.writers, thread_name_prefix="scopelake-write") as pool,
         ):
             for done in [pool.submit(write, name) for name in piece.coders]:
                 if (error := done.exception()) is None:

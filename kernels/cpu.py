@@ -94,7 +94,8 @@ class _Coder:
     @classmethod
     def of(cls, weights: EncoderWeights, features: torch.Tensor | None) -> _Coder:
         tensors = (weights.w_enc, weights.b_enc, weights.threshold)
-        plain = EncoderWeights(*(t.detach().float().contiguous() for t in tensors))
+        w_enc, b_enc, threshold = (t.detach().float().contiguous() for t in tensors)
+        plain = EncoderWeights(w_enc, b_enc, threshold)
         return cls(plain, None if features is None else features.to(torch.int32))
 
     @property

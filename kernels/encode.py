@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 
@@ -24,10 +24,6 @@ from scopelake.kernels.weights import EncoderWeights, Operands, SparseCodes
 Implementation = Literal["auto", "reference", "torch", "cpu", "triton"]
 Features = Sequence[int] | range | torch.Tensor | None
 """Features to encode with, ascending, each once: a list, or ``range(n)``, a Matryoshka prefix."""
-
-
-_NOT_YET: Final = "the Triton kernel was not checked on a GPU yet; ask for 'triton' by name"
-"""`benchmarks/gpu.py` checks it."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +46,11 @@ def choose(device: torch.device, impl: Implementation = "auto") -> Choice:
             f"impl {impl!r} was asked for; there are {known}; choose one of them"
         )
     if impl == "auto":
-        if device.type != "cpu":
-            return Choice("torch", _NOT_YET)
-        why_not = _why_not("cpu", device)
+        fastest: Implementation = "cpu" if device.type == "cpu" else "triton"
+        why_not = _why_not(fastest, device)
         if why_not is None:
-            return Choice("cpu", "the fastest on cpu")
-        return Choice("torch", f"'cpu' cannot run: {why_not}")
+            return Choice(fastest, f"the fastest on {device.type}")
+        return Choice("torch", f"{fastest!r} cannot run: {why_not}")
     if (why_not := _why_not(impl, device)) is not None:
         raise InvalidArgumentError(
             f"impl {impl!r} was asked for on {device}; {why_not}; choose 'auto', which says what "
@@ -75,6 +70,18 @@ class Task:
     may be larger than its memory."""
     features: Features = None
     """Those to encode with, at a cost proportional to their number; None for all."""
+
+
+def prepare(coder: EncoderWeights) -> EncoderWeights:
+    """Return a coder with what `auto` makes of it, which is else made anew at each call.
+
+    For Triton that is the encoder in bfloat16 besides: half as much memory again.
+    """
+    if choose(coder.w_enc.device).impl != "triton":
+        return coder
+    from scopelake.kernels import triton_encode  # needs triton
+
+    return triton_encode.prepare(coder)
 
 
 def encode(
@@ -105,8 +112,8 @@ def encode(
 def encode_all(tasks: Sequence[Task], impl: Implementation = "auto") -> list[SparseCodes]:
     """Encode with several coders, on one site or on several.
 
-    Tasks that share an `x` have it checked and packed once. With ``triton`` all kernels are
-    launched before the host waits for the first.
+    Tasks that share an `x` have it checked and packed once. With ``triton`` the host waits for
+    the device once for all, and once for the firings of each.
 
     Args:
         tasks: in any order.
@@ -170,5 +177,10 @@ def _why_not(impl: Implementation, device: torch.device) -> str | None:
         except ImportError as error:
             return f"triton is not installed ({error}): pip install 'scopelake[gpu]'"
         where = ("cuda", "cpu") if INTERPRETED else ("cuda",)
-        return None if device.type in where else f"it encodes on cuda, not on {device.type}"
+        if device.type not in where:
+            return f"it encodes on cuda, not on {device.type}"
+        if device.type == "cuda" and torch.cuda.is_available():
+            capability = torch.cuda.get_device_capability(device)
+            if capability < (8, 0):
+                return f"it multiplies bfloat16, which this GPU does not ({capability[0]}.x < 8.0)"
     return None

@@ -9,7 +9,10 @@ import torch
 from scopelake.kernels.weights import EncoderWeights, SparseCodes
 
 TILE_BYTES: Final = 8 << 20
-"""Bytes of float32 pre-activations in one tile."""
+"""Bytes of float32 pre-activations in one tile on a CPU: they stay in its cache."""
+
+DEVICE_TILE_BYTES: Final = 256 << 20
+"""The same elsewhere: enough for a GPU to be busy with."""
 
 
 def encode(
@@ -30,7 +33,8 @@ def encode(
         found = encode(x, some)
         names = features.to(torch.int32)[found.features.long()]
         return SparseCodes(found.indptr, names, found.activations)
-    tile = max(1, TILE_BYTES // (4 * max(1, weights.width)))
+    tile_bytes = TILE_BYTES if x.device.type == "cpu" else DEVICE_TILE_BYTES
+    tile = max(1, tile_bytes // (4 * max(1, weights.width)))
     pre = torch.empty(min(tile, len(x)), weights.width, device=x.device)
     w_enc, b_enc = weights.w_enc.float(), weights.b_enc.float()
     counts = [torch.zeros(1, dtype=torch.int64, device=x.device)]

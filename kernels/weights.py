@@ -13,6 +13,22 @@ import torch
 
 
 @dataclass(frozen=True)
+class HalfWeights:
+    """An encoder in bfloat16, and how far it is from the true one."""
+
+    w_enc: torch.Tensor
+    """[d_in, width] bfloat16"""
+    error: torch.Tensor
+    """[width] float32: Euclidean norm of what rounding took from each feature's direction."""
+    norm: torch.Tensor
+    """[width] float32: of the rounded direction."""
+
+    def take(self, features: torch.Tensor) -> HalfWeights:
+        """Return some features of it."""
+        return HalfWeights(self.w_enc[:, features], self.error[features], self.norm[features])
+
+
+@dataclass(frozen=True)
 class EncoderWeights:
     """The encoder of one layer, in Gemma Scope 2's orientation."""
 
@@ -22,6 +38,8 @@ class EncoderWeights:
     """[width]"""
     threshold: torch.Tensor
     """[width], at least 0; feature i fires where its pre-activation is strictly above it."""
+    half: HalfWeights | None = None
+    """What `kernels.encode.prepare` makes of it where a GPU encodes."""
 
     @property
     def d_in(self) -> int:

@@ -10,8 +10,9 @@ committed must not hide anything.
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from copy import copy
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -76,6 +77,38 @@ class Smallest:
         self._counts = n_kept.astype(np.int32)
 
 
+Keyed = tuple[npt.NDArray[Any], npt.NDArray[np.uint32]]
+"""Keys and values, as `Smallest` takes them: much less than the rows that they are of."""
+
+
+class Selects(Protocol):
+    """Selects what of firings may still count."""
+
+    def select(self, by_feature: Firings, shard: int | None = None) -> tuple[pa.Table, pa.Table]:
+        """Return rows of ``peaks`` and ``samples``."""
+
+
+class Bounded:
+    """Selects rows by bounds of one moment, and keeps what these say of later bounds.
+
+    Args:
+        of_peaks: [features], of `Smallest`.
+        of_samples: [features, BANDS]
+    """
+
+    def __init__(
+        self, of_peaks: npt.NDArray[np.uint32], of_samples: npt.NDArray[np.uint32]
+    ) -> None:
+        self._of_peaks, self._of_samples = of_peaks, of_samples
+        self.selected: list[tuple[Keyed, Keyed]] = []
+
+    def select(self, by_feature: Firings, shard: int | None = None) -> tuple[pa.Table, pa.Table]:
+        """Return rows of ``peaks`` and ``samples`` that may still count, of whatever shard."""
+        found = select(by_feature, self._of_peaks, self._of_samples, PEAKS_DEPTH, SAMPLES_PER_BAND)
+        self.selected.append(_keys(*found))
+        return found
+
+
 class Running:
     """What the lake holds of one coder on one corpus, as far as new shards need it.
 
@@ -89,7 +122,7 @@ class Running:
         self._samples = Smallest(SAMPLES_PER_BAND, width * BANDS)
         self.shards: set[int] = set()
         """Shards that are looked back at."""
-        self._written: dict[int | None, list[tuple[_Keyed, _Keyed]]] = {}
+        self._written: dict[int | None, list[tuple[Keyed, Keyed]]] = {}
         self._lock = threading.Lock()
 
     @classmethod
@@ -115,19 +148,25 @@ class Running:
                 width.
             shard: its number; what is selected is kept until it is accepted or forgotten.
         """
+        bounded = self.bounded(shard)
+        found = bounded.select(by_feature)
+        self.selected(shard, bounded.selected)
+        return found
+
+    def bounded(self, shard: int | None = None) -> Bounded:
+        """Return what selects a shard's rows as `select` would now, and can be sent elsewhere."""
         with self._lock:
             strong, drawn = self._peaks.copy(), self._samples.copy()
             # Other parts of the shard will be committed with this one, or none of them.
             for of_peaks, of_samples in self._written.get(shard, ()):
                 strong.add(*of_peaks)
                 drawn.add(*of_samples)
-        found = select(
-            by_feature, strong.bounds(), drawn.bounds().reshape(-1, BANDS), PEAKS_DEPTH,
-            SAMPLES_PER_BAND,
-        )  # fmt: skip
+        return Bounded(strong.bounds(), drawn.bounds().reshape(-1, BANDS))
+
+    def selected(self, shard: int | None, keys: Sequence[tuple[Keyed, Keyed]]) -> None:
+        """Keep what was selected of a shard until it is accepted or forgotten."""
         with self._lock:
-            self._written.setdefault(shard, []).append(_keys(*found))
-        return found
+            self._written.setdefault(shard, []).extend(keys)
 
     def accept(self, shard: int | None = None) -> None:
         """Look back, from now on, at what was selected of a shard: it is committed."""
@@ -144,11 +183,7 @@ class Running:
             self._written.pop(shard, None)
 
 
-_Keyed = tuple[npt.NDArray[Any], npt.NDArray[np.uint32]]
-"""Keys and values, as `Smallest` takes them: much less than the rows that they are of."""
-
-
-def _keys(strongest: pa.Table, sampled: pa.Table) -> tuple[_Keyed, _Keyed]:
+def _keys(strongest: pa.Table, sampled: pa.Table) -> tuple[Keyed, Keyed]:
     """Return what rows of ``peaks`` and ``samples`` say of bounds."""
     columns = ("feature", "band", "priority")
     feature, band, priority = (sampled[c].to_numpy() for c in columns)

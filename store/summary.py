@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 import numpy as np
@@ -38,6 +39,7 @@ def feature_statistics(
     n_tokens: int,
     *,
     most_rows: int | None = None,
+    threads: int = 1,
 ) -> pa.Table:
     """Return the statistics of every feature, firings on BOS left out.
 
@@ -50,7 +52,8 @@ def feature_statistics(
         files: postings files of one coder on one corpus; their union is each firing once.
         width: number of features.
         n_tokens: tokens that are not BOS, the denominator of density.
-        most_rows: firings to hold at most, if that is less.
+        most_rows: firings that each thread may hold at most, if that is less.
+        threads: that make ranges at once.
 
     Returns:
         One row for each feature 0..width-1: the columns of the features table from `feature` to
@@ -75,12 +78,14 @@ def feature_statistics(
                 f"statistics of {width} features were asked for; the files have feature "
                 f"{highest}; give the files and width of one coder"
             )
-        rows = _rows_at_once(groups)
+        rows = max(_FEWEST_ROWS, _rows_at_once(groups) // threads)
         rows = rows if most_rows is None else min(rows, most_rows)
-        parts = [
-            _range_statistics(local, groups, low, high, n_tokens)
-            for low, high in ranges(local, groups, width, rows)
-        ]
+
+        def of_range(bounds: tuple[int, int]) -> pa.Table:
+            return _range_statistics(local, groups, *bounds, n_tokens)
+
+        with ThreadPoolExecutor(threads) as pool:
+            parts = list(pool.map(of_range, ranges(local, groups, width, rows)))
     return pa.concat_tables(parts).combine_chunks()
 
 

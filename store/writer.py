@@ -19,7 +19,7 @@ from scopelake.store.parquet import delta_stats, write_parquet
 from scopelake.store.precision import round_mantissa
 from scopelake.store.receipts import Receipt
 from scopelake.store.root import Root
-from scopelake.store.running import PEAKS_DEPTH, SAMPLES_PER_BAND, Running
+from scopelake.store.running import PEAKS_DEPTH, SAMPLES_PER_BAND, Running, Selects
 from scopelake.store.schema import PARTITIONS, SCHEMAS, SORTED_BY, file_schema
 from scopelake.store.tallies import tally
 
@@ -33,7 +33,7 @@ def write_firings(
     shard: int,
     run: str,
     bits: int,
-    running: Running | None = None,
+    running: Selects | None = None,
     kept: npt.NDArray[np.int64] | None = None,
     scratch: Path | None = None,
 ) -> list[Receipt]:

@@ -72,6 +72,10 @@ class LakeBusyError(LakeError):
     """Other writers came first again and again."""
 
 
+class WriterLostError(LakeError):
+    """A process that wrote files ended before it had."""
+
+
 class LostShardError(LakeError):
     """Shards of an ingest, or parts, are neither in the lake nor known to have failed."""
 

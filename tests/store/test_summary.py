@@ -23,10 +23,12 @@ def files(store, parts):
     return paths
 
 
-@pytest.mark.parametrize("rows_at_once", [1, 50, 8_000_000])
-def test_statistics_equal_numpy(store, make_firings, rows_at_once):
+@pytest.mark.parametrize(("rows_at_once", "threads"), [(1, 1), (50, 1), (50, 4), (8_000_000, 2)])
+def test_statistics_equal_numpy(store, make_firings, rows_at_once, threads):
     parts = [make_firings(700, seed=1), make_firings(0), make_firings(63, first_context=500)]
-    found = feature_statistics(store.root, files(store, parts), 64, 1000, most_rows=rows_at_once)
+    found = feature_statistics(
+        store.root, files(store, parts), 64, 1000, most_rows=rows_at_once, threads=threads
+    )
     merged = Firings.concat(parts)
     rows = found.to_pylist()
     assert [r["feature"] for r in rows] == list(range(64))
