@@ -5,7 +5,7 @@ STAMP := .venv/.ready
 export PYTHONSAFEPATH := 1
 
 .PHONY: demo test lint parity oldest soak bench bench-ingest bench-compact bench-dense bench-styles bench-memory bench-stream \
-	bench-corpus bench-scaling bench-examples bench-encode bench-gpu bench-plan bench-committer bench-query bench-query-peers bench-peers bench-search bench-compare bench-inspect clean setup
+	bench-corpus bench-scaling bench-examples bench-encode bench-gpu bench-gpu-ingest bench-feeding bench-plan bench-committer bench-query bench-query-peers bench-peers bench-search bench-compare bench-inspect clean setup
 .SECONDARY:
 
 setup: $(STAMP)
@@ -73,6 +73,12 @@ bench-encode: .venv-parity/.ready
 
 bench-gpu: $(STAMP)
 	PYTHONPATH=benchmarks $(BIN)/python benchmarks/gpu.py
+
+bench-feeding: $(STAMP)
+	PYTHONPATH=benchmarks $(BIN)/python benchmarks/feeding.py
+
+bench-gpu-ingest: $(STAMP)
+	PYTHONPATH=benchmarks $(BIN)/python benchmarks/gpu_ingest.py
 
 bench-stream: $(STAMP)
 	PYTHONPATH=benchmarks $(BIN)/python benchmarks/stream.py
