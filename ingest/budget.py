@@ -21,8 +21,8 @@ WRITTEN: Final = 160
 """Bytes of a firing that is being written, in both orders, with peaks and samples."""
 
 _MOST_WRITERS: Final = 8
-"""More of them wait for each other: 4 wrote 14.7 million firings a second on 16 cores, 8 wrote 16.8
-to 18.3 (docs/performance.md)."""
+"""As threads more of them wait for each other: on 16 cores 4 wrote 14.7 million firings a second, 8
+wrote 16.8, 12 wrote 16.9 (docs/performance.md)."""
 
 PIECES: Final = 2
 """Pieces in memory: one is encoded while the one before is written."""

@@ -47,9 +47,9 @@ class Device:
 
 
 H100: Final = Device("h100", "gpu", 720e12, 44e12, "assumed", 80 * 10**9, 128 * _GIB, 16)
-"""An H100 with 16 cores and 128 GiB of memory beside it, as it was measured: products of 8,192 to
-16,384 rows ran at 684 to 758 TFLOP/s in bfloat16, in float32 at 41 to 46. Other machines with that
-card differ."""
+"""An H100 with 16 cores and 128 GiB of memory beside it, from what was measured on one: products in
+bfloat16 ran at 535 to 797 TFLOP/s by their shapes (docs/performance.md), in float32 at 41 to 46.
+Other machines with that card differ."""
 
 PROFILES: Final = {"h100": H100}
 """Devices that a plan can be made for without having them."""
@@ -105,7 +105,7 @@ def encode_rate(device: Device, d_in: int, width: int) -> float:
     On CPUs about 1.15 of the product in float32 was measured from 640 wide on, less where narrower.
     On an H100 Triton's kernels took 3.1 to 4.3 times as long as the product in bfloat16 with 16,384
     features, 2.0 to 3.1 with 65,536 and 1.8 to 2.2 with 262,144 (docs/performance.md); without them
-    it is 5 to 9 times as slow.
+    it is 4 to 10 times as slow.
     """
     if device.kind == "gpu":
         return (device.gemm_bfloat16 or device.gemm) * 0.52 * width / (width + 14_000)

@@ -12,7 +12,7 @@ from typing import Final
 
 from scopelake.errors import TooLittleMemoryError
 from scopelake.ingest.activations import live_token_bytes
-from scopelake.ingest.budget import Budget, Needs, parse_memory, writers
+from scopelake.ingest.budget import PIECES, Budget, Needs, parse_memory, writers
 from scopelake.ingest.decoder_rows import readout_need
 from scopelake.ingest.devices import Device
 from scopelake.ingest.shapes import CoderShape, CorpusShape, ModelShape, Shards
@@ -24,6 +24,9 @@ _PROCESS: Final = 575 * 2**20
 
 _MAPPED: Final = 4 * 2**30
 """Encoders of so many bytes stay in their files on CPUs."""
+
+_ENCODING: Final = 2**30
+"""Bits of what may fire on a GPU, at most 512 MiB, and as much again for what is listed."""
 
 _MANY: Final = 1_000_000
 """Tokens that a coder's rate is told of."""
@@ -145,7 +148,7 @@ def _held(load: Load, device: Device) -> tuple[Part, ...]:
             process, Part("the model's weights", weights), Part("encoders of all coders", encoders),
         )  # fmt: skip
     spread = weights - _weights_there(load, device)
-    beside = writers(device.cores) * PROCESS_BYTES
+    beside = min(writers(device.cores), PIECES * len(load.loaded)) * PROCESS_BYTES
     return (
         process, Part("processes that write", beside),
         Part("the model's weights that are not on the device", spread),
@@ -175,6 +178,7 @@ def _device_parts(load: Load, device: Device) -> tuple[Part, ...]:
     return (
         Part("the model's weights", _weights_there(load, device)),
         Part("encoders of all coders", sum(map(_there, load.loaded))),
+        Part("loading and encoding", _working(load)),
         Part("activations of one batch", _batch(load)),
     )
 
@@ -184,7 +188,13 @@ def _weights_there(load: Load, device: Device) -> int:
     weights = load.model.n_params * load.value_bytes
     if not load.is_spread or device.memory is None:
         return weights
-    return min(weights, max(0, device.memory - sum(map(_there, load.loaded)) - _batch(load)))
+    others = sum(map(_there, load.loaded)) + _working(load) + _batch(load)
+    return min(weights, max(0, device.memory - others))
+
+
+def _working(load: Load) -> int:
+    """Return what a GPU needs besides: the largest encoder comes before it is turned."""
+    return _ENCODING + max(_encoders(load)) if load.loaded else 0
 
 
 def _there(coder: CoderShape) -> int:
@@ -227,7 +237,7 @@ def _over(what: str, needed: float, there: int | None, advice: str) -> Iterable[
 
 def _device_advice(load: Load, device: Device) -> str:
     a_token = _batch(load) / load.batch_tokens
-    free = (device.memory or 0) - _weights_there(load, device)
+    free = (device.memory or 0) - _weights_there(load, device) - _working(load)
     room = free - a_token * load.corpus.context_length
     encoders = sum(map(_there, load.loaded))
     if room < max(map(_there, load.loaded), default=0):

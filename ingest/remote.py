@@ -84,6 +84,13 @@ def end_there(key: str, *, at_once: bool) -> None:
             worker.stop()
 
 
+def close_there(key: str) -> None:
+    """End what a worker started for an ingest that is over."""
+    worker: Worker | None = _OPENED.get(f"{key}:worker")
+    if worker is not None:
+        worker.close()
+
+
 def evaluate_there(
     key: str,
     assignment: Assignment,
@@ -127,13 +134,21 @@ def _worker(job: RemoteJob) -> Worker:
                 source,
                 {c.name: load_encoders(c, source.model.device) for c in job.coders},
                 LookBack(store, config.corpus, widths),
-                Budget(_memory(config.memory), job.coders, config.batch_tokens),
+                Budget(_memory(config.memory), job.coders, config.batch_tokens, _threads()),
                 Stages(),
             )
             worker.begin(job.coders)
             _OPENED[key] = worker
         found: Worker = _OPENED[key]
         return found
+
+
+def _threads() -> int:
+    """Return how many threads this worker has: its share of the machine's cores."""
+    from distributed import get_worker
+
+    n: int = get_worker().state.nthreads
+    return n
 
 
 def _memory(asked: str | int | None) -> int:

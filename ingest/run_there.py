@@ -10,7 +10,7 @@ from scopelake.errors import ClusterError
 from scopelake.ingest.budget import PIECES
 from scopelake.ingest.distribute import Cluster
 from scopelake.ingest.plan import Shard
-from scopelake.ingest.remote import RemoteJob, end_there, make_there
+from scopelake.ingest.remote import RemoteJob, close_there, end_there, make_there
 from scopelake.ingest.run_here import Work
 from scopelake.ingest.shard_files import ShardFiles
 
@@ -61,6 +61,8 @@ def run_there(cluster: Cluster, job: RemoteJob, work: Work) -> None:
         # What has begun goes on otherwise, and nobody would commit it.
         cluster.everywhere(end_there, job.key, at_once=True)
         raise
+    finally:
+        cluster.everywhere(close_there, job.key)
 
 
 def _await(futures: set[Any]) -> None:

@@ -24,8 +24,8 @@ _STATISTICS_A_CORE: Final = 5.0e7
 """Firings whose statistics a core computes in a second; assumed from docs/performance.md."""
 
 _FIRINGS_A_WRITER: Final = 4.5e6
-"""The same beside a GPU, for each of `budget.writers`, two cores each: 36 million a second of 8 in
-four processes, on 16 cores."""
+"""The same beside a GPU, for each of `budget.writers`, two cores each: assumed of processes, from
+36 million a second of four with two threads each, on 16 cores (docs/performance.md)."""
 
 _STATISTICS_A_WRITER: Final = 1.5e7
 """117 and 163 million a second of 8, as measured there."""

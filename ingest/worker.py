@@ -25,7 +25,7 @@ from scopelake.ingest.capture import site_width
 from scopelake.ingest.coders import CoderFiles
 from scopelake.ingest.encode_shard import Piece, encode_shard
 from scopelake.ingest.look_back import LookBack
-from scopelake.ingest.machine import give_back_memory, taken_memory
+from scopelake.ingest.machine import taken_memory
 from scopelake.ingest.plan import IngestConfig, Shard
 from scopelake.ingest.shard_files import ShardFiles
 from scopelake.ingest.stages import Stages
@@ -34,6 +34,7 @@ from scopelake.store.catalog import committed_dense_shards
 from scopelake.store.dense import write_shard
 from scopelake.store.keeping import parse_keep
 from scopelake.store.lake_store import LakeStore
+from scopelake.store.memory import give_back_memory
 from scopelake.store.receipts import Receipt
 from scopelake.store.running import Running
 from scopelake.store.writer import discard
@@ -87,7 +88,7 @@ class Worker:
         self.look_back, self._budget, self.stages = look_back, budget, stages
         if writing is None:
             is_cpu = source.model.device.type == "cpu"
-            writing = Inside() if is_cpu else Beside(budget.writers)
+            writing = Inside() if is_cpu else Beside(min(budget.writers, PIECES * len(weights)))
         self._writing = writing
         self._device = threading.Lock()
         self._n_encoding, self._idle = 0, threading.Condition()

@@ -131,13 +131,13 @@ def encode_all(tasks: Sequence[Task], impl: Implementation = "auto") -> list[Spa
     for of_site in sites.values():
         check_input(of_site[0].x, [task.coder for task in of_site])
     operands = [Operands(t.x, t.coder, check_features(t.features, t.coder)) for t in tasks]
-    groups: dict[str, list[int]] = {}
+    groups: dict[tuple[str, torch.device], list[int]] = {}
     for index, task in enumerate(tasks):
         taken = choose(task.x.device, impl).impl
         is_far = task.coder.w_enc.device != task.x.device
-        groups.setdefault("from host" if is_far else taken, []).append(index)
+        groups.setdefault(("from host" if is_far else taken, task.x.device), []).append(index)
     found: dict[int, SparseCodes] = {}
-    for how, indexes in groups.items():
+    for (how, _), indexes in groups.items():
         codes = _encode(how, [operands[i] for i in indexes], impl)
         found |= dict(zip(indexes, codes, strict=True))
     return [found[i] for i in range(len(tasks))]
@@ -173,14 +173,12 @@ def _why_not(impl: Implementation, device: torch.device) -> str | None:
         return cpu.WHY_NOT if device.type == "cpu" else f"it encodes on cpu, not on {device.type}"
     if impl == "triton":
         try:
-            from scopelake.kernels.triton_encode import INTERPRETED
+            from scopelake.kernels.triton_encode import INTERPRETED, why_not
         except ImportError as error:
             return f"triton is not installed ({error}): pip install 'scopelake[gpu]'"
         where = ("cuda", "cpu") if INTERPRETED else ("cuda",)
         if device.type not in where:
             return f"it encodes on cuda, not on {device.type}"
         if device.type == "cuda" and torch.cuda.is_available():
-            capability = torch.cuda.get_device_capability(device)
-            if capability < (8, 0):
-                return f"it multiplies bfloat16, which this GPU does not ({capability[0]}.x < 8.0)"
+            return why_not(device)
     return None

@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Final
 
 import torch
@@ -33,6 +34,9 @@ cores cut a product off where it is added, and the score is a float32 sum itself
 
 _BITS_BYTES: Final = 1 << 29
 """Most bytes of bits at a time, of all coders; more tokens are encoded in several goes."""
+
+_PREPARED_BYTES: Final = 64 << 20
+"""Of features in float64, whose norms are taken at a time."""
 
 _CACHED_BYTES: Final = 16 << 20
 """Of the rows that are scored with at a time: a third of an H100's cache."""
@@ -63,15 +67,38 @@ class Scoring:
     warps: int = 1
 
 
+@cache
+def why_not(device: torch.device) -> str | None:
+    """Return what keeps these kernels from running on a GPU, if anything does."""
+    if torch.version.hip is not None:
+        return "it was not tried on AMD's GPUs"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < (8, 0):
+        return f"it multiplies in bfloat16, which this GPU does not ({capability[0]}.x, not 8.0)"
+    try:  # its driver is compiled, which takes a C compiler
+        with _current(device):
+            words = torch.zeros(1, dtype=torch.int32, device=device)
+            count_bits[(1, 1)](words, torch.empty_like(words), 1, 1, PART=16, num_warps=1)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the caller says it
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return None
+
+
 def prepare(weights: EncoderWeights) -> EncoderWeights:
     """Return weights with what is made of them for this, which is else made at each call.
 
     Its `w_enc` [d_in, width] lies in memory feature by feature.
     """
-    w_enc = weights.w_enc.T.contiguous().T
-    half = w_enc.to(torch.bfloat16)
-    norms = _norm(w_enc - half, 0), _norm(half, 0)
-    return replace(weights, w_enc=w_enc, half=HalfWeights(half.contiguous(), *norms))
+    rows = weights.w_enc.T.contiguous()
+    half = torch.empty(weights.w_enc.shape, dtype=torch.bfloat16, device=rows.device)
+    error, norm = (torch.empty(len(rows), device=rows.device) for _ in range(2))
+    step = max(1, _PREPARED_BYTES // (8 * max(1, weights.d_in)))
+    for start in range(0, len(rows), step):
+        part = slice(start, start + step)
+        rounded = rows[part].to(torch.bfloat16)
+        half[:, part] = rounded.T
+        error[part], norm[part] = _norm(rows[part] - rounded, 1), _norm(rounded, 1)
+    return replace(weights, w_enc=rows.T, half=HalfWeights(half, error, norm))
 
 
 def encode(
@@ -180,7 +207,8 @@ class _Job:
         # Of so many words that the rows of their features stay in the cache.
         words = triton.next_power_of_2(_CACHED_BYTES // (rows.element_size() * 32 * max(1, d_in)))
         least = triton.next_power_of_2(triton.cdiv(max(1, self._n_words), _MOST_PARTS))
-        self._part = max(16, words // 2, least)
+        most = max(16, triton.next_power_of_2(self._n_words))
+        self._part = min(most, max(16, words // 2, least))
         self._n_parts = max(1, triton.cdiv(self._n_words, self._part))
 
     def bits_bytes(self, tokens: slice) -> int:

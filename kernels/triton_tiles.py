@@ -46,7 +46,9 @@ def screen_tiles(
     is_column = columns < width
     bound = tl.load(least + columns, mask=is_column, other=float("inf"))
     of_column = tl.load(slack + columns, mask=is_column, other=0.0)
-    may_fire = sums > bound[None, :] - of_row[:, None] * of_column[None, :]
+    # Not whether it is above: what is not a number, of sums or bounds that pass float32, is scored.
+    is_out = sums <= bound[None, :] - of_row[:, None] * of_column[None, :]
+    may_fire = is_column[None, :] & (is_out == 0)
     bits = tl.reshape(may_fire.to(tl.int32), (BM, BN // 32, 32)) << tl.arange(0, 32)[None, None, :]
     packed = tl.sum(bits, axis=2)
     j = column_tile * (BN // 32) + tl.arange(0, BN // 32)

@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from scopelake.errors import ScopelakeError, WriterLostError
 from scopelake.store.context_codes import ContextCodes
+from scopelake.store.memory import give_back_memory
 from scopelake.store.receipts import Receipt
 from scopelake.store.root import Root
 from scopelake.store.running import Bounded, Running, Selects
@@ -106,21 +107,23 @@ class Beside:
         Raises:
             WriterLostError: the process ended before it had written.
         """
+        asked = pickle.dumps((job, running.bounded(job.shard)), pickle.HIGHEST_PROTOCOL)
         process = self._free.get()
         try:
             if process is None:
                 process = _Process()
                 self._started.append(process)
-            try:
-                answer = process.ask((job, running.bounded(job.shard)))
-            except (EOFError, OSError, pickle.UnpicklingError) as error:
-                status = process.end()
-                self._started.remove(process)
-                process = None
-                raise WriterLostError(
-                    f"{job.sae} was to be written; the process that writes ended with status "
-                    f"{status}; see whether the machine had memory left, and give less as memory"
-                ) from error
+            answer = process.ask(asked)
+        except (EOFError, OSError, pickle.UnpicklingError) as error:
+            status, process = self._lost(process), None
+            raise WriterLostError(
+                f"{job.sae} was to be written; the process that writes ended with status "
+                f"{status}; see whether the machine had memory left, and give less as memory"
+            ) from error
+        except BaseException:  # half of an answer may be in the pipe
+            self._lost(process)
+            process = None
+            raise
         finally:
             self._free.put(process)
         if isinstance(answer, BaseException):
@@ -130,8 +133,15 @@ class Beside:
         found: list[Receipt] = receipts
         return found
 
+    def _lost(self, process: _Process | None) -> int | None:
+        """End a process that is of no more use, and return its status."""
+        if process is None:
+            return None  # it could not be started
+        self._started.remove(process)
+        return process.end()
+
     def close(self) -> None:
-        """End the processes; none may be writing."""
+        """End the processes; what one is writing it finishes first."""
         n = 0
         while not self._free.empty():
             self._free.get()
@@ -154,12 +164,12 @@ class _Process:
             start_new_session=True,  # Ctrl-C is for whoever asks
         )  # fmt: skip
 
-    def ask(self, what: object) -> Any:  # noqa: ANN401
-        """Return its answer."""
+    def ask(self, what: bytes) -> Any:  # noqa: ANN401
+        """Return its answer to a pickle."""
         to, of = self._process.stdin, self._process.stdout
         assert to is not None
         assert of is not None
-        pickle.dump(what, to, protocol=pickle.HIGHEST_PROTOCOL)
+        to.write(what)
         to.flush()
         return pickle.load(of)  # noqa: S301 - from the process that was started here
 
@@ -192,11 +202,14 @@ def serve(of: IO[bytes], to: IO[bytes]) -> None:
     """Write what is asked for, until there is nothing to be read any more."""
     while True:
         try:
-            job, bounded = pickle.load(of)  # noqa: S301 - from the process that started this one
-        except EOFError:
-            return
-        pickle.dump(_answer(job, bounded), to, protocol=pickle.HIGHEST_PROTOCOL)
+            # Nothing of the last job is held while the next one comes.
+            answer = _answer(*pickle.load(of))  # noqa: S301 - from the process that started this
+        except (EOFError, pickle.UnpicklingError):
+            return  # whoever asked is gone, or was while it asked
+        pickle.dump(answer, to, protocol=pickle.HIGHEST_PROTOCOL)
         to.flush()
+        del answer
+        give_back_memory()
 
 
 def main() -> None:

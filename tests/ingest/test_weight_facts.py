@@ -11,11 +11,12 @@ from safetensors.torch import load_file, save_file
 import scopelake
 from scopelake import tiny
 from scopelake.errors import CoderFileError
-from scopelake.ingest import weight_facts, worker
+from scopelake.ingest import weight_facts
 from scopelake.ingest.budget import Budget
 from scopelake.ingest.decoder_rows import readout_need
 from scopelake.ingest.stages import Stages
 from scopelake.ingest.weight_facts import WeightFacts
+from scopelake.store import writing
 
 CODERS = [SimpleNamespace(name=name, width=8, l0=1.0, sites=()) for name in "abc"]
 PLENTY, LITTLE = 1 << 40, 1 << 20
@@ -105,7 +106,7 @@ def ingest(lake, folder=None):
 
 
 def test_it_is_computed_while_the_last_shard_is_written(lake, monkeypatch):
-    there, real, write = threading.Event(), weight_facts.weight_columns, worker.write_firings
+    there, real, write = threading.Event(), weight_facts.weight_columns, writing.write_firings
     n_shards = lake.sql("SELECT ceil(n_contexts / 8)::INT AS n FROM corpora")["n"][0].as_py()
 
     def columns(*given):
@@ -119,7 +120,7 @@ def test_it_is_computed_while_the_last_shard_is_written(lake, monkeypatch):
         return write(*given, shard=shard, **options)
 
     monkeypatch.setattr(weight_facts, "weight_columns", columns)
-    monkeypatch.setattr(worker, "write_firings", written)
+    monkeypatch.setattr(writing, "write_firings", written)
     done = ingest(lake)
     assert n_shards > 2
     assert done.stages["readout"] > 0

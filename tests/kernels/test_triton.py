@@ -70,7 +70,10 @@ def test_many_tokens_and_features():
     check(triton_encode.encode(x, weights, tiles=Tiles(128, 128, 32)), x, weights)
 
 
-@pytest.mark.parametrize("of_input", [torch.float32, torch.bfloat16])
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("of_input", DTYPES)
 def test_products_are_of_what_is_given_in_float32(of_input):
     weights, x = build(dtype=torch.bfloat16), draw_tokens(50).to(of_input)
     check(triton_encode.encode(x, weights, tiles=TILES), x, weights)
@@ -186,6 +189,20 @@ def test_scoring_mends_what_bfloat16_got_wrong(outliers):
     assert not torch.equal(rough > weights.threshold, fires)  # there was something to mend
 
 
+def test_a_gpu_on_which_it_cannot_run_takes_torch_and_says_why(monkeypatch):
+    device = torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+    triton_encode.why_not.cache_clear()
+    choice = choose(device)
+    assert (choice.impl, "which this GPU does not (7.x" in choice.reason) == ("torch", True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    triton_encode.why_not.cache_clear()
+    choice = choose(device)  # there is none, which no launch survives
+    assert (choice.impl, "'triton' cannot run: " in choice.reason) == ("torch", True)
+    triton_encode.why_not.cache_clear()
+
+
 def test_the_seam_takes_it_where_it_runs():
     weights, x = build(), draw_tokens(20)
     check(encode(x, weights, "triton"), x, weights)
@@ -217,6 +234,16 @@ def test_what_rounding_took_from_input_and_weights_alike_is_found():
     )  # fmt: skip
     codes = triton_encode.encode(torch.full((2, d_in), step), weights, tiles=TILES)
     assert codes.features.tolist() == [0, 1, 0, 1]
+
+
+def test_the_largest_numbers_are_scored():
+    """In bfloat16 they are infinite, and so are their norms in float32: what comes of it is NaN."""
+    above = EncoderWeights(torch.tensor([[1e-38], [-5e-39]]), torch.zeros(1), torch.tensor([0.5]))
+    codes = triton_encode.encode(torch.full((1, 2), 3.4e38), above, tiles=TILES)
+    assert codes.activations.tolist() == pytest.approx([1.7], rel=1e-5)
+    by_bias = EncoderWeights(torch.zeros(2, 2), torch.tensor([1.0, 0.0]), torch.full((2,), 0.5))
+    codes = triton_encode.encode(torch.full((1, 2), 3e38), by_bias, tiles=TILES)
+    assert codes.features.tolist() == [0]
 
 
 def test_the_least_numbers_are_not_lost_in_norms():

@@ -118,6 +118,19 @@ def test_an_error_is_raised_where_it_was_asked_for_and_the_process_goes_on(store
     assert children() == [process]
 
 
+def test_what_cannot_be_sent_harms_no_other(store, scratch, beside):
+    class Unsendable:
+        def __reduce__(self):
+            raise MemoryError("no room")
+
+    sent = codes(0)
+    bad = ContextCodes(0, sent.kinds, [*sent.parts, Unsendable()])
+    for _ in range(2):
+        with pytest.raises(MemoryError, match="no room"):
+            beside.write(job(store, scratch, of=bad), Running(WIDTH))
+        assert len(beside.write(job(store, scratch), Running(WIDTH))) == 4
+
+
 def test_a_killed_process_is_told_of_and_another_takes_its_place(store, scratch):
     writing = Beside(1)
     running = Running(WIDTH)
@@ -168,7 +181,14 @@ def children():
 
 
 def test_it_takes_the_memory_that_it_says(store, scratch, beside):
-    beside.write(job(store, scratch), Running(WIDTH))
+    """Also once it has written two million firings, which take 300 MB meanwhile."""
+    many = [
+        ContextPart(i, np.full(20, 1_000, np.int32), np.tile(np.arange(1_000, dtype=np.int32), 20),
+                    np.ones(20_000, np.float32)) for i in range(100)
+    ]  # fmt: skip
+    large = ContextCodes(0, [np.zeros(20, np.int8)] * 100, many)
+    for shard in range(2):
+        beside.write(job(store, scratch, shard=shard, of=large), Running(1_000))
     (process,) = children()
     assert beside.n_bytes == 2 * 160_000_000
     assert process.memory_info().rss < 160_000_000 * 1.25

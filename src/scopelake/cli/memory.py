@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Final
 
-from scopelake.ingest.machine import glibc
+from scopelake.store.memory import glibc
 
 _GLIBC: Final = (
     # Of mallopt, from glibc's malloc.h: bytes from which a block is mapped by itself, ...

@@ -6,11 +6,12 @@ import sys
 
 import pytest
 
-from scopelake.ingest.machine import give_back_memory
+from scopelake.store.memory import give_back_memory
 
 FREED = """
 import numpy as np
-from scopelake.ingest.machine import give_back_memory, taken_memory
+from scopelake.ingest.machine import taken_memory
+from scopelake.store.memory import give_back_memory
 
 def block():
     return np.ones(100_000, np.uint8)  # not mapped by itself: glibc maps from 128 KiB
