@@ -126,7 +126,7 @@ def encode_all(operands: Sequence[Operands], *, tiles: Tiles | None = None) -> l
     """Encode several at once: every screen is launched before the host waits for the first.
 
     Args:
-        operands: each on one device.
+        operands: all on one device.
         tiles: the shape of a tile.
     """
     inputs: dict[int, _Input] = {}

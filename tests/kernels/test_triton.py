@@ -236,6 +236,7 @@ def test_what_rounding_took_from_input_and_weights_alike_is_found():
     assert codes.features.tolist() == [0, 1, 0, 1]
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the interpreter's numpy tells of infinity
 def test_the_largest_numbers_are_scored():
     """In bfloat16 they are infinite, and so are their norms in float32: what comes of it is NaN."""
     above = EncoderWeights(torch.tensor([[1e-38], [-5e-39]]), torch.zeros(1), torch.tensor([0.5]))
