@@ -232,9 +232,10 @@ def find_dense(
         if key[2:] == (site, layer) and model in (None, key[1]) and corpus in (None, key[0])
     ]
     if not fitting:
+        choose = "choose one of them or " if there else ""
         raise LayerNotFoundError(
             f"dense activations of {_asked(site, layer, model, corpus)} were asked for; snapshot "
-            f"{snapshot.id} has {_listed(there)}; choose one of them or ingest with dense"
+            f"{snapshot.id} has {_listed(there)}; {choose}ingest with dense {site}/{layer}"
         )
     if len(fitting) > 1:
         raise InvalidArgumentError(

@@ -45,7 +45,7 @@ def _add_precision(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=16384,
         metavar="TOKENS",
-        help="most tokens at once; 16384 by default",
+        help="most tokens at once, or a context; 16384 by default",
     )
     parser.add_argument(
         "--keep",

@@ -36,7 +36,7 @@ def _add_plan(verbs: Any) -> None:  # noqa: ANN401
     parser.add_argument("--activation-bits", type=int, default=10, metavar="BITS",
                         help="mantissa bits kept of an activation; 10 by default")  # fmt: skip
     parser.add_argument("--batch-tokens", type=int, default=16384, metavar="TOKENS",
-                        help="most tokens at once; 16384 by default")  # fmt: skip
+                        help="most tokens at once, or a context; 16384 by default")  # fmt: skip
     parser.add_argument("--keep", default="all",
                         help="firings to store, as of ingest: all, peaks, or "
                              "sample:0.01")  # fmt: skip
