@@ -148,19 +148,20 @@ class Budget:
         """Take in what the decoders' way to the logits takes, once all shards are there."""
         self._readout = n_bytes
 
-    def begin(self, needs: Needs, taken: int | None = None) -> None:
+    def begin(self, needs: Needs, taken: int | None = None, beside: int = 0) -> None:
         """Take what the process takes besides shards.
 
         Args:
             needs: what parts of a shard take.
             taken: bytes that the process takes, with the model and the coders; None: as now.
+            beside: bytes that processes take which write for it.
 
         Raises:
             TooLittleMemoryError: not even one context fits beside it.
         """
         self._needs = needs
         taken = taken_memory() if taken is None else taken
-        taken += COMMITS + _FEATURE * self._n_features
+        taken += beside + COMMITS + _FEATURE * self._n_features
         self._left = self.limit - taken - PIECES * needs.dense
         of_firings = self._per_token(self._rates) / _FIRINGS
         least = int(needs.longest * max(needs.token / _BATCH, of_firings))

@@ -25,7 +25,6 @@ from scopelake.ingest.capture import site_width
 from scopelake.ingest.coders import CoderFiles
 from scopelake.ingest.encode_shard import Piece, encode_shard
 from scopelake.ingest.look_back import LookBack
-from scopelake.ingest.machine import taken_memory
 from scopelake.ingest.plan import IngestConfig, Shard
 from scopelake.ingest.shard_files import ShardFiles
 from scopelake.ingest.stages import Stages
@@ -110,7 +109,7 @@ class Worker:
                 sum(site_width(self._source.model, site) for site in dense_sites),
                 *(int(corpus[n]) for n in ("context_length", "shard_contexts", "n_tokens")),
             ),
-            taken_memory() + self._writing.n_bytes,
+            beside=self._writing.n_bytes,
         )
 
     def close(self) -> None:

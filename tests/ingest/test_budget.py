@@ -150,6 +150,13 @@ def test_a_refusal_names_the_one_figure_that_is_enough_for_all(coders):
     budget.check_readout(taken=0)
 
 
+def test_processes_that_write_are_counted():
+    budget, needs = Budget(10**9, [], 16_384), Needs(token=1000, dense=0, longest=10)
+    budget.begin(needs, taken=0, beside=320_000_000)
+    with pytest.raises(TooLittleMemoryError, match=r"take 1\.2 GB"):
+        budget.begin(needs, taken=0, beside=1_050_000_000)
+
+
 @pytest.mark.parametrize("is_stored", [False, True], ids=["live", "stored"])
 def test_an_ingest_whose_unembedding_does_not_fit_is_refused(tmp_path, monkeypatch, is_stored):
     lake = make_lake(tmp_path, context_length=64, shard_contexts=20)
