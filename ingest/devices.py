@@ -91,8 +91,9 @@ def _gemm(device: torch.device, dtype: torch.dtype) -> float:
 def forward_share(device: Device, d_model: int) -> float:
     """Return what share of the product's rate a forward pass is assumed to reach.
 
-    On CPUs 0.3 was measured with the tiny model, 128 wide; on an H100 0.29 with 1,152 (1b) and 0.44
-    with 2,560 (4b), in batches of 16,384 tokens. Other widths lie on a curve through these.
+    On CPUs 0.3 was measured with the tiny model, 128 wide; on an H100 0.29 with 1,152 (1b; 0.22 in
+    another run) and 0.44 with 2,560 (4b), in batches of 16,384 tokens. Other widths lie on a curve
+    through these.
     """
     if device.kind == "gpu":
         return 0.76 * d_model / (d_model + 1_880)

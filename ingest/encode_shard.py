@@ -25,7 +25,6 @@ from scopelake.kernels.to_host import Arrival, HostRing
 from scopelake.kernels.weights import EncoderWeights, SparseCodes, join_layers
 from scopelake.names import SiteLayer
 from scopelake.store.context_codes import ContextCodes, ContextPart
-from scopelake.store.firings import Firings
 
 Dense = dict[SiteLayer, npt.NDArray[ml_dtypes.bfloat16]]
 
@@ -58,10 +57,6 @@ class Piece:
     def codes(self, coder: str) -> ContextCodes:
         """Return a coder's firings, and let go of them: they are taken once."""
         return ContextCodes(self._tokens.first_context, self._tokens.kinds, self._parts.pop(coder))
-
-    def take(self, coder: str) -> Firings:
-        """Return a coder's firings, token-major, and let go of them: they are taken once."""
-        return self.codes(coder).firings()
 
 
 def batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:

@@ -93,7 +93,7 @@ class Beside:
     """
 
     def __init__(self, n: int) -> None:
-        self.n_bytes = n * PROCESS_BYTES
+        self._n, self.n_bytes = n, n * PROCESS_BYTES
         # Last in, first out: no more are started than write at once.
         self._free: LifoQueue[_Process | None] = LifoQueue()
         for _ in range(n):
@@ -141,13 +141,11 @@ class Beside:
         return process.end()
 
     def close(self) -> None:
-        """End the processes; what one is writing it finishes first."""
-        n = 0
-        while not self._free.empty():
+        """End the processes, once what is being written is; nobody else may close it meanwhile."""
+        for _ in range(self._n):
             self._free.get()
-            n += 1
         _end(self._started)
-        for _ in range(n):
+        for _ in range(self._n):
             self._free.put(None)
 
 

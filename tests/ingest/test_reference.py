@@ -140,7 +140,7 @@ def test_batch_size_and_padding_change_no_firing(tiny_model):
             Shard(0, 10, 14, coders, ()), tokens, LiveActivations(tiny_model, side), weights,
             budget, context_length=100,
         )  # fmt: skip
-        results.append(Firings.concat(piece.take(coders[0].name) for piece in pieces))
+        results.append(Firings.concat(piece.codes(coders[0].name).firings() for piece in pieces))
     threshold = weights[coders[0].name][0].threshold.numpy()
     first = results[0]
     expected = dict(

@@ -118,6 +118,22 @@ def test_an_error_is_raised_where_it_was_asked_for_and_the_process_goes_on(store
     assert children() == [process]
 
 
+def test_closing_waits_for_what_is_being_written(store, scratch, beside):
+    for shard in range(4):
+        found = []
+
+        def write(to=found, shard=shard):
+            to += beside.write(job(store, scratch, shard=shard), Running(WIDTH))
+
+        thread = threading.Thread(target=write)
+        thread.start()
+        beside.close()
+        thread.join()
+        assert len(found) == 4
+        beside.close()
+        assert children() == []
+
+
 def test_what_cannot_be_sent_harms_no_other(store, scratch, beside):
     class Unsendable:
         def __reduce__(self):
@@ -189,6 +205,7 @@ def test_it_takes_the_memory_that_it_says(store, scratch, beside):
     large = ContextCodes(0, [np.zeros(20, np.int8)] * 100, many)
     for shard in range(2):
         beside.write(job(store, scratch, shard=shard, of=large), Running(1_000))
+    beside.write(job(store, scratch, shard=2), Running(WIDTH))  # it gives back before it reads on
     (process,) = children()
     assert beside.n_bytes == 2 * 160_000_000
     assert process.memory_info().rss < 160_000_000 * 1.25
