@@ -5,12 +5,12 @@ STAMP := .venv/.ready
 export PYTHONSAFEPATH := 1
 
 .PHONY: demo test lint parity oldest soak bench bench-ingest bench-compact bench-dense bench-styles bench-memory bench-stream \
-	bench-corpus bench-scaling bench-examples bench-encode bench-gpu bench-gpu-ingest bench-feeding bench-plan bench-committer bench-query bench-query-peers bench-peers bench-search bench-compare bench-inspect clean setup
+	bench-corpus bench-scaling bench-examples bench-encode bench-gpu bench-gpu-ingest bench-feeding bench-statistics bench-plan bench-committer bench-query bench-query-peers bench-peers bench-search bench-compare bench-inspect clean setup
 .SECONDARY:
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt kernels/_native.c kernels/_tile.h kernels/_screen.c store/_native.c store/_pages.c
+$(STAMP): pyproject.toml constraints.txt kernels/_native.c kernels/_tile.h kernels/_screen.c store/_native.c store/_statistics.c store/_bands.h store/_pages.c
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
@@ -76,6 +76,9 @@ bench-gpu: $(STAMP)
 
 bench-feeding: $(STAMP)
 	PYTHONPATH=benchmarks $(BIN)/python benchmarks/feeding.py
+
+bench-statistics: $(STAMP)
+	PYTHONPATH=benchmarks $(BIN)/python benchmarks/feature_statistics.py
 
 bench-gpu-ingest: $(STAMP)
 	PYTHONPATH=benchmarks $(BIN)/python benchmarks/gpu_ingest.py

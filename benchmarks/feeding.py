@@ -26,17 +26,17 @@ CONTEXTS, LENGTH, WIDTH, L0 = 32, 1_024, 16_384, 60
 SECONDS, REPEATS = 5.0, 3
 
 
-def make_codes() -> ContextCodes:
+def make_codes(contexts: int = CONTEXTS, seed: int = 0) -> ContextCodes:
     """Return synthetic firings of skewed frequency."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     often = 1 / (np.arange(WIDTH) + 200)
     parts = []
-    for index in range(CONTEXTS):
+    for index in range(contexts):
         fires = rng.random((LENGTH, WIDTH)) < L0 * often / often.sum()
         features = np.nonzero(fires)[1].astype(np.int32)
         activations = rng.exponential(3, len(features)).astype(np.float32) + 0.5
         parts.append(ContextPart(index, fires.sum(axis=1).astype(np.int32), features, activations))
-    return ContextCodes(0, [np.zeros(LENGTH, np.int8)] * CONTEXTS, parts)
+    return ContextCodes(0, [np.zeros(LENGTH, np.int8)] * contexts, parts)
 
 
 def calls(seconds: float) -> float:

@@ -42,11 +42,11 @@ COMMITS: Final = 150_000_000
 _FEATURE: Final = 1_200
 """Bytes that are kept of each feature's strongest contexts and samples, in the end."""
 
-_STATISTICS: Final = 80
-"""Bytes of a firing of which statistics are made, where nothing is compiled."""
+_STATISTICS: Final = 0.8
+"""Share of what is left that activations may take of which statistics are made."""
 
-_FEWEST_ROWS: Final = 100_000
-"""Firings to make statistics of at once, however little memory there is."""
+_LEAST_STATISTICS: Final = 8_000_000
+"""Bytes that each thread may hold of them, however little memory there is."""
 
 
 def parse_memory(memory: str | int | None, machine: int | None = None) -> int:
@@ -66,7 +66,7 @@ def parse_memory(memory: str | int | None, machine: int | None = None) -> int:
 
 
 def writers(cores: int | None = None) -> int:
-    """Return of how many coders files are written, or statistics made, at once: 2 to 8.
+    """Return of how many coders files are written at once: 2 to 8.
 
     Args:
         cores: that the process may use, two for each; None: this one's.
@@ -135,7 +135,9 @@ class Budget:
     def __init__(
         self, limit: int, coders: Sequence[Firing], batch_tokens: int, cores: int | None = None
     ) -> None:
-        self.limit, self._batch_tokens, self.writers = limit, batch_tokens, writers(cores)
+        self.cores = n_cores() if cores is None else cores
+        """Of which threads may make use once nothing else is to be done."""
+        self.limit, self._batch_tokens, self.writers = limit, batch_tokens, writers(self.cores)
         # Of a coder that does not say 1 % of the features are taken to fire on every token.
         self._rates = {c.name: (c.l0 or 0.01 * c.width) * len(c.sites) for c in coders}
         self._is_measured = dict.fromkeys(self._rates, False)
@@ -208,9 +210,9 @@ class Budget:
         rates = {n: self._rates[n] if self._is_measured[n] else self._most[n] for n in self._rates}
         return max(1, int(_FIRINGS * self._room() / max(self._per_token(rates), 1e-9)))
 
-    def statistics_rows(self) -> int:
-        """Return the most firings that each of `writers` may make statistics of at once."""
-        return max(_FEWEST_ROWS, int(self.spare() / self.writers / _STATISTICS))
+    def statistics_bytes(self) -> int:
+        """Return the most bytes of activations that each of `cores` threads may hold."""
+        return max(_LEAST_STATISTICS, int(_STATISTICS * self.spare() / self.cores))
 
     def spare(self) -> int:
         """Return the bytes that the process may take beside what it takes now."""

@@ -91,7 +91,7 @@ def write_statistics(
     coder: CoderFiles,
     weights: Mapping[str, pa.Array],
     files: Sequence[str],
-    most_rows: int,
+    most_bytes: int,
     threads: int,
     keep: str,
     scratch: Path,
@@ -104,7 +104,7 @@ def write_statistics(
         coder: the coder.
         weights: its `weight_columns`.
         files: its `statistics_files`.
-        most_rows: firings that each thread may hold at once.
+        most_bytes: of activations that each thread may hold.
         threads: that make the statistics.
         keep: as in `statistics_files`.
         scratch: as in `write_parquet`.
@@ -113,7 +113,7 @@ def write_statistics(
     n_tokens = int(corpus["n_tokens"]) - int(corpus["n_bos"])
     if parse_keep(keep).is_all:
         found = feature_statistics(
-            store.root, files, coder.width, n_tokens, most_rows=most_rows, threads=threads
+            store.root, files, coder.width, n_tokens, most_bytes=most_bytes, threads=threads
         )
     else:
         found = tallied_statistics(read_tallies(store.root, files), coder.width, n_tokens)

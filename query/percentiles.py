@@ -21,8 +21,9 @@ import pyarrow as pa
 from scopelake.query.connect import Connection
 from scopelake.query.resolve import SaeInfo
 from scopelake.store.firings import band
+from scopelake.store.gathered import activations_by_feature
 from scopelake.store.precision import MANTISSA_BITS, round_mantissa
-from scopelake.store.summary import QUANTILES, activations_by_feature
+from scopelake.store.summary import QUANTILES
 
 EXACT_ROWS: Final = 2_000_000
 """Firings of an SAE's features that are counted one by one."""

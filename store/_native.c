@@ -1,4 +1,4 @@
-/* Firings put in order of their features, selected for peaks and samples, and counted, compiled.
+/* Firings put in order of their features, and selected for peaks and samples, compiled.
  *
  * Columns come as buffers (context i64, position i32, feature i32, activation f32, kind i8), results
  * are bytearrays. What each function gives is stated by its counterpart in numpy (native.py).
@@ -10,7 +10,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { KIND_BOS = 2, BANDS = 32, BANDS_LOG2_START = -8, N_COLUMNS = 5 };
+#include "_bands.h"
+
+enum { N_COLUMNS = 5 };
 
 typedef struct {
     const int64_t *context;
@@ -127,15 +129,6 @@ done:
     free(next);
     release(b, N_COLUMNS);
     return all;
-}
-
-static int band_of(float activation)
-{
-    uint32_t raw;
-    memcpy(&raw, &activation, 4);
-    int exponent = activation > 0 ? (int)(raw >> 23) : 0;
-    int found = exponent - (127 + BANDS_LOG2_START);
-    return found < 0 ? 0 : found >= BANDS ? BANDS - 1 : found;
 }
 
 /* Keys whose ascending order is the descending order of activations. */
@@ -333,162 +326,14 @@ done:
     return found;
 }
 
-/* Columns of firings of one file. */
-typedef struct {
-    Py_buffer feature, activation, kind;
-} Part;
-
-static Part *parts_of(PyObject *listed, Py_ssize_t *n)
-{
-    const Py_ssize_t wanted = PySequence_Size(listed);
-    Part *parts = wanted < 0 ? NULL : calloc((size_t)wanted + 1, sizeof(*parts));
-    if (!parts)
-        return wanted < 0 ? NULL : (Part *)PyErr_NoMemory();
-    for (*n = 0; *n < wanted; ++*n) {
-        Part *p = &parts[*n];
-        PyObject *columns = PySequence_GetItem(listed, *n);
-        const int taken = columns && PyArg_ParseTuple(columns, "y*y*y*", &p->feature,
-                                                      &p->activation, &p->kind);
-        Py_XDECREF(columns); /* The buffers hold what they are of. */
-        if (!taken)
-            break;
-        if (p->feature.len != 4 * p->kind.len || p->activation.len != 4 * p->kind.len) {
-            PyErr_SetString(PyExc_ValueError, "columns of firings are of different lengths");
-            ++*n;
-            break;
-        }
-    }
-    return parts;
-}
-
-/* Count each feature's firings, or put their activations where `next` says. */
-static void place(const Part *p, int64_t low, int64_t high, int64_t *next, float *value)
-{
-    const int32_t *feature = p->feature.buf;
-    const float *activation = p->activation.buf;
-    const int8_t *kind = p->kind.buf;
-    for (Py_ssize_t i = 0; i < p->kind.len; i++)
-        if (kind[i] != KIND_BOS && feature[i] >= low && feature[i] < high) {
-            const int64_t at = next[feature[i] - low]++;
-            if (value)
-                value[at] = activation[i];
-        }
-}
-
-PyDoc_STRVAR(bucket_doc,
-             "bucket(parts, low, high) -> (counts i64, activations f32): of parts of firings, each "
-             "(feature, activation, kind), those in [low, high) not on BOS, by feature.");
-
-static PyObject *bucket(PyObject *self, PyObject *args)
-{
-    PyObject *listed, *counts = NULL, *values = NULL, *found = NULL;
-    long long low, high;
-    if (!PyArg_ParseTuple(args, "OLL", &listed, &low, &high))
-        return NULL;
-    Py_ssize_t n = 0;
-    Part *parts = parts_of(listed, &n);
-    int64_t *next = NULL, total = 0;
-    if (!parts || PyErr_Occurred())
-        goto done;
-    if (high < low) {
-        PyErr_SetString(PyExc_ValueError, "the first feature is above the last");
-        goto done;
-    }
-    const int64_t width = high - low;
-    if (!(counts = PyByteArray_FromStringAndSize(NULL, width * 8)))
-        goto done;
-    int64_t *count = (int64_t *)PyByteArray_AsString(counts);
-    next = malloc(((size_t)width + 1) * sizeof(*next));
-    if (next) {
-        Py_BEGIN_ALLOW_THREADS
-        memset(count, 0, (size_t)width * 8);
-        for (Py_ssize_t i = 0; i < n; i++)
-            place(&parts[i], low, high, count, NULL);
-        for (int64_t i = 0; i < width; i++)
-            next[i] = total, total += count[i];
-        Py_END_ALLOW_THREADS
-        values = PyByteArray_FromStringAndSize(NULL, total * 4);
-    }
-    if (!values) {
-        PyErr_NoMemory();
-        goto done;
-    }
-    float *value = (float *)PyByteArray_AsString(values);
-    Py_BEGIN_ALLOW_THREADS
-    for (Py_ssize_t i = 0; i < n; i++)
-        place(&parts[i], low, high, next, value);
-    Py_END_ALLOW_THREADS
-    found = PyTuple_Pack(2, counts, values);
-done:
-    Py_XDECREF(counts);
-    Py_XDECREF(values);
-    free(next);
-    for (Py_ssize_t i = 0; i < n; i++) {
-        PyBuffer_Release(&parts[i].feature);
-        PyBuffer_Release(&parts[i].activation);
-        PyBuffer_Release(&parts[i].kind);
-    }
-    free(parts);
-    return found;
-}
-
-PyDoc_STRVAR(summarize_doc,
-             "summarize(counts, activations) -> (sums f64, histogram i64 [features, BANDS]): of "
-             "activations by feature, added up one after the other.");
-
-static PyObject *summarize(PyObject *self, PyObject *args)
-{
-    Py_buffer b[2];
-    if (!PyArg_ParseTuple(args, "y*y*", &b[0], &b[1]))
-        return NULL;
-    const int64_t *count = b[0].buf;
-    const float *value = b[1].buf;
-    const int64_t width = b[0].len / 8;
-    /* What no count has taken; below 0 once one is not of these activations, so sums cannot wrap. */
-    int64_t left = b[1].len / 4;
-    Py_BEGIN_ALLOW_THREADS
-    for (int64_t i = 0; i < width && left >= 0; i++)
-        left = count[i] < 0 || count[i] > left ? -1 : left - count[i];
-    Py_END_ALLOW_THREADS
-    PyObject *sums = NULL, *histogram = NULL, *found = NULL;
-    if (left || b[0].len % 8 || b[1].len % 4) {
-        PyErr_SetString(PyExc_ValueError, "the counts are of other activations");
-        goto done;
-    }
-    sums = PyByteArray_FromStringAndSize(NULL, width * 8);
-    histogram = PyByteArray_FromStringAndSize(NULL, width * 8 * BANDS);
-    if (!sums || !histogram)
-        goto done;
-    double *sum = (double *)PyByteArray_AsString(sums);
-    int64_t *bins = (int64_t *)PyByteArray_AsString(histogram);
-    Py_BEGIN_ALLOW_THREADS
-    memset(bins, 0, (size_t)width * 8 * BANDS);
-    for (int64_t i = 0; i < width; i++, bins += BANDS) {
-        sum[i] = 0;
-        for (int64_t j = 0; j < count[i]; j++, value++) {
-            sum[i] += *value;
-            bins[band_of(*value)]++;
-        }
-    }
-    Py_END_ALLOW_THREADS
-    found = PyTuple_Pack(2, sums, histogram);
-done:
-    Py_XDECREF(sums);
-    Py_XDECREF(histogram);
-    release(b, 2);
-    return found;
-}
-
 static PyMethodDef METHODS[] = {
     {"by_feature", by_feature, METH_VARARGS, by_feature_doc},
     {"select", select_, METH_VARARGS, select_doc},
-    {"bucket", bucket, METH_VARARGS, bucket_doc},
-    {"summarize", summarize, METH_VARARGS, summarize_doc},
     {NULL, NULL, 0, NULL},
 };
 
 static struct PyModuleDef MODULE = {
-    PyModuleDef_HEAD_INIT, "_native", "Firings in order, selected and counted, compiled.", 0,
+    PyModuleDef_HEAD_INIT, "_native", "Firings in order, and selected, compiled.", 0,
     METHODS,
 };
 

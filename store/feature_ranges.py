@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from scopelake.store.gathered import count_features
 from scopelake.store.root import Root
 
 ROWS_AT_ONCE: Final = 8_000_000
 """Firings that are read and sorted in memory at once; of postings about 25 MB in a file."""
+
+_GROUPS_AT_ONCE: Final = 4
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ def ranges(
     if sum(group.n_rows for group in groups) <= rows_at_once:
         yield 0, width
         return
-    rows = _count(root, groups, width)
+    rows = count_rows(root, groups, width)
     low, held = 0, 0
     for feature in range(width):
         if held and held + int(rows[feature]) > rows_at_once:
@@ -61,29 +64,38 @@ def ranges(
     yield low, width
 
 
-def _count(root: Root, groups: Sequence[RowGroup], width: int) -> npt.NDArray[np.int64]:
+def count_rows(root: Root, groups: Sequence[RowGroup], width: int) -> npt.NDArray[np.int64]:
     """Return the rows of each feature."""
-    rows = np.zeros(width, dtype=np.int64)
-    by_path: dict[str, list[int]] = {}
-    for group in groups:
-        by_path.setdefault(group.path, []).append(group.index)
-    for path, indices in by_path.items():
+    found = read_columns(root, groups, 0, width, ["feature"])
+    return count_features((feature for (feature,) in found), 0, width)
+
+
+def read_columns(
+    root: Root, groups: Sequence[RowGroup], low: int, high: int, columns: Sequence[str]
+) -> Iterator[tuple[npt.NDArray[Any], ...]]:
+    """Yield, some row groups at a time, columns of those that may have low <= feature < high."""
+    for path, indices in _wanted(groups, low, high).items():
         with pq.ParquetFile(root.open(path), page_checksum_verification=True) as file:
-            for index in indices:
-                feature = file.read_row_group(index, columns=["feature"])["feature"].to_numpy()
-                rows += np.bincount(feature, minlength=width)
-    return rows
+            for start in range(0, len(indices), _GROUPS_AT_ONCE):
+                some = indices[start : start + _GROUPS_AT_ONCE]
+                rows = file.read_row_groups(some, columns=list(columns), use_threads=False)
+                yield tuple(rows[name].to_numpy() for name in columns)
+
+
+def _wanted(groups: Iterable[RowGroup], low: int, high: int) -> dict[str, list[int]]:
+    """Return by file the row groups that may have low <= feature < high."""
+    wanted: dict[str, list[int]] = {}
+    for group in groups:
+        if group.low < high and group.high >= low:
+            wanted.setdefault(group.path, []).append(group.index)
+    return wanted
 
 
 def read_range(
     root: Root, groups: Sequence[RowGroup], low: int, high: int, columns: Sequence[str]
 ) -> Iterator[pa.Table]:
     """Yield, file by file, the rows with low <= feature < high."""
-    wanted: dict[str, list[int]] = {}
-    for group in groups:
-        if group.low < high and group.high >= low:
-            wanted.setdefault(group.path, []).append(group.index)
-    for path, indices in wanted.items():
+    for path, indices in _wanted(groups, low, high).items():
         with pq.ParquetFile(root.open(path), page_checksum_verification=True) as file:
             rows = file.read_row_groups(indices, columns=list(columns))
         feature = rows["feature"].to_numpy()

@@ -1,10 +1,9 @@
-"""Firings put in order, selected and counted, compiled (`_native.c`); each function has its plain
+"""Firings put in order and selected, compiled (`_native.c`); each function has its plain
 counterpart in numpy, which gives the same and is used where nothing could be compiled.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -63,32 +62,3 @@ def select(
         np.frombuffer(band, np.int8),
         np.frombuffer(priority, np.int32),
     )
-
-
-def bucket(
-    parts: Iterable[tuple[Column, Column, Column]], low: int, high: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """Return the number of firings of each feature in [low, high), and their activations by it.
-
-    BOS is left out. Firings are in any order, which those of a feature keep.
-
-    Args:
-        parts: each feature i32, activation f32, kind i8, [n].
-        low: the first feature.
-        high: the first that is not asked for.
-    """
-    held = [
-        (np.ascontiguousarray(f), np.ascontiguousarray(a), np.ascontiguousarray(k))
-        for f, a, k in parts
-    ]
-    counts, values = _native.bucket(held, low, high)
-    return np.frombuffer(counts, np.int64), np.frombuffer(values, np.float32)
-
-
-def summarize(
-    counts: npt.NDArray[np.int64], activations: npt.NDArray[np.float32]
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-    """Return sums [features], added up in order, and histograms [features, BANDS] of `bucket`s."""
-    sums, histogram = _native.summarize(counts, activations)
-    bins = np.frombuffer(histogram, np.int64)
-    return np.frombuffer(sums, np.float64), bins.reshape(len(counts), -1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
@@ -12,22 +11,26 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from scopelake.errors import InvalidArgumentError
-from scopelake.names import KIND_BOS
-from scopelake.store import native
-from scopelake.store.feature_ranges import ROWS_AT_ONCE, RowGroup, ranges, read_range, row_groups
-from scopelake.store.firings import BANDS, band, sort_order
+from scopelake.store.feature_ranges import RowGroup, count_rows, read_columns, row_groups
+from scopelake.store.firings import BANDS
+from scopelake.store.gathered import PAGED_FROM, WHY_NOT, TooFineError, gather
 from scopelake.store.integrity import checked_copies
 from scopelake.store.root import Root
 from scopelake.store.schema import SCHEMAS
 
 QUANTILES: Final = {"p10": 0.10, "p50": 0.50, "p90": 0.90, "p99": 0.99}
 
-_FEWEST_ROWS: Final = 1_000_000
-"""To hold at once: each range reads some rows besides of every file."""
+AT_ONCE: Final = 1 << 25
+"""Bytes of gathered activations that a thread may hold, whatever the corpus."""
 
-_FILES_AT_ONCE: Final = 6
-"""Of the largest file's size, as many rows as so many have are held at once: a firing takes 160
-bytes while it is written, and 20 while statistics are made (measured; compiled)."""
+_FEWEST_ROWS: Final = 1_000_000
+"""Firings of a range of features from which several threads share a coder."""
+
+_A_FEATURE: Final = 8 * (BANDS + 12)
+"""Bytes of what is known of a feature, apart from its activations."""
+
+_PLAIN: Final = 80
+"""Bytes of a firing where nothing is compiled (measured)."""
 
 _COLUMNS: Final = ("feature", "activation", "kind")
 
@@ -38,21 +41,20 @@ def feature_statistics(
     width: int,
     n_tokens: int,
     *,
-    most_rows: int | None = None,
+    most_bytes: int | None = None,
     threads: int = 1,
 ) -> pa.Table:
     """Return the statistics of every feature, firings on BOS left out.
 
-    Features are taken range by range, so that an ingest needs no more memory for its statistics
-    than for a shard: at once six times as many firings as the largest file has, but a million at
-    least and 8 million at most; or those of one feature where it alone has more.
+    Features are taken range by range. How much memory that takes does not grow with the firings,
+    if their activations have at most ten bits of mantissa; else a range has a feature at least.
 
     Args:
         root: the lake's.
         files: postings files of one coder on one corpus; their union is each firing once.
         width: number of features.
         n_tokens: tokens that are not BOS, the denominator of density.
-        most_rows: firings that each thread may hold at most, if that is less.
+        most_bytes: of gathered activations that each thread may hold, if less than `AT_ONCE`.
         threads: that make ranges at once.
 
     Returns:
@@ -70,6 +72,7 @@ def feature_statistics(
             f"statistics of {width} features over {n_tokens} tokens were asked for; give 1 or more"
         )
     files = list(files)
+    most = AT_ONCE if most_bytes is None else min(AT_ONCE, most_bytes)
     with checked_copies(root, files) as local:
         groups = list(row_groups(local, files))
         highest = max((g.high for g in groups), default=0)
@@ -78,128 +81,83 @@ def feature_statistics(
                 f"statistics of {width} features were asked for; the files have feature "
                 f"{highest}; give the files and width of one coder"
             )
-        rows = max(_FEWEST_ROWS, _rows_at_once(groups) // threads)
-        rows = rows if most_rows is None else min(rows, most_rows)
-
-        def of_range(bounds: tuple[int, int]) -> pa.Table:
-            return _range_statistics(local, groups, *bounds, n_tokens)
-
         with ThreadPoolExecutor(threads) as pool:
-            parts = list(pool.map(of_range, ranges(local, groups, width, rows)))
-    return pa.concat_tables(parts).combine_chunks()
+            lots = (groups[i::threads] for i in range(threads))
+            rows = sum(pool.map(lambda lot: count_rows(local, lot, width), lots))
+            assert isinstance(rows, np.ndarray)
+
+            def parts(*, may_page: bool) -> list[pa.Table]:
+                def of(bounds: tuple[int, int]) -> pa.Table:
+                    return _of_range(local, groups, rows, bounds, n_tokens, may_page=may_page)
+
+                return list(pool.map(of, _ranges(rows, most, threads, may_page=may_page)))
+
+            try:
+                found = parts(may_page=True)
+            except TooFineError:
+                found = parts(may_page=False)
+    return pa.concat_tables(found).combine_chunks()
 
 
-def _rows_at_once(groups: Iterable[RowGroup]) -> int:
-    rows: Counter[str] = Counter()
-    for group in groups:
-        rows[group.path] += group.n_rows
-    return min(ROWS_AT_ONCE, max(_FEWEST_ROWS, _FILES_AT_ONCE * max(rows.values(), default=0)))
+def _ranges(
+    rows: npt.NDArray[np.int64], most: int, threads: int, *, may_page: bool
+) -> Iterator[tuple[int, int]]:
+    """Yield ranges [low, high) of features that take so many bytes at most; one may take more."""
+    if WHY_NOT is None:
+        kept = np.minimum(rows, PAGED_FROM) if may_page else rows
+        n_bytes = 4 * kept + _A_FEATURE
+    else:
+        n_bytes = _PLAIN * rows + _A_FEATURE
+    most_rows = max(_FEWEST_ROWS, int(rows.sum()) // threads)
+    low, held, n = 0, 0, 0
+    for feature, (more, of_rows) in enumerate(zip(n_bytes.tolist(), rows.tolist(), strict=True)):
+        if held and (held + more > most or n + of_rows > most_rows):
+            yield low, feature
+            low, held, n = feature, 0, 0
+        held, n = held + more, n + of_rows
+    yield low, len(rows)
 
 
-def _range_statistics(
-    root: Root, groups: list[RowGroup], low: int, high: int, n_tokens: int
+def _of_range(
+    root: Root,
+    groups: Sequence[RowGroup],
+    rows: npt.NDArray[np.int64],
+    bounds: tuple[int, int],
+    n_tokens: int,
+    *,
+    may_page: bool,
 ) -> pa.Table:
-    counts, activation = activations_by_feature(
-        list(_read_range(root, groups, low, high)), low, high
-    )
-    starts = np.cumsum(counts) - counts
+    low, high = bounds
+    read = read_columns(root, groups, low, high, _COLUMNS)
+    gathered = gather(
+        ((feature, activation, kind) for feature, activation, kind in read),
+        rows[low:high], low, may_page=may_page,
+    )  # fmt: skip
+    counts = gathered.counts
     silent = counts == 0
-    sums, bins = sums_and_histograms(counts, activation)
-    n = high - low
+    last = np.maximum(counts - 1, 0)
+    at = np.array(list(QUANTILES.values())) * last[:, None]
+    below = np.floor(at).astype(np.int64)
+    above = np.minimum(below + 1, last[:, None])
+    ranks = np.stack([below, above], axis=2).reshape(len(counts), -1)
+    values, sums, bins = gathered.facts(np.append(ranks, last[:, None], axis=1))
+    left, right = values[:, 0:-1:2].astype(np.float64), values[:, 1:-1:2].astype(np.float64)
+    quantiles = left + (right - left) * (at - below)
     columns: dict[str, Any] = {
         "feature": np.arange(low, high, dtype=np.int32),
         "firings": counts,
         "density": counts / n_tokens,
         "mean": _column(sums / np.maximum(counts, 1), silent),
-        "max": _column(_quantile(activation, starts, counts, 1.0), silent),
+        "max": _column(values[:, -1], silent),
     }
-    for name, q in QUANTILES.items():
-        columns[name] = _column(_quantile(activation, starts, counts, q), silent)
-    offsets = pa.array(np.arange(n + 1) * BANDS, pa.int32())
+    for name, found in zip(QUANTILES, quantiles.T, strict=True):
+        columns[name] = _column(found, silent)
+    offsets = pa.array(np.arange(high - low + 1) * BANDS, pa.int32())
     columns["histogram"] = pa.ListArray.from_arrays(offsets, pa.array(bins.ravel()))
-    columns["n_tokens"] = np.full(n, n_tokens, dtype=np.int64)
+    columns["n_tokens"] = np.full(high - low, n_tokens, dtype=np.int64)
     schema = pa.schema([SCHEMAS["features"].field(name) for name in columns])
     return pa.table({name: pa.array(values) for name, values in columns.items()}).cast(schema)
 
 
-Part = tuple[npt.NDArray[np.int32], npt.NDArray[np.float32], npt.NDArray[np.int8]]
-"""Firings: feature, activation, which is finite, and kind, [n] each."""
-
-
-def activations_by_feature(
-    parts: Sequence[Part], low: int, high: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """Return of firings in any order how many each feature has, and their activations.
-
-    Args:
-        parts: of the firings, as they were read.
-        low: the first feature; those below are left out, as BOS is.
-        high: the first that is not asked for.
-
-    Returns:
-        [high - low], and activations sorted by feature, then activation.
-    """
-    if native.WHY_NOT is None:
-        counts, values = native.bucket(parts, low, high)
-    else:
-        empty = (np.empty(0, np.int32), np.empty(0, np.float32), np.empty(0, np.int8))
-        feature, activation, kind = map(np.concatenate, zip(empty, *parts, strict=True))
-        keep = (kind != KIND_BOS) & (feature >= low) & (feature < high)
-        feature, values = feature[keep], activation[keep]
-        counts = np.bincount(feature - low, minlength=high - low)
-        values = values[sort_order(feature)]
-    # Feature by feature is faster than by both at once.
-    start = 0
-    for stop in np.cumsum(counts).tolist():
-        values[start:stop].sort()
-        start = stop
-    return counts, values
-
-
-def sums_and_histograms(
-    counts: npt.NDArray[np.int64], activation: npt.NDArray[np.float32]
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-    """Return each feature's sum, and its activations by power of two: [n], [n, BANDS].
-
-    Args:
-        counts: [n].
-        activation: by feature; sums are of float64, one after the other.
-    """
-    if native.WHY_NOT is None:
-        return native.summarize(counts, activation)
-    n = len(counts)
-    feature = np.repeat(np.arange(n), counts)
-    sums = np.bincount(feature, weights=activation.astype(np.float64), minlength=n)
-    flat = feature * BANDS + band(activation)
-    bins = np.bincount(flat, minlength=n * BANDS).astype(np.int64).reshape(n, BANDS)
-    return sums.astype(np.float64), bins
-
-
-def _read_range(root: Root, groups: list[RowGroup], low: int, high: int) -> Iterator[Part]:
-    """Yield, file by file, feature, activation and kind of all with low <= feature < high."""
-    for rows in read_range(root, groups, low, high, _COLUMNS):
-        feature, activation, kind = (rows[name].to_numpy() for name in _COLUMNS)
-        yield feature, activation, kind
-
-
-def _quantile(
-    values: npt.NDArray[np.float32],
-    starts: npt.NDArray[np.int64],
-    counts: npt.NDArray[np.int64],
-    q: float,
-) -> npt.NDArray[np.float64]:
-    """Return the linear quantile of each sorted run of `values`; anything where it is empty."""
-    if len(values) == 0:
-        return np.zeros(len(counts))
-    at = q * np.maximum(counts - 1, 0)
-    below = np.floor(at).astype(np.int64)
-    last = len(values) - 1
-    left = values[np.minimum(starts + below, last)].astype(np.float64)
-    above = np.minimum(below + 1, np.maximum(counts - 1, 0))
-    right = values[np.minimum(starts + above, last)].astype(np.float64)
-    found: npt.NDArray[np.float64] = left + (right - left) * (at - below)
-    return found
-
-
-def _column(values: npt.NDArray[np.float64], silent: npt.NDArray[np.bool_]) -> pa.Array:
+def _column(values: npt.NDArray[Any], silent: npt.NDArray[np.bool_]) -> pa.Array:
     return pa.array(values.astype(np.float32), mask=silent)

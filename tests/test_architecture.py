@@ -98,7 +98,7 @@ def test_the_wheel_holds_every_package_and_the_tiny_model(tmp_path):
         inside = path.relative_to(ROOT / "src" if "src" in path.parts else ROOT).as_posix()
         inside = inside if inside.startswith("scopelake/") else f"scopelake/{inside}"
         assert inside in names
-    for module in ("kernels/_native", "kernels/_screen", "store/_native"):
+    for module in ("kernels/_native", "kernels/_screen", "store/_native", "store/_statistics"):
         assert any(name.startswith(f"scopelake/{module}.") for name in names)
     data = ROOT / "src" / "scopelake" / "data"
     for path in (p for p in data.rglob("*") if p.is_file()):

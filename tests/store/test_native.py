@@ -8,10 +8,9 @@ import sys
 import numpy as np
 import pytest
 
-from scopelake.store import _native, native
+from scopelake.store import native
 from scopelake.store.firings import BANDS, Firings
 from scopelake.store.selection import select
-from scopelake.store.summary import activations_by_feature, sums_and_histograms
 
 SIZES = [0, 1, 63, 1023, 20_000]
 ALL = np.uint32(0xFFFFFFFF)
@@ -90,22 +89,6 @@ def test_peaks_of_contexts_whose_strongest_are_ties_and_bos():
     assert set(strongest["position"].to_pylist()) == {5}
 
 
-@pytest.mark.parametrize("n", SIZES)
-@pytest.mark.parametrize(("low", "high"), [(0, 40), (0, 1), (7, 31), (39, 40), (35, 90)])
-def test_activations_by_feature_sums_and_histograms(make_firings, plain, n, low, high):
-    firings = with_every_activation(make_firings(n, seed=n + 1))
-    columns = (firings.feature, firings.activation, firings.kind)
-    # As if of three files, one of them empty.
-    parts = [tuple(c[at] for c in columns) for at in (slice(n // 3), slice(0), slice(n // 3, n))]
-    arguments = (parts, low, high)
-    found = activations_by_feature(*arguments)
-    same(found, plain(activations_by_feature, *arguments))
-    same(sums_and_histograms(*found), plain(sums_and_histograms, *found))
-    mine = (firings.kind != 2) & (firings.feature >= low) & (firings.feature < high)
-    assert sorted(found[1].tolist()) == sorted(firings.activation[mine].tolist())
-    assert int(sums_and_histograms(*found)[1].sum()) == int(mine.sum())
-
-
 def test_columns_that_do_not_fit_are_refused(make_firings):
     firings = make_firings(10)
     columns = firings.columns()
@@ -121,31 +104,6 @@ def test_columns_that_do_not_fit_are_refused(make_firings):
         native.select(columns, bounds[1:], sampled, 4, 4)
     with pytest.raises(ValueError, match="nothing is kept"):
         native.select(columns, bounds, sampled, 0, 4)
-    with pytest.raises(ValueError, match="different lengths"):
-        native.bucket([(firings.feature[1:], firings.activation, firings.kind)], 0, 40)
-    with pytest.raises(ValueError, match="the first feature is above the last"):
-        native.bucket([(firings.feature, firings.activation, firings.kind)], 4, 3)
-    mine = [bytearray(4), bytearray(4), bytearray(1)]
-    with pytest.raises(ValueError, match="different lengths"):
-        _native.bucket([tuple(mine), (b"1234", b"1234", b"12")], 0, 40)
-    for column in mine:
-        column.append(0)  # which a buffer that was not given back forbids
-    with pytest.raises(TypeError, match="bytes-like"):
-        _native.bucket([(1, 2, 3)], 0, 40)
-    with pytest.raises(TypeError):
-        _native.bucket(3, 0, 40)
-    with pytest.raises(ValueError, match="of other activations"):
-        native.summarize(np.array([3]), np.ones(2, np.float32))
-
-
-@pytest.mark.parametrize(
-    "counts",
-    [[-1, 3], [3, -1], [0, 1], [], [-(2**63), 2], [2**62, 2], [2**63 - 1, 2**63 - 1, 4]],
-)
-def test_counts_of_other_activations_are_refused(counts):
-    # Their sums are 2 too, some of them by wrapping.
-    with pytest.raises(ValueError, match="of other activations"):
-        native.summarize(np.array(counts, np.int64), np.ones(2, np.float32))
 
 
 def test_the_package_works_where_it_is_not_built():

@@ -8,33 +8,48 @@ import numpy as np
 import pytest
 
 from scopelake.errors import InvalidArgumentError
+from scopelake.store import gathered, summary
 from scopelake.store.firings import Firings
+from scopelake.store.precision import round_mantissa
 from scopelake.store.summary import feature_statistics
 from scopelake.store.writer import write_firings
 
 
-def files(store, parts):
+def files(store, parts, bits=23):
     paths = []
     for shard, firings in enumerate(parts):
         receipts = write_firings(
-            store.root, firings, sae="s", corpus="c", shard=shard, run="r", bits=23
+            store.root, firings, sae="s", corpus="c", shard=shard, run="r", bits=bits
         )
         paths.append(receipts[1].path)
     return paths
 
 
-@pytest.mark.parametrize(("rows_at_once", "threads"), [(1, 1), (50, 1), (50, 4), (8_000_000, 2)])
-def test_statistics_equal_numpy(store, make_firings, rows_at_once, threads):
+@pytest.fixture(params=["kept", "paged", "plain"])
+def way(request, monkeypatch):
+    """Whether activations are kept, counted in pages, or gathered with nothing compiled."""
+    if request.param == "paged":
+        monkeypatch.setattr(gathered, "PAGED_FROM", 12)
+    if request.param == "plain":
+        for module in (gathered, summary):
+            monkeypatch.setattr(module, "WHY_NOT", "the test has none")
+    return request.param
+
+
+@pytest.mark.parametrize("bits", [23, 10])
+@pytest.mark.parametrize(("most_bytes", "threads"), [(1, 1), (3000, 1), (3000, 4), (10**9, 2)])
+def test_statistics_equal_numpy(store, make_firings, way, bits, most_bytes, threads):
     parts = [make_firings(700, seed=1), make_firings(0), make_firings(63, first_context=500)]
     found = feature_statistics(
-        store.root, files(store, parts), 64, 1000, most_rows=rows_at_once, threads=threads
+        store.root, files(store, parts, bits), 64, 1000, most_bytes=most_bytes, threads=threads
     )
     merged = Firings.concat(parts)
+    activation = round_mantissa(merged.activation, bits)
     rows = found.to_pylist()
     assert [r["feature"] for r in rows] == list(range(64))
     for row in rows:
         chosen = (merged.feature == row["feature"]) & (merged.kind != 2)
-        values = merged.activation[chosen].astype(np.float64)
+        values = activation[chosen].astype(np.float64)
         assert row["firings"] == len(values)
         assert row["density"] == len(values) / 1000
         assert row["n_tokens"] == 1000

@@ -1,0 +1,61 @@
+"""Rows of small files, kept in memory."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from scopelake.errors import DamagedFileError
+from scopelake.store.small_files import SmallFiles
+
+
+@pytest.fixture
+def files(store):
+    """Write files of a row each; return (paths, load, list of paths that were loaded)."""
+    paths, loaded = [], []
+    for index in range(40):
+        paths.append(f"{index}.parquet")
+        pq.write_table(pa.table({"x": [index]}), f"{store.root.url}/{paths[-1]}")
+
+    def load(wanted):
+        loaded.extend(wanted)
+        return [pq.read_table(f"{store.root.url}/{path}") for path in wanted]
+
+    return paths, load, loaded
+
+
+def test_rows_come_in_order_and_are_read_once(store, files):
+    paths, load, loaded = files
+    kept = SmallFiles()
+    for n in (1, 3, 40, 3):
+        rows = kept.rows(store.root, paths[:n], load)
+        assert rows["x"].to_pylist() == list(range(n))
+    assert loaded == paths
+
+
+def test_lists_that_grow_are_not_all_kept(store, files):
+    paths, load, _ = files
+    kept = SmallFiles()
+    for n in range(1, 41):  # as after each commit
+        rows = kept.rows(store.root, paths[:n], load)
+    assert rows["x"].to_pylist() == list(range(40))
+    # The files, and the last eight lists, at 8 bytes a row and some bits; all have 859 rows.
+    assert 8 * (40 + sum(range(33, 41))) <= kept.n_bytes < 8 * 400
+
+
+def test_no_more_bytes_are_kept_than_were_asked_for(store, files):
+    paths, load, loaded = files
+    kept = SmallFiles(most=80)
+    for _ in range(2):
+        assert kept.rows(store.root, paths, load)["x"].to_pylist() == list(range(40))
+        assert kept.n_bytes <= 80
+    assert len(loaded) == 80
+    kept.rows(store.root, paths[-3:], load)
+    assert len(loaded) == 80
+
+
+def test_a_file_that_is_gone_is_said(store, files):
+    paths, load, _ = files
+    with pytest.raises(DamagedFileError, match=r"gone\.parquet"):
+        SmallFiles().rows(store.root, [paths[0], "gone.parquet"], load)
