@@ -73,7 +73,8 @@ class SmallFiles:
 
     def _put(self, key: _Key, rows: pa.Table) -> None:
         with self._lock:
-            if key not in self._kept:
+            # What is larger than all that is kept would push everything else out.
+            if key not in self._kept and rows.nbytes <= self._most:
                 self._kept[key] = rows
                 self.n_bytes += rows.nbytes
                 if len(key) > 1:
