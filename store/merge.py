@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Final
 
 import numpy as np
@@ -14,6 +16,7 @@ from scopelake.store import delta
 from scopelake.store.catalog import published_examples
 from scopelake.store.feature_ranges import RowGroup, ranges, read_range, row_groups
 from scopelake.store.firings import Firings, is_sorted
+from scopelake.store.folder_root import FolderRoot
 from scopelake.store.integrity import checked_copies
 from scopelake.store.lake_store import LakeStore
 from scopelake.store.layout import table_folder
@@ -29,6 +32,13 @@ BY_FEATURE: Final = ("postings", "peaks", "samples", "tallies")
 BY_CONTEXT: Final = ("codes", "contexts")
 CONTEXTS_PER_FILE: Final = 8_192
 """About 30 MB of contexts of 1,024 tokens."""
+
+_AT_ONCE: Final = 64
+"""Files, or runs of files, that are merged at once where all of them are too many."""
+
+_OFTEN: Final = 10
+"""Times that a row group may be read: a range of features reads one of each file at least, and from
+here on one more step costs less (measured, docs/performance.md)."""
 
 
 @dataclass(frozen=True)
@@ -131,11 +141,35 @@ def merge(root: Root, part: Part, rows_per_file: int) -> Iterator[Receipt]:
                 rows = add_up([rows, pq.read_table(local.open(path))])
             yield write_parquet(root, part.table, rows, part.partition, run="")
             return
-        groups = list(row_groups(local, paths))
-        width = max((g.high for g in groups), default=0) + 1
-        for low, high in ranges(local, groups, width, rows_per_file):
-            firings = read_firings(local, groups, low, high, part.table)
-            yield write_merged(root, firings, table=part.table, partition=part.partition, run="")
+        yield from _merge_by_feature(root, local, paths, part, rows_per_file)
+
+
+def _merge_by_feature(
+    root: Root, local: FolderRoot, paths: Sequence[str], part: Part, rows_per_file: int
+) -> Iterator[Receipt]:
+    """Merge files whose features overlap: of very many, lots first, into files that go again."""
+    groups = list(row_groups(local, paths))
+    n_ranges = sum(group.n_rows for group in groups) // rows_per_file
+    is_often = n_ranges * len(paths) > _OFTEN * len(groups)
+    runs, of = [[path] for path in paths], local
+    with ExitStack() as between:
+        while is_often and len(runs) > _AT_ONCE:
+            made = FolderRoot(between.enter_context(root.scratch()), is_durable=False)
+            size = -(-len(runs) // -(-len(runs) // _AT_ONCE))
+            lots = [list(chain(*runs[at : at + size])) for at in range(0, len(runs), size)]
+            runs = [[r.path for r in _at_once(made, of, lot, part, rows_per_file)] for lot in lots]
+            of = made
+        yield from _at_once(root, of, list(chain(*runs)), part, rows_per_file)
+
+
+def _at_once(
+    root: Root, local: FolderRoot, paths: Sequence[str], part: Part, rows_per_file: int
+) -> Iterator[Receipt]:
+    groups = list(row_groups(local, paths))
+    width = max((g.high for g in groups), default=0) + 1
+    for low, high in ranges(local, groups, width, rows_per_file):
+        firings = read_firings(local, groups, low, high, part.table)
+        yield write_merged(root, firings, table=part.table, partition=part.partition, run="")
 
 
 def in_order(rows: pa.Table, columns: Sequence[str]) -> pa.Table:

@@ -18,9 +18,9 @@ from scopelake.store import merge as merge_module
 from scopelake.store.catalog import committed_shards
 from scopelake.store.commit import Writer
 from scopelake.store.compact import compact
-from scopelake.store.firings import Firings, peaks
+from scopelake.store.firings import Firings, peaks, samples
 from scopelake.store.repair import repair
-from scopelake.store.running import PEAKS_DEPTH
+from scopelake.store.running import PEAKS_DEPTH, SAMPLES_PER_BAND
 from scopelake.store.schema import SCHEMAS
 from scopelake.store.vacuum import VacuumConfig, vacuum
 from scopelake.store.verify import verify
@@ -63,8 +63,11 @@ def run(store, **options):
         return compact(writer, **options)
 
 
+@pytest.mark.parametrize("at_once", [2, 3, 64], ids="{} files at once".format)
 @pytest.mark.parametrize("rows_per_file", [1, 100, 10_000])
-def test_rows_are_the_same_and_files_do_not_overlap(filled, rows_per_file):
+def test_rows_are_the_same_and_files_do_not_overlap(filled, rows_per_file, at_once, monkeypatch):
+    monkeypatch.setattr(merge_module, "_AT_ONCE", at_once)  # 2: in three steps, 3: in two
+    monkeypatch.setattr(merge_module, "_OFTEN", -1)
     store, firings = filled
     before = {t: rows(store, t) for t in ("codes", "postings")}
     done = run(store, rows_per_file=rows_per_file)
@@ -74,6 +77,11 @@ def test_rows_are_the_same_and_files_do_not_overlap(filled, rows_per_file):
     found = store.read("peaks", store.snapshot(), filters=[("sae", "=", SAES[0])]).to_pylist()
     found.sort(key=lambda r: (r["feature"], r["rank"]))
     assert [{k: r[k] for k in strongest[0]} for r in found] == strongest
+    drawn = samples(firings.feature_major(), SAMPLES_PER_BAND)
+    found = store.read("samples", store.snapshot(), filters=[("sae", "=", SAES[0])])
+    keys = [(name, "ascending") for name in ("feature", "band", "priority", "context", "position")]
+    assert found.select(drawn.column_names).sort_by(keys).equals(drawn.sort_by(keys))
+    assert not list(store.root.path.glob("pending/scratch-*"))  # what lay between is gone
     for table in ("postings", "peaks"):
         ranges = []
         for path in files(store, table):
