@@ -9,10 +9,8 @@ import pytest
 from scopelake.errors import DamagedFileError, LakeError
 from scopelake.store import delta, opened
 from scopelake.store.commit import Writer
-from scopelake.store.folder_root import FolderRoot
 from scopelake.store.lake_store import LakeStore
 from scopelake.store.schema import SCHEMAS
-from scopelake.store.small_files import SmallFiles
 from scopelake.store.writer import write_firings
 
 
@@ -124,22 +122,3 @@ def test_a_catalogue_file_that_changes_is_read_again(store):
     full.unlink()
     with pytest.raises(DamagedFileError, match="not there"):
         store.read("corpora", snapshot)
-
-
-def test_small_files_are_bounded_and_loaded_once(tmp_path):
-    root, loads = FolderRoot(tmp_path), []
-    for name in "abc":
-        (tmp_path / name).write_text(name)
-
-    def load(paths):
-        loads.extend(paths)
-        return [pa.table({"x": [path] * 100}) for path in paths]
-
-    one = pa.table({"x": ["a"] * 100}).nbytes
-    kept = SmallFiles(most=5 * one)
-    for _ in range(3):
-        assert kept.rows(root, ["a", "b"], load)["x"].to_pylist() == ["a"] * 100 + ["b"] * 100
-    assert loads == ["a", "b"]
-    assert kept.rows(root, ["b", "a", "c"], load)["x"].to_pylist()[0] == "b"
-    assert loads == ["a", "b", "c"]
-    assert kept._n_bytes == sum(table.nbytes for table in kept._kept.values()) <= 5 * one

@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from scopelake.errors import DamagedFileError
+from scopelake.store.folder_root import FolderRoot
 from scopelake.store.small_files import SmallFiles
 
 
@@ -60,3 +61,22 @@ def test_a_file_that_is_gone_is_said(store, files):
     paths, load, _ = files
     with pytest.raises(DamagedFileError, match=r"gone\.parquet"):
         SmallFiles().rows(store.root, [paths[0], "gone.parquet"], load)
+
+
+def test_small_files_are_bounded_and_loaded_once(tmp_path):
+    root, loads = FolderRoot(tmp_path), []
+    for name in "abc":
+        (tmp_path / name).write_text(name)
+
+    def load(paths):
+        loads.extend(paths)
+        return [pa.table({"x": [path] * 100}) for path in paths]
+
+    one = pa.table({"x": ["a"] * 100}).nbytes
+    kept = SmallFiles(most=5 * one)
+    for _ in range(3):
+        assert kept.rows(root, ["a", "b"], load)["x"].to_pylist() == ["a"] * 100 + ["b"] * 100
+    assert loads == ["a", "b"]
+    assert kept.rows(root, ["b", "a", "c"], load)["x"].to_pylist()[0] == "b"
+    assert loads == ["a", "b", "c"]
+    assert kept.n_bytes == sum(table.nbytes for table in kept._kept.values()) <= 5 * one
