@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from scopelake.errors import ClusterError, InvalidArgumentError, MissingDependencyError
+from scopelake.names import check_filled
 
 if TYPE_CHECKING:
     from distributed import Client, Future, LocalCluster, Worker, WorkerPlugin
@@ -59,6 +60,7 @@ class Cluster:
         if isinstance(scheduler, Client):
             self._client, self._owned = scheduler, False
             return
+        check_filled("scheduler", scheduler)
         if str(scheduler).startswith("local") and not _LOCAL.match(str(scheduler)):
             raise InvalidArgumentError(
                 f"scheduler {scheduler!r} was asked for; it is no number of workers here; give "

@@ -32,6 +32,11 @@ _SIZES: Final = {
     "12b": (3_840, 16, 8, 256, 15_360, 262_208, 1_024),
     "27b": (5_376, 32, 16, 128, 21_504, 262_208, 1_024),
 }
+PUBLISHED: Final = tuple(
+    f"google/gemma-3-{size}-{kind}" for size in _SIZES for kind in ("pt", "it")
+)
+"""Models whose shapes are known by name."""
+
 _FULL_EVERY: Final = 6
 """Every sixth layer attends to all tokens."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -111,8 +111,12 @@ def split_hub_id(model: str | Path) -> tuple[str, str | None]:
     return name, revision or None
 
 
-def choose_device(device: str) -> torch.device:
+def choose_device(device: str, others: Iterable[str] = ()) -> torch.device:
     """Return the torch device that ``auto``, ``cpu``, ``cuda`` or ``cuda:1`` names.
+
+    Args:
+        device: its name.
+        others: names that whoever asks could have given, too.
 
     Raises:
         ModelError: the device is not there.
@@ -123,8 +127,10 @@ def choose_device(device: str) -> torch.device:
         chosen = torch.device(device)
         torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError) as error:
+        *known, last = ("cpu", *others, "auto")
         raise ModelError(
-            f"device {device!r} was asked for; torch cannot use it; choose 'cpu' or 'auto'"
+            f"device {device!r} was asked for; torch cannot use it; choose "
+            f"{', '.join(map(repr, known))} or {last!r}"
         ) from error
     return chosen
 

@@ -41,9 +41,12 @@ def model_called(model: str | Path, name: str | None = None) -> str:
 
     Raises:
         ModelError: it is neither a folder nor a hub id.
+        InvalidArgumentError: it is no text and no path, or empty.
     """
     from scopelake.ingest.model import split_hub_id
 
+    if not isinstance(model, Path):
+        check_filled("model", model)
     if str(model) == tiny.MODEL_NAME or Path(model).is_dir():
         return model_files(model, name).name
     hub_name, _ = split_hub_id(model)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from scopelake.errors import InvalidArgumentError, ModelError
+from scopelake.errors import HubUnreachableError, InvalidArgumentError, ModelError
 from scopelake.handle import LakeHandle
 from scopelake.named import bundled_coders, coder_specs, model_files, site_layers
-from scopelake.names import Site, check_whole, counted
+from scopelake.names import Site, check_filled, check_whole, counted
 from scopelake.store.folder_root import FolderRoot
 
 if TYPE_CHECKING:
@@ -135,23 +136,33 @@ def plan(
     from scopelake.ingest.plan import IngestConfig
     from scopelake.ingest.work_left import work_of_tokens
 
-    if not 1 <= tokens <= _MOST_TOKENS:
-        raise InvalidArgumentError(
-            f"a plan for tokens={tokens} was asked for; a plan is of 1 to {_MOST_TOKENS:,.0f}; "
-            "what lies beyond costs in proportion"
-        )
+    n_tokens = _whole_tokens(tokens)
     sites = site_layers(dense)
     made = IngestConfig("", sites, activation_bits, batch_tokens, keep=keep, memory=memory)
     where = _Where(device, dtype, device_map)
     asked = _asked(model, saes, made, where, model_name)
     work = work_of_tokens(
-        round(tokens),
+        n_tokens,
         check_whole("context_length", context_length),
         check_whole("shard_contexts", shard_contexts),
         asked,
     )
     _check_rate(tokens_per_second)
     return estimate(work, where.machine(), tokens_per_second, notes=_notes(asked))
+
+
+def _whole_tokens(tokens: object) -> int:
+    if not isinstance(tokens, Real):
+        raise InvalidArgumentError(
+            f"a plan for tokens={tokens!r} was asked for; it is of type {type(tokens).__name__}; "
+            "give a number"
+        )
+    if not 1 <= tokens <= _MOST_TOKENS:
+        raise InvalidArgumentError(
+            f"a plan for tokens={tokens} was asked for; a plan is of 1 to {_MOST_TOKENS:,.0f}; "
+            "what lies beyond costs in proportion"
+        )
+    return round(tokens)
 
 
 def _asked(
@@ -183,12 +194,19 @@ def _asked(
 def _model(model: str | Path, name: str | None) -> ModelShape:
     from dataclasses import replace
 
-    from scopelake.ingest.grid import published_model
+    from scopelake.ingest.grid import PUBLISHED, published_model
     from scopelake.ingest.shapes import model_shape
 
+    if not isinstance(model, Path):
+        check_filled("model", model)
     if not Path(model).is_dir() and (known := published_model(str(model))) is not None:
         return replace(known, name=name or known.name)
-    return model_shape(model_files(model, name, tokenizer_only=True))
+    try:
+        return model_shape(model_files(model, name, tokenizer_only=True))
+    except HubUnreachableError as error:
+        raise HubUnreachableError(
+            f"{error}; published models are known without it: {', '.join(PUBLISHED)}"
+        ) from error
 
 
 def _coders(spec: str | Path, model_name: str) -> list[CoderShape]:
@@ -230,7 +248,7 @@ class _Where:
             )
         if self.dtype != "auto":
             return self.dtype
-        is_gpu = self.device in PROFILES or choose_device(self.device).type != "cpu"
+        is_gpu = self.device in PROFILES or choose_device(self.device, PROFILES).type != "cpu"
         return "bfloat16" if is_gpu else "float32"
 
     def machine(self) -> Device:
@@ -243,7 +261,7 @@ class _Where:
         if self.device in PROFILES:
             return PROFILES[self.device]
         dtype = torch.float32 if self.precision == "float32" else torch.bfloat16
-        return this_device(choose_device(self.device), dtype)
+        return this_device(choose_device(self.device, PROFILES), dtype)
 
 
 def _check_rate(tokens_per_second: float | None) -> None:

@@ -77,6 +77,15 @@ def test_what_is_built_from_is_of_its_type(lake, tmp_path):
     assert "prompt 5" in refused(lake.inspect, 5, **options)
     assert "k '5'" in refused(lake.inspect, "x", k="5", **options)
     assert "SAE 5" in refused(lake.ingest, "code", model=tiny.MODEL_NAME, saes=[5])
+    for model in (None, 5, " "):
+        assert f"model {model!r}" in refused(lake.ingest, "code", model=model, saes=SAE)
+        assert f"model {model!r}" in refused(scopelake.plan, 1e6, model=model, saes=SAE)
+    for scheduler in (5, "", ["tcp://here:1"]):
+        assert f"scheduler {scheduler!r}" in refused(
+            lake.ingest, "code", **options, scheduler=scheduler
+        )
+    for tokens in ("1e6", None, [1]):
+        assert f"tokens={tokens!r}" in refused(scopelake.plan, tokens, model="x", saes=SAE)
     for name in ("context_length", "shard_contexts"):
         assert name in refused(
             lake.add_corpus, "new", tmp_path, tokenizer=tiny.MODEL_NAME, **{name: "5"}

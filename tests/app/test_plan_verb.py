@@ -1,6 +1,9 @@
 """`scopelake plan` in a shell: a table or JSON; what is wrong is one line and changes nothing."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -95,3 +98,16 @@ def test_what_is_wrong_is_one_line(capsys, lake, arguments, message):
     assert message in captured.err
     assert captured.err.count("\n") == 1
     assert scopelake.open(lake).snapshot == before
+
+
+def test_what_could_have_been_named_is_said(capsys):
+    asked = ["plan", "--tokens", "1e6", "--sae", PUBLISHED]
+    assert main([*asked, "--model", "google/gemma-3-1b-it", "--device", "x100"]) == 2
+    assert "choose 'cpu', 'h100' or 'auto'" in capsys.readouterr().err
+    offline = os.environ | {"HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "scopelake", *asked, "--model", "google/gemma-3-5b-it"],
+        env=offline, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "published models are known without it: google/gemma-3-270m-pt, " in done.stderr
