@@ -157,12 +157,13 @@ def _whole_tokens(tokens: object) -> int:
             f"a plan for tokens={tokens!r} was asked for; it is of type {type(tokens).__name__}; "
             "give a number"
         )
-    if not 1 <= tokens <= _MOST_TOKENS:
+    n_tokens = float(tokens)
+    if not 1 <= n_tokens <= _MOST_TOKENS:
         raise InvalidArgumentError(
             f"a plan for tokens={tokens} was asked for; a plan is of 1 to {_MOST_TOKENS:,.0f}; "
             "what lies beyond costs in proportion"
         )
-    return round(tokens)
+    return round(n_tokens)
 
 
 def _asked(
