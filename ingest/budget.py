@@ -42,8 +42,9 @@ COMMITS: Final = 150_000_000
 _FEATURE: Final = 1_200
 """Bytes that are kept of each feature's strongest contexts and samples, in the end."""
 
-_STATISTICS: Final = 0.8
-"""Share of what is left that activations may take of which statistics are made."""
+_STATISTICS: Final = 0.6
+"""Share of what is left that activations may take of which statistics are made; the rest is for
+firings that were read, and pages beyond those that a feature mostly has."""
 
 _LEAST_STATISTICS: Final = 8_000_000
 """Bytes that each thread may hold of them, however little memory there is."""
@@ -122,6 +123,18 @@ class Firing(Protocol):
         """What its encoders read."""
 
 
+@dataclass(frozen=True)
+class StatisticsShare:
+    """How many make statistics, and of what."""
+
+    coders: int
+    """At once."""
+    threads: int
+    """Of each coder."""
+    n_bytes: int
+    """Of activations that each thread may hold."""
+
+
 class Budget:
     """Cuts batches and pieces so that the process stays within `limit`.
 
@@ -135,9 +148,8 @@ class Budget:
     def __init__(
         self, limit: int, coders: Sequence[Firing], batch_tokens: int, cores: int | None = None
     ) -> None:
-        self.cores = n_cores() if cores is None else cores
-        """Of which threads may make use once nothing else is to be done."""
-        self.limit, self._batch_tokens, self.writers = limit, batch_tokens, writers(self.cores)
+        self._cores = n_cores() if cores is None else cores
+        self.limit, self._batch_tokens, self.writers = limit, batch_tokens, writers(self._cores)
         # Of a coder that does not say 1 % of the features are taken to fire on every token.
         self._rates = {c.name: (c.l0 or 0.01 * c.width) * len(c.sites) for c in coders}
         self._is_measured = dict.fromkeys(self._rates, False)
@@ -210,9 +222,15 @@ class Budget:
         rates = {n: self._rates[n] if self._is_measured[n] else self._most[n] for n in self._rates}
         return max(1, int(_FIRINGS * self._room() / max(self._per_token(rates), 1e-9)))
 
-    def statistics_bytes(self) -> int:
-        """Return the most bytes of activations that each of `cores` threads may hold."""
-        return max(_LEAST_STATISTICS, int(_STATISTICS * self.spare() / self.cores))
+    def statistics(self, n_coders: int) -> StatisticsShare:
+        """Return how statistics are made when nothing else is left to do."""
+        spare = int(_STATISTICS * self.spare())
+        at_once = max(1, min(self.writers, n_coders, spare // _LEAST_STATISTICS))
+        most = max(at_once, min(self._cores, spare // _LEAST_STATISTICS))
+        threads = -(-most // at_once)
+        return StatisticsShare(
+            at_once, threads, max(_LEAST_STATISTICS, spare // (at_once * threads))
+        )
 
     def spare(self) -> int:
         """Return the bytes that the process may take beside what it takes now."""

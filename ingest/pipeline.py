@@ -318,20 +318,19 @@ class _Job:
 
     def _finish(self, coders: list[CoderFiles], evaluated: list[CoderFiles], state: str) -> None:
         """Write the statistics of coders that are complete on this corpus, and evaluations."""
-        most, cores = self.budget.statistics_bytes(), self.budget.cores
-        threads = max(1, cores // max(1, len(coders)))
+        share = self.budget.statistics(len(coders))
         files = statistics_files(self.store, self.plan, self.config.keep) if coders else {}
 
         def statistics(coder: CoderFiles) -> Receipt:
             return write_statistics(
                 self.store, self.plan, coder, self._facts.of(coder), files[coder.name],
-                most, threads, self.config.keep, scratch,
+                share, self.config.keep, scratch,
             )  # fmt: skip
 
         with (
             self.totals.stages.timed("finish", beside="readout"),
             self.store.root.scratch() as scratch,
-            ThreadPoolExecutor(max(1, cores // threads)) as pool,
+            ThreadPoolExecutor(share.coders) as pool,
         ):
             receipts = list(pool.map(statistics, coders))
         rows = {}

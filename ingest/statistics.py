@@ -9,6 +9,7 @@ import pyarrow as pa
 import torch
 
 from scopelake.errors import LakeBusyError
+from scopelake.ingest.budget import StatisticsShare
 from scopelake.ingest.coders import CoderFiles
 from scopelake.ingest.decoder_rows import decoder_columns
 from scopelake.ingest.encoder_norms import encoder_norms
@@ -91,8 +92,7 @@ def write_statistics(
     coder: CoderFiles,
     weights: Mapping[str, pa.Array],
     files: Sequence[str],
-    most_bytes: int,
-    threads: int,
+    share: StatisticsShare,
     keep: str,
     scratch: Path,
 ) -> Receipt:
@@ -104,8 +104,7 @@ def write_statistics(
         coder: the coder.
         weights: its `weight_columns`.
         files: its `statistics_files`.
-        most_bytes: of activations that each thread may hold.
-        threads: that make the statistics.
+        share: how much memory and how many threads they may take.
         keep: as in `statistics_files`.
         scratch: as in `write_parquet`.
     """
@@ -113,7 +112,12 @@ def write_statistics(
     n_tokens = int(corpus["n_tokens"]) - int(corpus["n_bos"])
     if parse_keep(keep).is_all:
         found = feature_statistics(
-            store.root, files, coder.width, n_tokens, most_bytes=most_bytes, threads=threads
+            store.root,
+            files,
+            coder.width,
+            n_tokens,
+            most_bytes=share.n_bytes,
+            threads=share.threads,
         )
     else:
         found = tallied_statistics(read_tallies(store.root, files), coder.width, n_tokens)

@@ -28,8 +28,8 @@ _FIRINGS_A_WRITER: Final = 4.5e6
 36 million a second of four with two threads each, on 16 cores (docs/performance.md)."""
 
 _STATISTICS_A_HOST_CORE: Final = 1.5e7
-"""The same on a GPU's host: 8 threads made 117 and 163 million a second there, when a firing took
-1.4 times as long; how many 16 make was not measured."""
+"""The same on a GPU's host: 8 threads made 117 and 163 million a second there in two ingests, the
+way it was done before; how many 16 make now was not measured."""
 
 DENSE_RATE: Final = 420e6
 """Bytes of dense activations written in a second by one thread (docs/performance.md)."""
@@ -72,7 +72,7 @@ def storing_rates(device: Device) -> StoringRates:
         n = writers(device.cores)
         return StoringRates(n * _FIRINGS_A_WRITER, device.cores * _STATISTICS_A_HOST_CORE, 2 * n)
     cores = min(device.cores, _STORING_CORES)
-    return StoringRates(cores * _FIRINGS_A_CORE, cores * _STATISTICS_A_CORE, cores)
+    return StoringRates(cores * _FIRINGS_A_CORE, device.cores * _STATISTICS_A_CORE, cores)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,6 @@
 /* Bands of activations, as firings.py has them: a power of two wide, from 2^-8; outliers in the ends. */
+#ifndef SCOPELAKE_BANDS_H
+#define SCOPELAKE_BANDS_H
 #include <stdint.h>
 #include <string.h>
 
@@ -12,3 +14,5 @@ static int band_of(float activation)
     int found = exponent - (127 + BANDS_LOG2_START);
     return found < 0 ? 0 : found >= BANDS ? BANDS - 1 : found;
 }
+
+#endif

@@ -52,6 +52,11 @@ static PyObject *count(PyObject *self, PyObject *args)
     const int32_t *feature = b[0].buf;
     int64_t *rows = b[1].buf;
     const int64_t n = b[0].len / 4, n_features = b[1].len / 8;
+    if (low < 0 || low > INT32_MAX) {
+        PyErr_SetString(PyExc_ValueError, "no feature is as low, or as high");
+        release(b, 2);
+        return NULL;
+    }
     Py_BEGIN_ALLOW_THREADS
     for (int64_t i = 0; i < n; i++) {
         const int64_t f = feature[i] - low;
@@ -156,9 +161,13 @@ static int fits(const Gathering *g, const Py_buffer *b)
     const int64_t n_values = b[5].len / 4, n_paged = b[6].len / 4 / EXPONENTS;
     if (b[4].len != b[3].len || b[8].len != 8 || *g->used < 0 || *g->used > g->n_pages)
         return 0;
+    if (g->low < 0 || g->low > INT32_MAX)
+        return 0;
     for (int64_t i = 0; i < g->n_features; i++) {
         const int64_t stop = g->stop[i];
-        if (stop >= 0 ? stop > n_values || g->next[i] < 0 : -1 - stop >= n_paged)
+        if (g->next[i] < 0 || g->next[i] > INT64_MAX / 2)
+            return 0;
+        if (stop >= 0 ? stop > n_values : -1 - stop >= n_paged)
             return 0;
     }
     return 1;
@@ -261,7 +270,8 @@ static void sort_run(uint32_t *v, uint32_t *other, int64_t n)
         v[i] = raw_of(v[i]);
 }
 
-/* The longest run of `counts` from `starts`, or -1 where one is not of `n_values`. */
+/* The longest of runs that begin at `start` and have `n` values, or -1 where one is not of
+ * `n_values`. Whoever calls must not change them meanwhile. */
 static int64_t longest_of(const int64_t *start, const int64_t *n, int64_t n_runs, int64_t n_values)
 {
     int64_t longest = 0;
@@ -344,10 +354,10 @@ typedef struct {
     int64_t n_ranks;
 } Paged;
 
-/* Walk a feature's activations from the least; ranks ascend. */
+/* Walk a feature's activations from the least. */
 static void walk(const Paged *p, float *found, double *sum, int64_t *bins)
 {
-    int64_t before = 0, r = 0;
+    int64_t before = 0;
     *sum = 0;
     for (uint32_t exponent = 0; exponent < EXPONENTS; exponent++) {
         if (p->page[exponent] < 0)
@@ -359,9 +369,10 @@ static void walk(const Paged *p, float *found, double *sum, int64_t *bins)
             /* Below zero the bits that are not kept are ones in a key, and zeros in the float. */
             const uint32_t low = exponent < EXPONENTS / 2 ? FINE : 0;
             const float value = float_of(raw_of(exponent << 23 | i << FINE_BITS | low));
+            for (int64_t r = 0; r < p->n_ranks; r++)
+                if (p->rank[r] >= before && p->rank[r] < before + counts[i])
+                    found[r] = value;
             before += counts[i];
-            for (; r < p->n_ranks && p->rank[r] < before; r++)
-                found[r] = value;
             *sum += value * (double)counts[i];
             bins[band_of(value)] += counts[i];
         }
@@ -370,7 +381,7 @@ static void walk(const Paged *p, float *found, double *sum, int64_t *bins)
 
 PyDoc_STRVAR(paged_doc,
              "paged(pages i32, pool u32, ranks i64 [features, ranks], values f32, sums f64, bins i64): "
-             "write the activation at each rank, and sums and bins as `summarize` does.");
+             "write the activation at each rank, each feature's sum and its bins.");
 
 static PyObject *paged(PyObject *self, PyObject *args)
 {

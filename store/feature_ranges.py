@@ -82,6 +82,14 @@ def read_columns(
                 yield tuple(rows[name].to_numpy() for name in columns)
 
 
+def by_file(groups: Iterable[RowGroup]) -> list[list[RowGroup]]:
+    """Return the row groups of each file."""
+    found: dict[str, list[RowGroup]] = {}
+    for group in groups:
+        found.setdefault(group.path, []).append(group)
+    return list(found.values())
+
+
 def _wanted(groups: Iterable[RowGroup], low: int, high: int) -> dict[str, list[int]]:
     """Return by file the row groups that may have low <= feature < high."""
     wanted: dict[str, list[int]] = {}

@@ -30,16 +30,20 @@ Part = tuple[npt.NDArray[np.int32], npt.NDArray[np.float32], npt.NDArray[np.int8
 PAGED_FROM: Final = 1 << 13
 """Firings of a feature from which it has pages: eight take as much."""
 
+PAGED_BYTES: Final = 14 * 4096
+"""What a feature with pages takes, mostly: one for each power of two, and where they are."""
+
 _MOST: Final = 0xFFFFFFFF
 """Firings of a feature that a page can count."""
 
 _EXPONENTS, _VALUES = 512, 1024
 """Pages that a feature can have, one for each sign and exponent; activations of a page."""
 
-_PAGES: Final = 8
-"""Of a feature, that there is room for at first."""
+_PAGES: Final = 32
+"""Of a feature, that there is room for at first; what is not written to takes no memory."""
 
-_DONE, _FULL, _TOO_FINE = range(3)
+_FULL, _TOO_FINE = 1, 2
+"""Why firings were not taken: pages are used up, or do not tell their activations apart."""
 
 
 class TooFineError(Exception):
@@ -63,6 +67,7 @@ class Gathered:
     counts: npt.NDArray[np.int64]
     """[n], firings of each feature."""
     _values: npt.NDArray[np.float32]
+    """And one more, so that there is something at every start."""
     _starts: npt.NDArray[np.int64]
     """[n]; from there on lie so many sorted values of a feature as `_held` says."""
     _held: npt.NDArray[np.int64]
@@ -74,11 +79,10 @@ class Gathered:
         """Return activations at ranks, sums, and histograms.
 
         Args:
-            ranks: [n, ranks], each below the feature's count, or 0; ascending, but for features of
-                few firings.
+            ranks: [n, ranks], each below the feature's count, or 0.
 
         Returns:
-            [n, ranks], anything where there is no firing; [n], of float64, from the least on; and
+            [n, ranks], 0 where there is no firing; [n], of float64, from the least on; and
             [n, BANDS], counts by power of two.
         """
         n = len(self.counts)
@@ -86,17 +90,15 @@ class Gathered:
         if WHY_NOT is None:
             _statistics.summarize(self._values, self._starts, self._held, sums, bins)
         else:
-            _sums_and_bins(self._values, self._held, sums, bins)
-        last = max(len(self._values) - 1, 0)
-        values = np.append(self._values, np.float32(0))[
-            np.minimum(self._starts[:, None] + ranks, last)
-        ]
+            _sums_and_bins(self._values[:-1], self._held, sums, bins)
+        values = self._values[np.minimum(self._starts[:, None] + ranks, len(self._values) - 1)]
         if (pages := self._pages) is not None:
             at = np.ascontiguousarray(ranks[pages.of])
             found, more = np.zeros(at.shape, np.float32), np.zeros(len(at))
             of_bins = np.zeros((len(at), BANDS), np.int64)
             _statistics.paged(pages.at, pages.pool, at, found, more, of_bins)
             values[pages.of], sums[pages.of], bins[pages.of] = found, more, of_bins
+        values[self.counts == 0] = 0
         return values, sums, bins
 
 
@@ -114,6 +116,11 @@ def count_features(
     return rows
 
 
+def has_pages(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Return which features have pages, of so many firings each; there is a most to be counted."""
+    return (rows >= PAGED_FROM) & (rows <= _MOST)
+
+
 def gather(
     parts: Iterable[Part], rows: npt.NDArray[np.int64], low: int, *, may_page: bool = False
 ) -> Gathered:
@@ -129,15 +136,28 @@ def gather(
         TooFineError: it has them, and activations have more than ten bits of mantissa.
         ValueError: there are more firings than `rows` says.
     """
-    if WHY_NOT is not None:
-        return _gather_plain(parts, len(rows), low)
-    is_paged = (rows >= PAGED_FROM) & (rows <= _MOST) & may_page
+    found = (
+        _gather_plain(parts, len(rows), low)
+        if WHY_NOT is not None
+        else _gather_compiled(parts, rows, low, has_pages(rows) & may_page)
+    )
+    if (found.counts > rows).any():
+        raise ValueError("there is room for fewer firings")
+    return found
+
+
+def _gather_compiled(
+    parts: Iterable[Part],
+    rows: npt.NDArray[np.int64],
+    low: int,
+    is_paged: npt.NDArray[np.bool_],
+) -> Gathered:
     held = np.where(is_paged, 0, rows)
     starts = np.cumsum(held) - held
     of = np.flatnonzero(is_paged)
     stops = starts + held
     stops[of] = -1 - np.arange(len(of))
-    reached, values = np.where(is_paged, 0, starts), np.empty(int(held.sum()), np.float32)
+    reached, values = np.where(is_paged, 0, starts), np.empty(int(held.sum()) + 1, np.float32)
     at, used = np.full((len(of), _EXPONENTS), -1, np.int32), np.zeros(1, np.int64)
     # Memory that nothing was written to is not taken.
     pool = np.empty((_PAGES * len(of), _VALUES), np.uint32)
@@ -149,7 +169,7 @@ def gather(
                 feature, activation, kind, reached, stops, values, at, pool, used, low, row
             )
             if status == _FULL:
-                pool = np.concatenate([pool, np.empty((len(of), _VALUES), np.uint32)])
+                pool = np.concatenate([pool, np.empty_like(pool)])
         if status == _TOO_FINE:
             raise TooFineError
     counts = np.where(is_paged, reached, reached - starts)
@@ -173,10 +193,11 @@ def activations_by_feature(
     """
     rows = count_features((feature for feature, _, _ in parts), low, high - low)
     found = gather(parts, rows, low)
-    if len(found._values) == int(found.counts.sum()):
-        return found.counts, found._values
-    ends = np.repeat(found._starts + found.counts, rows)
-    return found.counts, found._values[np.arange(len(ends)) < ends]
+    values = found._values[:-1]
+    if len(values) > int(found.counts.sum()):  # where BOS was there are gaps
+        ends = np.repeat(found._starts + found.counts, rows)
+        values = values[np.arange(len(ends)) < ends]
+    return found.counts, values
 
 
 def _gather_plain(parts: Iterable[Part], n: int, low: int) -> Gathered:
@@ -190,7 +211,7 @@ def _gather_plain(parts: Iterable[Part], n: int, low: int) -> Gathered:
     # Feature by feature is faster than by both at once.
     for start, stop in zip(starts.tolist(), (starts + counts).tolist(), strict=True):
         values[start:stop].sort()
-    return Gathered(counts, values, starts, counts)
+    return Gathered(counts, np.append(values, np.float32(0)), starts, counts)
 
 
 def _sums_and_bins(

@@ -37,8 +37,8 @@ _AT_ONCE: Final = 64
 """Files, or runs of files, that are merged at once where all of them are too many."""
 
 _OFTEN: Final = 10
-"""Times that a row group may be read: a range of features reads one of each file at least, and from
-here on one more step costs less (measured, docs/performance.md)."""
+"""Times that a row group may be read, for a range of features reads one of each file at least. One
+more step costs more than two reads, and less than 15 (docs/performance.md)."""
 
 
 @dataclass(frozen=True)
@@ -154,11 +154,17 @@ def _merge_by_feature(
     runs, of = [[path] for path in paths], local
     with ExitStack() as between:
         while is_often and len(runs) > _AT_ONCE:
-            made = FolderRoot(between.enter_context(root.scratch()), is_durable=False)
             size = -(-len(runs) // -(-len(runs) // _AT_ONCE))
             lots = [list(chain(*runs[at : at + size])) for at in range(0, len(runs), size)]
-            runs = [[r.path for r in _at_once(made, of, lot, part, rows_per_file)] for lot in lots]
-            of = made
+            with ExitStack() as step:
+                to = FolderRoot(step.enter_context(root.scratch()), is_durable=False)
+                runs = [
+                    [made.path for made in _at_once(to, of, lot, part, rows_per_file)]
+                    for lot in lots
+                ]
+                between.close()  # what they were made of
+                between.push(step.pop_all())
+            of = to
         yield from _at_once(root, of, list(chain(*runs)), part, rows_per_file)
 
 

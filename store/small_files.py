@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from threading import Lock
 from typing import Final
@@ -18,9 +18,6 @@ SMALL: Final = 1 << 16
 _MOST: Final = 1 << 25
 """Bytes of rows to keep, of all lakes."""
 
-_TOGETHER: Final = 8
-"""Lists of files whose rows are kept as one table: each commit makes a longer one."""
-
 _Key = tuple[tuple[str, str, Hashable], ...]
 
 
@@ -35,8 +32,6 @@ class SmallFiles:
         self._most, self.n_bytes, self._lock = most, 0, Lock()
         self._kept: OrderedDict[_Key, pa.Table] = OrderedDict()
         """Of single files, and of some together."""
-        self._together: deque[_Key] = deque()
-        """Keys of the latter, the oldest first."""
 
     def rows(
         self, root: Root, paths: Sequence[str], load: Callable[[Sequence[str]], list[pa.Table]]
@@ -78,16 +73,18 @@ class SmallFiles:
                 self._kept[key] = rows
                 self.n_bytes += rows.nbytes
                 if len(key) > 1:
-                    self._together.append(key)
-            while len(self._together) > _TOGETHER:
-                self._drop(self._together[0])
+                    self._drop_outgrown(key)
             while self.n_bytes > self._most:
                 self._drop(next(iter(self._kept)))
 
+    def _drop_outgrown(self, key: _Key) -> None:
+        """Let go of lists that lack one file of `key`'s: each commit makes a longer one."""
+        files = set(key)
+        for other in [k for k in self._kept if 1 < len(k) == len(key) - 1 and files.issuperset(k)]:
+            self._drop(other)
+
     def _drop(self, key: _Key) -> None:
         self.n_bytes -= self._kept.pop(key).nbytes
-        if len(key) > 1:
-            self._together.remove(key)
 
 
 def _version(root: Root, path: str) -> Hashable:

@@ -4,16 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, Final, cast
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from scopelake.errors import InvalidArgumentError
-from scopelake.store.feature_ranges import RowGroup, count_rows, read_columns, row_groups
+from scopelake.errors import DamagedFileError, InvalidArgumentError
+from scopelake.store.feature_ranges import (
+    RowGroup,
+    by_file,
+    count_rows,
+    read_columns,
+    row_groups,
+)
 from scopelake.store.firings import BANDS
-from scopelake.store.gathered import PAGED_FROM, WHY_NOT, TooFineError, gather
+from scopelake.store.gathered import (
+    PAGED_BYTES,
+    WHY_NOT,
+    Gathered,
+    Part,
+    TooFineError,
+    gather,
+    has_pages,
+)
 from scopelake.store.integrity import checked_copies
 from scopelake.store.root import Root
 from scopelake.store.schema import SCHEMAS
@@ -22,6 +38,9 @@ QUANTILES: Final = {"p10": 0.10, "p50": 0.50, "p90": 0.90, "p99": 0.99}
 
 AT_ONCE: Final = 1 << 25
 """Bytes of gathered activations that a thread may hold, whatever the corpus."""
+
+_AT_ONCE_PLAIN: Final = 640_000_000
+"""The same where nothing is compiled: all firings of a range are sorted."""
 
 _FEWEST_ROWS: Final = 1_000_000
 """Firings of a range of features from which several threads share a coder."""
@@ -54,7 +73,7 @@ def feature_statistics(
         files: postings files of one coder on one corpus; their union is each firing once.
         width: number of features.
         n_tokens: tokens that are not BOS, the denominator of density.
-        most_bytes: of gathered activations that each thread may hold, if less than `AT_ONCE`.
+        most_bytes: of gathered activations that each thread may hold, if less than usual.
         threads: that make ranges at once.
 
     Returns:
@@ -72,7 +91,8 @@ def feature_statistics(
             f"statistics of {width} features over {n_tokens} tokens were asked for; give 1 or more"
         )
     files = list(files)
-    most = AT_ONCE if most_bytes is None else min(AT_ONCE, most_bytes)
+    usual = AT_ONCE if WHY_NOT is None else _AT_ONCE_PLAIN
+    most = usual if most_bytes is None else min(usual, most_bytes)
     with checked_copies(root, files) as local:
         groups = list(row_groups(local, files))
         highest = max((g.high for g in groups), default=0)
@@ -82,20 +102,16 @@ def feature_statistics(
                 f"{highest}; give the files and width of one coder"
             )
         with ThreadPoolExecutor(threads) as pool:
-            lots = (groups[i::threads] for i in range(threads))
-            rows = sum(pool.map(lambda lot: count_rows(local, lot, width), lots))
-            assert isinstance(rows, np.ndarray)
-
-            def parts(*, may_page: bool) -> list[pa.Table]:
-                def of(bounds: tuple[int, int]) -> pa.Table:
-                    return _of_range(local, groups, rows, bounds, n_tokens, may_page=may_page)
-
-                return list(pool.map(of, _ranges(rows, most, threads, may_page=may_page)))
-
-            try:
-                found = parts(may_page=True)
-            except TooFineError:
-                found = parts(may_page=False)
+            lots = (by_file(groups)[i::threads] for i in range(threads))
+            counted = pool.map(lambda lot: count_rows(local, list(chain(*lot)), width), lots)
+            rows = np.sum(list(counted), axis=0)
+            if int(rows.sum()) != sum(group.n_rows for group in groups):
+                raise DamagedFileError(
+                    f"statistics of {files[0]} and others were asked for; they have features that "
+                    "their row groups do not name; run verify"
+                )
+            task = _Task(local, groups, rows, n_tokens, most)
+            found = list(pool.map(task, _ranges(rows, most, threads, may_page=True)))
     return pa.concat_tables(found).combine_chunks()
 
 
@@ -104,8 +120,7 @@ def _ranges(
 ) -> Iterator[tuple[int, int]]:
     """Yield ranges [low, high) of features that take so many bytes at most; one may take more."""
     if WHY_NOT is None:
-        kept = np.minimum(rows, PAGED_FROM) if may_page else rows
-        n_bytes = 4 * kept + _A_FEATURE
+        n_bytes = np.where(has_pages(rows) & may_page, PAGED_BYTES, 4 * rows) + _A_FEATURE
     else:
         n_bytes = _PLAIN * rows + _A_FEATURE
     most_rows = max(_FEWEST_ROWS, int(rows.sum()) // threads)
@@ -118,21 +133,36 @@ def _ranges(
     yield low, len(rows)
 
 
-def _of_range(
-    root: Root,
-    groups: Sequence[RowGroup],
-    rows: npt.NDArray[np.int64],
-    bounds: tuple[int, int],
-    n_tokens: int,
-    *,
-    may_page: bool,
-) -> pa.Table:
-    low, high = bounds
-    read = read_columns(root, groups, low, high, _COLUMNS)
-    gathered = gather(
-        ((feature, activation, kind) for feature, activation, kind in read),
-        rows[low:high], low, may_page=may_page,
-    )  # fmt: skip
+@dataclass(frozen=True)
+class _Task:
+    """Makes the statistics of a range of features."""
+
+    root: Root
+    groups: Sequence[RowGroup]
+    rows: npt.NDArray[np.int64]
+    """[width], firings of each feature."""
+    n_tokens: int
+    most: int
+
+    def __call__(self, bounds: tuple[int, int]) -> pa.Table:
+        """Return the rows of the features table for features from `low` to below `high`."""
+        try:
+            return _table(bounds[0], self._gathered(*bounds, may_page=True), self.n_tokens)
+        except TooFineError:
+            pass
+        low, high = bounds
+        parts = []
+        for start, stop in _ranges(self.rows[low:high], self.most, 1, may_page=False):
+            gathered = self._gathered(low + start, low + stop, may_page=False)
+            parts.append(_table(low + start, gathered, self.n_tokens))
+        return pa.concat_tables(parts)
+
+    def _gathered(self, low: int, high: int, *, may_page: bool) -> Gathered:
+        parts = cast("Iterator[Part]", read_columns(self.root, self.groups, low, high, _COLUMNS))
+        return gather(parts, self.rows[low:high], low, may_page=may_page)
+
+
+def _table(low: int, gathered: Gathered, n_tokens: int) -> pa.Table:
     counts = gathered.counts
     silent = counts == 0
     last = np.maximum(counts - 1, 0)
@@ -144,7 +174,7 @@ def _of_range(
     left, right = values[:, 0:-1:2].astype(np.float64), values[:, 1:-1:2].astype(np.float64)
     quantiles = left + (right - left) * (at - below)
     columns: dict[str, Any] = {
-        "feature": np.arange(low, high, dtype=np.int32),
+        "feature": np.arange(low, low + len(counts), dtype=np.int32),
         "firings": counts,
         "density": counts / n_tokens,
         "mean": _column(sums / np.maximum(counts, 1), silent),
@@ -152,9 +182,9 @@ def _of_range(
     }
     for name, found in zip(QUANTILES, quantiles.T, strict=True):
         columns[name] = _column(found, silent)
-    offsets = pa.array(np.arange(high - low + 1) * BANDS, pa.int32())
+    offsets = pa.array(np.arange(len(counts) + 1) * BANDS, pa.int32())
     columns["histogram"] = pa.ListArray.from_arrays(offsets, pa.array(bins.ravel()))
-    columns["n_tokens"] = np.full(high - low, n_tokens, dtype=np.int64)
+    columns["n_tokens"] = np.full(len(counts), n_tokens, dtype=np.int64)
     schema = pa.schema([SCHEMAS["features"].field(name) for name in columns])
     return pa.table({name: pa.array(values) for name, values in columns.items()}).cast(schema)
 

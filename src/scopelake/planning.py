@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from scopelake.errors import HubUnreachableError, InvalidArgumentError, ModelError
 from scopelake.handle import LakeHandle
@@ -152,18 +152,19 @@ def plan(
 
 
 def _whole_tokens(tokens: object) -> int:
-    if not isinstance(tokens, Real):
+    if isinstance(tokens, bool) or not isinstance(tokens, Real):
         raise InvalidArgumentError(
             f"a plan for tokens={tokens!r} was asked for; it is of type {type(tokens).__name__}; "
             "give a number"
         )
-    n_tokens = float(tokens)
+    n_tokens: Any = tokens
     if not 1 <= n_tokens <= _MOST_TOKENS:
         raise InvalidArgumentError(
             f"a plan for tokens={tokens} was asked for; a plan is of 1 to {_MOST_TOKENS:,.0f}; "
             "what lies beyond costs in proportion"
         )
-    return round(n_tokens)
+    found: int = round(n_tokens)
+    return found
 
 
 def _asked(

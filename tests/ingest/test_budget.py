@@ -13,7 +13,7 @@ import torch
 import scopelake
 from scopelake import tiny
 from scopelake.errors import InvalidArgumentError, NotIngestedError, TooLittleMemoryError
-from scopelake.ingest.budget import COMMITS, Budget, Needs, parse_memory
+from scopelake.ingest.budget import COMMITS, Budget, Needs, parse_memory, writers
 from scopelake.ingest.find_coders import find_coders
 
 SAE = "resid_post_all/layer_3_width_1024_l0_small"
@@ -219,3 +219,19 @@ def test_fifty_coders_stay_within_the_memory_they_are_given(tmp_path, write_code
     assert found["peak"] <= given
     assert min(shards["pieces"].to_pylist()) > 1
     assert lake.sql("SELECT count(DISTINCT sae) AS n FROM codes")["n"].to_pylist() == [50]
+
+
+@pytest.mark.parametrize("cores", [1, 2, 16, 64])
+@pytest.mark.parametrize("n_coders", [0, 1, 9, 50])
+@pytest.mark.parametrize("spare", [0, 5_000_000, 100_000_000, 10**11])
+def test_statistics_take_the_cores_and_no_more_than_is_left(monkeypatch, cores, n_coders, spare):
+    budget = Budget(10**12, [], 1024, cores)
+    monkeypatch.setattr(budget, "spare", lambda: spare)
+    share = budget.statistics(n_coders)
+    total = share.coders * share.threads
+    assert 1 <= share.coders <= max(1, min(n_coders, writers(cores)))
+    assert share.n_bytes >= 8_000_000
+    if spare > 10**10:
+        assert cores <= total < cores + share.coders
+    # A thread more, at most, for each coder that is at work.
+    assert total == 1 or (total - share.coders + 1) * share.n_bytes <= 0.6 * spare

@@ -68,10 +68,17 @@ def run(store, **options):
 def test_rows_are_the_same_and_files_do_not_overlap(filled, rows_per_file, at_once, monkeypatch):
     monkeypatch.setattr(merge_module, "_AT_ONCE", at_once)  # 2: in three steps, 3: in two
     monkeypatch.setattr(merge_module, "_OFTEN", -1)
+    steps = []
+    at_once_of = merge_module._at_once
+    monkeypatch.setattr(
+        merge_module, "_at_once", lambda *args: steps.append(args[0]) or at_once_of(*args)
+    )
     store, firings = filled
     before = {t: rows(store, t) for t in ("codes", "postings")}
     done = run(store, rows_per_file=rows_per_file)
     assert done.n_parts == (6 if rows_per_file == 1 else 8)
+    # Of each coder's postings, peaks and samples: lots of five files, then of what came of them.
+    assert len(steps) == 2 * 3 * {2: 3 + 2 + 1, 3: 2 + 1, 64: 1}[at_once]
     assert {t: rows(store, t) for t in before} == before
     strongest = peaks(firings, PEAKS_DEPTH).to_pylist()
     found = store.read("peaks", store.snapshot(), filters=[("sae", "=", SAES[0])]).to_pylist()

@@ -17,6 +17,7 @@ from scopelake.store.gathered import (
     activations_by_feature,
     count_features,
     gather,
+    has_pages,
 )
 
 SIZES = [0, 1, 63, 1023, 20_000]
@@ -58,15 +59,15 @@ def check(parts, low, high, **how):
     found = gather(parts, rows, low, **how)
     assert found.counts.tolist() == [len(one) for one in expected]
     last = np.maximum(found.counts - 1, 0)
-    ranks = np.stack([last * 0, last // 3, last // 2, last], axis=1)
+    # Not in order, and twice the same: as those around quantiles of a few firings.
+    ranks = np.stack([last // 2, last, last * 0, last // 3, last, last // 2], axis=1)
     values, sums, bins = found.facts(ranks)
     assert bins.sum(axis=1).tolist() == found.counts.tolist()
     for index, one in enumerate(expected):
         assert sums[index] == pytest.approx(math.fsum(one), rel=1e-12, abs=1e-12)
         of_bins = np.bincount(band(np.array(one, np.float32)), minlength=BANDS)
         assert bins[index].tolist() == of_bins.tolist()
-        if one:
-            assert values[index].tolist() == [one[rank] for rank in ranks[index]]
+        assert values[index].tolist() == [one[rank] if one else 0 for rank in ranks[index]]
 
 
 @pytest.fixture(params=["kept", "some paged", "paged", "plain"])
@@ -134,11 +135,16 @@ def test_activations_by_feature(how, n, low, high):
     assert (counts.dtype, values.dtype) == (np.int64, np.float32)
 
 
-def test_more_firings_than_were_counted_are_refused():
+def test_more_firings_than_were_counted_are_refused(how):
     parts = make(1023)
     rows = count_features((feature for feature, _, _ in parts), 0, WIDTH)
     with pytest.raises(ValueError, match="room for fewer firings"):
-        gather([*parts, *parts], rows, 0)
+        gather([*parts, *parts], rows, 0, **how)
+
+
+def test_only_what_can_be_counted_has_pages():
+    rows = np.array([0, 8191, 8192, 2**32 - 1, 2**32, 2**62])
+    assert has_pages(rows).tolist() == [False, False, True, True, False, False]
 
 
 def buffers(n=3):
@@ -163,6 +169,9 @@ def test_buffers_of_another_size_are_refused():
         ("first", -1, "different lengths"),
         ("next", np.zeros(1, np.int64), "no room"),
         ("next", np.array([-1, 0]), "no room"),
+        ("next", np.array([0, 2**63 - 1]), "no room"),
+        ("low", -1, "no room"),
+        ("low", 2**31, "no room"),
         ("stop", np.array([2, -1]), "no room"),
         ("stop", np.array([1, -2]), "no room"),
         ("used", np.array([2]), "no room"),
