@@ -102,9 +102,9 @@ def feature_statistics(
                 f"{highest}; give the files and width of one coder"
             )
         with ThreadPoolExecutor(threads) as pool:
-            lots = (by_file(groups)[i::threads] for i in range(threads))
-            counted = pool.map(lambda lot: count_rows(local, list(chain(*lot)), width), lots)
-            rows = np.sum(list(counted), axis=0)
+            of_files = by_file(groups)
+            lots = [list(chain(*of_files[i::threads])) for i in range(threads)]
+            rows = np.sum(list(pool.map(lambda lot: count_rows(local, lot, width), lots)), axis=0)
             if int(rows.sum()) != sum(group.n_rows for group in groups):
                 raise DamagedFileError(
                     f"statistics of {files[0]} and others were asked for; they have features that "
