@@ -10,7 +10,7 @@ export PYTHONSAFEPATH := 1
 
 setup: $(STAMP)
 
-$(STAMP): pyproject.toml constraints.txt kernels/_native.c kernels/_tile.h kernels/_screen.c store/_native.c store/_statistics.c store/_bands.h store/_pages.c
+$(STAMP): pyproject.toml constraints.txt kernels/_native.c kernels/_tile.h kernels/_screen.c store/_native.c store/_statistics.c store/_bands.h store/_sort.h store/_pages.c
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'

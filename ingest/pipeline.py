@@ -46,7 +46,7 @@ from scopelake.ingest.weight_facts import WeightFacts
 from scopelake.ingest.worker import Assignment
 from scopelake.kernels.encode import choose
 from scopelake.names import counted
-from scopelake.store import native
+from scopelake.store import gathered, native
 from scopelake.store.commit import Writer
 from scopelake.store.dense import ensure_array
 from scopelake.store.lake_store import LakeStore
@@ -383,6 +383,8 @@ def _warn_if_slow(device: torch.device) -> None:
         warnings.warn(f"encoding with torch: {choice.reason}", EncoderWarning, stacklevel=2)
     if native.WHY_NOT is not None:
         warnings.warn(f"sorting with numpy: {native.WHY_NOT}", EncoderWarning, stacklevel=2)
+    if gathered.WHY_NOT is not None:
+        warnings.warn(f"statistics with numpy: {gathered.WHY_NOT}", EncoderWarning, stacklevel=2)
 
 
 def _warn_of_failed(ledger: Ledger, plan: IngestPlan) -> None:

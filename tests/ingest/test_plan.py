@@ -15,6 +15,7 @@ from scopelake.errors import (
 )
 from scopelake.ingest import worker
 from scopelake.kernels import cpu
+from scopelake.store import gathered, native, summary
 
 SAE = "resid_post_all/layer_1_width_1024_l0_small"
 
@@ -116,3 +117,17 @@ def test_an_ingest_that_encodes_slowly_says_why(lake, monkeypatch):
     with pytest.warns(EncoderWarning, match=r"encoding with torch: 'cpu' cannot run: .*compiler"):
         ingest(lake, tiny.coders_path() / SAE)
     assert lake.sql("SELECT count(*) AS n FROM codes")["n"][0].as_py() > 0
+
+
+def test_an_ingest_where_the_store_is_not_compiled_says_so(lake, monkeypatch):
+    for module in (native, gathered, summary):
+        monkeypatch.setattr(module, "WHY_NOT", "it is not built (no compiler)")
+    with (
+        pytest.warns(EncoderWarning, match=r"sorting with numpy: .*compiler"),
+        pytest.warns(EncoderWarning, match=r"statistics with numpy: .*compiler"),
+    ):
+        ingest(lake, tiny.coders_path() / SAE)
+    counted = lake.sql("SELECT sum(firings) AS n FROM features")["n"][0].as_py()
+    assert (
+        counted == lake.sql("SELECT count(*) AS n FROM codes WHERE kind <> 'bos'")["n"][0].as_py()
+    )
